@@ -1,0 +1,26 @@
+"""Every edit of upstream SGLang: one module per upstream module, one hook a change.
+
+``python -m sglang_dllm.patches`` writes README.md from the hooks.
+"""
+
+from __future__ import annotations
+
+from sglang_dllm.hooks import HookSet
+from sglang_dllm.patches import (
+    dllm_config,
+    dllm_scheduler,
+    server_args,
+    tokenizer_manager,
+    torch_native_backend,
+)
+
+HOOKS = HookSet(
+    hooks=(
+        *dllm_config.HOOKS,
+        *server_args.HOOKS,
+        *dllm_scheduler.HOOKS,
+        *torch_native_backend.HOOKS,
+        *tokenizer_manager.HOOKS,
+    ),
+    gate=dllm_config.GATE,
+)

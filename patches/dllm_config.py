@@ -1,0 +1,46 @@
+"""sglang.srt.dllm.config
+
+Upstream: ``DllmConfig.from_server_args`` knows the mask id and block size of its own
+block-causal models from a local table and rejects every other architecture.
+Ours: full-attention architectures get their configuration from their checkpoint.
+This is also the gate: it runs in the launching process and in every scheduler, only
+with --dllm-algorithm, so every hook is verified here.
+Goes when: upstream's table becomes a registry (models declare mask id, block size
+and needs_full_prefill themselves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_dllm.hooks import Hook
+
+
+def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
+    if server_args.dllm_algorithm is None:
+        return original(server_args)
+    from sglang_dllm.patches import HOOKS
+    from sglang_dllm.scheduling.dllm_config import (
+        full_attn_config,
+        hf_config_of,
+        is_full_attention,
+    )
+
+    hf_config = hf_config_of(server_args)
+    if not is_full_attention(hf_config):
+        return original(server_args)
+    HOOKS.verify()
+    return full_attn_config(server_args, hf_config)
+
+
+GATE = Hook(
+    target="sglang.srt.dllm.config.DllmConfig.from_server_args",
+    fn=_from_server_args,
+    why="the table of dLLM architectures is a local variable; "
+    "this is also where all hooks are verified",
+    contract=("server_args",),
+    remove_when="upstream lets models declare mask id, block size, full prefill",
+)
+
+HOOKS = (GATE,)

@@ -1,0 +1,52 @@
+"""sglang.srt.layers.attention.torch_native_backend
+
+Upstream: writes fresh k and v to the pool and gathers them back per request.
+Ours: a full prefill attends over its fresh q, k, v directly; nobody reads its KV
+from the pool, so nothing is written there.
+Goes when: upstream's backend skips the gather for prefills without a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_dllm.forward_plan import current_plan
+from sglang_dllm.hooks import Hook
+
+
+def _forward_extend(
+    original: Callable[..., Any],
+    self: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    layer: Any,
+    forward_batch: Any,
+    save_kv_cache: bool = True,
+) -> Any:
+    plan = current_plan()
+    if plan is None:
+        return original(self, q, k, v, layer, forward_batch, save_kv_cache)
+    from sglang_dllm.attention.full import full_attention
+
+    out = full_attention(
+        q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
+        k.view(-1, layer.tp_k_head_num, layer.qk_head_dim),
+        v.view(-1, layer.tp_v_head_num, layer.v_head_dim),
+        plan.lens,
+        layer.scaling,
+    )
+    return out.flatten(1)
+
+
+HOOKS = (
+    Hook(
+        target="sglang.srt.layers.attention.torch_native_backend."
+        "TorchNativeAttnBackend.forward_extend",
+        fn=_forward_extend,
+        why="upstream gathers k and v from the pool per request and layer",
+        contract=("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+        remove_when="upstream attends over fresh k and v without a prefix",
+    ),
+)

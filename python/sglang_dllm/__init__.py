@@ -1,0 +1,4 @@
+"""Full-attention diffusion LLMs on SGLang."""
+
+__version__ = "0.1.0"
+SUPPORTED_SGLANG = "0.5.17"

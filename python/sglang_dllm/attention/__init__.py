@@ -1,0 +1,1 @@
+"""Canvas attention, per backend."""

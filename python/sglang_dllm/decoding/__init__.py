@@ -1,0 +1,1 @@
+"""Decoding: canvases, statistics, sampling, unmasking. Torch only, no SGLang."""

@@ -1,0 +1,1 @@
+"""Model architectures: config classes, module trees, weight names."""

@@ -1,0 +1,92 @@
+"""Config classes of the checkpoints, so that no remote code is ever loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class LLaDAConfig(PretrainedConfig):
+    """config.json of LLaDA-8B, LLaDA-1.5 and d3LLM-LLaDA (OLMo's field names)."""
+
+    model_type = "llada"
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+        "tie_word_embeddings": "weight_tying",
+    }
+
+    def __init__(
+        self,
+        d_model: int = 4096,
+        n_layers: int = 32,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        mlp_hidden_size: int | None = None,
+        mlp_ratio: int = 4,
+        max_sequence_length: int = 4096,
+        vocab_size: int = 126464,
+        embedding_size: int | None = None,
+        rope_theta: float = 10000.0,
+        rms_norm_eps: float = 1e-5,
+        weight_tying: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.d_model = d_model
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.n_kv_heads = n_kv_heads if n_kv_heads is not None else n_heads
+        self.mlp_hidden_size = mlp_hidden_size or mlp_ratio * d_model
+        self.max_sequence_length = max_sequence_length
+        # The embedding and the head have embedding_size rows, and entropies are
+        # defined over all of them.
+        self.vocab_size = embedding_size or vocab_size
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.weight_tying = weight_tying
+        super().__init__(**kwargs)
+
+
+class DreamConfig(PretrainedConfig):
+    """config.json of Dream-v0, Dream-Coder, DiffuCoder and d3LLM-Dream."""
+
+    model_type = "Dream"
+
+    def __init__(
+        self,
+        vocab_size: int = 152064,
+        hidden_size: int = 3584,
+        intermediate_size: int = 18944,
+        num_hidden_layers: int = 28,
+        num_attention_heads: int = 28,
+        num_key_value_heads: int | None = None,
+        max_position_embeddings: int = 131072,
+        rms_norm_eps: float = 1e-6,
+        rope_theta: float = 1e6,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = (
+            num_key_value_heads
+            if num_key_value_heads is not None
+            else num_attention_heads
+        )
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.rope_theta = rope_theta
+        super().__init__(**kwargs)
+
+
+def register_configs() -> None:
+    """Make transformers' AutoConfig know our model types."""
+    AutoConfig.register("llada", LLaDAConfig, exist_ok=True)
+    AutoConfig.register("Dream", DreamConfig, exist_ok=True)

@@ -1,0 +1,299 @@
+"""The dense bidirectional transformer that LLaDA and Dream share.
+
+Pre-norm blocks of RMSNorm, rotary grouped-query attention without a causal mask and
+a gated SiLU MLP, in SGLang's tensor-parallel layers. The two architectures differ in
+biases and tensor names, which their own files hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.linear import (
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.layers.rotary_embedding import get_rope
+from sglang.srt.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import add_prefix
+from torch import nn
+
+from sglang_dllm.forward_plan import current_plan
+
+
+@dataclass(frozen=True)
+class DenseShape:
+    """Sizes of the transformer, whatever the checkpoint's config calls them."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_positions: int
+    rope_theta: float
+    rms_norm_eps: float
+    qkv_bias: bool
+    tie_embeddings: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+class Attention(nn.Module):
+    """Rotary attention of every token to every token of its canvas."""
+
+    def __init__(
+        self,
+        shape: DenseShape,
+        layer_id: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        tp_size = get_parallel().tp_size
+        self.num_heads = shape.num_heads // tp_size
+        self.num_kv_heads = max(1, shape.num_kv_heads // tp_size)
+        head_dim = shape.head_dim
+        self.qkv_proj = QKVParallelLinear(
+            shape.hidden_size,
+            head_dim,
+            shape.num_heads,
+            shape.num_kv_heads,
+            bias=shape.qkv_bias,
+            quant_config=quant_config,
+            prefix=add_prefix("qkv_proj", prefix),
+        )
+        self.o_proj = RowParallelLinear(
+            shape.num_heads * head_dim,
+            shape.hidden_size,
+            bias=False,
+            quant_config=quant_config,
+            prefix=add_prefix("o_proj", prefix),
+        )
+        self.rotary_emb = get_rope(
+            head_dim,
+            rotary_dim=head_dim,
+            max_position=shape.max_positions,
+            base=int(shape.rope_theta),
+        )
+        self.attn = RadixAttention(
+            self.num_heads,
+            head_dim,
+            head_dim**-0.5,
+            num_kv_heads=self.num_kv_heads,
+            layer_id=layer_id,
+            attn_type=AttentionType.ENCODER_ONLY,
+            quant_config=quant_config,
+            prefix=add_prefix("attn", prefix),
+        )
+        self.split_sizes = [
+            self.num_heads * head_dim,
+            self.num_kv_heads * head_dim,
+            self.num_kv_heads * head_dim,
+        ]
+
+    def forward(
+        self, positions: torch.Tensor, x: torch.Tensor, forward_batch: ForwardBatch
+    ) -> torch.Tensor:
+        qkv, _ = self.qkv_proj(x)
+        q, k, v = qkv.split(self.split_sizes, dim=-1)
+        q, k = self.rotary_emb(positions, q, k)
+        out, _ = self.o_proj(self.attn(q, k, v, forward_batch))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """``down(silu(gate x) * up x)``."""
+
+    def __init__(
+        self, shape: DenseShape, quant_config: QuantizationConfig | None, prefix: str
+    ) -> None:
+        super().__init__()
+        self.gate_up_proj = MergedColumnParallelLinear(
+            shape.hidden_size,
+            [shape.intermediate_size] * 2,
+            bias=False,
+            quant_config=quant_config,
+            prefix=add_prefix("gate_up_proj", prefix),
+        )
+        self.down_proj = RowParallelLinear(
+            shape.intermediate_size,
+            shape.hidden_size,
+            bias=False,
+            quant_config=quant_config,
+            prefix=add_prefix("down_proj", prefix),
+        )
+        self.act_fn = SiluAndMul()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate_up, _ = self.gate_up_proj(x)
+        out, _ = self.down_proj(self.act_fn(gate_up))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; the residual is carried beside ``x``."""
+
+    def __init__(
+        self,
+        shape: DenseShape,
+        layer_id: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = _norm(shape)
+        self.self_attn = Attention(
+            shape, layer_id, quant_config, add_prefix("self_attn", prefix)
+        )
+        self.post_attention_layernorm = _norm(shape)
+        self.mlp = GatedMLP(shape, quant_config, add_prefix("mlp", prefix))
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        x: torch.Tensor,
+        forward_batch: ForwardBatch,
+        residual: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if residual is None:
+            residual, x = x, self.input_layernorm(x)
+        else:
+            x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(positions, x, forward_batch)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
+
+
+def _norm(shape: DenseShape) -> RMSNorm:
+    # Both families cast to the model's dtype before multiplying by the weight.
+    return RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True)
+
+
+class DenseDiffusionLM(nn.Module):
+    """Token embedding, blocks, final norm and head of a full-attention dLLM."""
+
+    def __init__(
+        self,
+        config: Any,
+        shape: DenseShape,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.quant_config = quant_config
+        self.embed_tokens = VocabParallelEmbedding(
+            shape.vocab_size,
+            shape.hidden_size,
+            quant_config=quant_config,
+            prefix=add_prefix("embed_tokens", prefix),
+        )
+        self.layers = nn.ModuleList(
+            Block(shape, i, quant_config, add_prefix(f"layers.{i}", prefix))
+            for i in range(shape.num_layers)
+        )
+        self.norm = _norm(shape)
+        if shape.tie_embeddings:
+            self.lm_head = self.embed_tokens
+        else:
+            self.lm_head = ParallelLMHead(
+                shape.vocab_size,
+                shape.hidden_size,
+                quant_config=quant_config,
+                prefix=add_prefix("lm_head", prefix),
+            )
+        self.logits_processor = LogitsProcessor(config, return_full_logits=True)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+    ) -> LogitsProcessorOutput:
+        """Logits of the rows that the decoder asked for.
+
+        Args:
+            input_ids, positions: ``(T,)``, the canvases of the batch back to back.
+
+        Returns:
+            ``full_logits``: ``(N, V)``, the rows of the current forward plan;
+            without a plan (SGLang's warm-up), all T.
+        """
+        x = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
+        residual = None
+        for layer in self.layers:
+            x, residual = layer(positions, x, forward_batch, residual)
+        x, _ = self.norm(x, residual)
+        plan = current_plan()
+        if plan is not None:
+            x = x[plan.logits_rows]
+        return self.logits_processor(input_ids, x, self.lm_head, forward_batch)
+
+    def load_weights(
+        self,
+        weights: Iterable[tuple[str, torch.Tensor]],
+        rename: Callable[[str], str | None],
+    ) -> None:
+        """Load a checkpoint's tensors under our names.
+
+        Args:
+            weights: name and tensor pairs of the checkpoint.
+            rename: from a checkpoint's name to ours, with ``q_proj`` and the like
+                unfused; None for a tensor to ignore.
+
+        Raises:
+            ValueError: a tensor of ours is missing, or one of theirs unknown.
+        """
+        params = dict(self.named_parameters())
+        needed = set(params)
+        for their_name, tensor in weights:
+            name = rename(their_name)
+            if name is None:
+                continue
+            target, shard = name, None
+            for part, fused, shard_id in _FUSED:
+                if f".{part}." in name:
+                    target, shard = name.replace(part, fused), shard_id
+                    break
+            if target not in params:
+                raise ValueError(f"unknown tensor {their_name!r} in the checkpoint")
+            param = params[target]
+            loader = getattr(param, "weight_loader", default_weight_loader)
+            if shard is None:
+                loader(param, tensor)
+            else:
+                loader(param, tensor, shard)
+            needed.discard(target)
+        needed = {name for name in needed if name.endswith(("weight", "bias"))}
+        if needed:
+            raise ValueError(f"the checkpoint lacks {sorted(needed)[0]!r} and others")
+
+
+_FUSED: tuple[tuple[str, str, str | int], ...] = (
+    ("q_proj", "qkv_proj", "q"),
+    ("k_proj", "qkv_proj", "k"),
+    ("v_proj", "qkv_proj", "v"),
+    ("gate_proj", "gate_up_proj", 0),
+    ("up_proj", "gate_up_proj", 1),
+)

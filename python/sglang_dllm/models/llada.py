@@ -1,0 +1,92 @@
+"""LLaDA-8B (Base, Instruct), LLaDA-1.5, d3LLM-LLaDA: OLMo's tensor names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+
+from sglang_dllm.errors import ConfigError
+from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
+
+_TOP = {
+    "wte.weight": "embed_tokens.weight",
+    "ln_f.weight": "norm.weight",
+    "ff_out.weight": "lm_head.weight",
+}
+# A block's ff_out is the MLP's down projection; the top-level one is the head.
+_IN_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+_BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(\w+)\.(.+)")
+
+# What the architecture can express but this module does not compute.
+_REQUIRED = {
+    "rope": True,
+    "alibi": False,
+    "layer_norm_type": "rms",
+    "attention_layer_norm": False,
+    "include_bias": False,
+    "bias_for_layer_norm": False,
+    "activation_type": "silu",
+    "block_type": "llama",
+    "scale_logits": False,
+    "input_emb_norm": False,
+}
+
+
+def rename(name: str) -> str | None:
+    """Our name of a LLaDA tensor."""
+    name = name.removeprefix("model.").removeprefix("transformer.")
+    if name in _TOP:
+        return _TOP[name]
+    if match := _BLOCK_NAME.fullmatch(name):
+        layer, part, leaf = match.groups()
+        return f"layers.{layer}.{_IN_BLOCK.get(part, part)}.{leaf}"
+    return name
+
+
+class LLaDAModelLM(DenseDiffusionLM):
+    """LLaDA (arXiv 2502.09992): a Llama block without the causal mask."""
+
+    def __init__(
+        self,
+        config: Any,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        for field, required in _REQUIRED.items():
+            found = getattr(config, field, required)
+            if found is not None and found != required:
+                raise ConfigError(
+                    f"config.json: {field}={found!r} is not supported for "
+                    f"LLaDAModelLM; expected {required!r}"
+                )
+        shape = DenseShape(
+            hidden_size=config.d_model,
+            num_layers=config.n_layers,
+            num_heads=config.n_heads,
+            num_kv_heads=config.n_kv_heads,
+            intermediate_size=config.mlp_hidden_size,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_sequence_length,
+            rope_theta=config.rope_theta,
+            rms_norm_eps=config.rms_norm_eps,
+            qkv_bias=bool(getattr(config, "include_qkv_bias", False)),
+            tie_embeddings=config.weight_tying,
+        )
+        super().__init__(config, shape, quant_config, prefix)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:  # type: ignore[override]
+        super().load_weights(weights, rename)

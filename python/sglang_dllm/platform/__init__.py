@@ -1,0 +1,1 @@
+"""The torch-CPU platform for machines without an accelerator."""

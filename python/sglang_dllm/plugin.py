@@ -1,0 +1,49 @@
+"""The two entry points: a table of contents of the package."""
+
+from __future__ import annotations
+
+
+def activate_platform() -> str | None:
+    """``sglang.srt.platforms``: our torch-CPU platform where there is no CUDA."""
+    import os
+
+    import torch
+
+    if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
+        # The user asks for SGLang's own CPU engine.
+        return None
+    if torch.cuda.is_available() or torch.version.hip is not None:
+        return None
+    return "sglang_dllm.platform.cpu.TorchCpuPlatform"
+
+
+def register() -> None:
+    """``sglang.srt.plugins``: models, algorithms, hooks; in every process."""
+    from sglang_dllm.models.configs import register_configs
+    from sglang_dllm.patches import HOOKS
+
+    register_configs()
+    HOOKS.install()
+    if HOOKS.problem is None:
+        _register_models()
+        _register_algorithms()
+
+
+def _register_models() -> None:
+    from sglang.srt.models.registry import ModelRegistry
+
+    from sglang_dllm.models.dream import DreamModel
+    from sglang_dllm.models.llada import LLaDAModelLM
+
+    for model in (LLaDAModelLM, DreamModel):
+        ModelRegistry.models[model.__name__] = model
+
+
+def _register_algorithms() -> None:
+    from sglang.srt.dllm.algorithm import algo_name_to_cls
+
+    from sglang_dllm.config import ALGORITHMS
+    from sglang_dllm.scheduling.algorithm import FullAttnAlgorithm
+
+    for name in ALGORITHMS:
+        algo_name_to_cls[name] = FullAttnAlgorithm

@@ -1,0 +1,1 @@
+"""Requests to canvases to forward batches, and back."""

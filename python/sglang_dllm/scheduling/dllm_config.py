@@ -1,0 +1,82 @@
+"""SGLang's DllmConfig for a full-attention model: decided once per process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.dllm.config import DllmConfig
+
+from sglang_dllm.config import DecodeConfig, load_decode_config
+from sglang_dllm.families import FAMILIES, ModelFacts
+
+
+class FullAttnDllmConfig(DllmConfig):
+    """A dLLM whose every forward is a prefill of whole canvases.
+
+    Attributes:
+        needs_full_prefill: True; SGLang's own block-causal models have no such field.
+        decode: the algorithm's parsed configuration.
+        facts: what the checkpoint's config says (mask id, EOS ids, vocabulary).
+    """
+
+    needs_full_prefill = True
+
+    def __init__(
+        self, algorithm: str, decode: DecodeConfig, facts: ModelFacts, max_reqs: int
+    ) -> None:
+        super().__init__(
+            algorithm=algorithm,
+            algorithm_config={},
+            block_size=decode.block_size,
+            mask_id=facts.mask_id,
+            max_running_requests=max_reqs,
+            # Per-request decoding state travels from round to round on the
+            # request, which SGLang does in this mode only.
+            first_done_first_out_mode=True,
+        )
+        self.decode = decode
+        self.facts = facts
+
+
+def hf_config_of(server_args: Any) -> Any:
+    """The checkpoint's Hugging Face config."""
+    return ModelConfig.from_server_args(
+        server_args,
+        model_path=server_args.model_path,
+        model_revision=server_args.revision,
+    ).hf_config
+
+
+def is_full_attention(hf_config: Any) -> bool:
+    architectures = getattr(hf_config, "architectures", None) or [None]
+    return architectures[0] in FAMILIES
+
+
+@lru_cache(maxsize=8)
+def _decode_config(
+    algorithm: str, architecture: str, path: str | None
+) -> DecodeConfig:
+    return load_decode_config(algorithm, FAMILIES[architecture], path)
+
+
+def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
+    """The configuration of a full-attention model, from flags, YAML and checkpoint.
+
+    Raises:
+        ConfigError: a flag, the YAML file or the checkpoint's config is wrong.
+    """
+    facts = ModelFacts.from_hf_config(hf_config)
+    decode = _decode_config(
+        server_args.dllm_algorithm,
+        facts.family.architecture,
+        server_args.dllm_algorithm_config,
+    )
+    return FullAttnDllmConfig(
+        server_args.dllm_algorithm,
+        decode,
+        facts,
+        # Only a hint for SGLang's buffers; admission asks the scheduler's own limit.
+        max_reqs=server_args.max_running_requests or 1,
+    )

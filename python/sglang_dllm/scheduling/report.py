@@ -1,0 +1,57 @@
+"""What a response's meta_info says of a request's denoising."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_dllm.decoding.canvas import Canvas
+
+CHANNEL = "dllm"
+"""Key under which reports travel in ``Req.customized_info``."""
+
+
+class RequestReport:
+    """A view of a canvas's counters, read when an output is sent."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        self.canvas = canvas
+
+    def as_customized_info(self) -> dict[str, Any]:
+        """The form SGLang carries to ``meta_info``."""
+        return {CHANNEL: _OncePerOutput(self)}
+
+    def to_dict(self) -> dict[str, Any]:
+        canvas = self.canvas
+        return {
+            "num_forwards": canvas.num_forwards,
+            "num_committed_tokens": canvas.num_committed,
+            "canvas_len": len(canvas),
+        }
+
+
+class _OncePerOutput:
+    """Stands in for SGLang's list of one value per token.
+
+    SGLang slices it by the tokens of each output it sends; ours answers any slice
+    with one report, so that an output with no token has one too.
+    """
+
+    def __init__(self, report: RequestReport) -> None:
+        self.report = report
+
+    def __getitem__(self, span: slice) -> list[dict[str, Any]]:
+        return [self.report.to_dict()]
+
+
+def into_meta_info(meta_info: dict[str, Any]) -> None:
+    """Turn the accumulated reports of a response into plain fields, in place.
+
+    ``tokens_per_forward`` is visible tokens over forwards (TPF).
+    """
+    reports = meta_info.pop(CHANNEL, None)
+    if not reports:
+        return
+    meta_info.update(reports[-1])
+    forwards = meta_info["num_forwards"]
+    tokens = meta_info.get("completion_tokens", 0)
+    meta_info["tokens_per_forward"] = tokens / forwards if forwards else 0.0

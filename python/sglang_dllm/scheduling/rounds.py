@@ -1,0 +1,200 @@
+"""Rounds: admit, denoise every active canvas by one step, hand out what is final.
+
+The active canvases are the requests of the scheduler's ``running_batch``, so that
+its abort, timeout, load and metrics code sees them; waiting requests stay in its
+own queue until their canvas fits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import (
+    FINISH_LENGTH,
+    BaseFinishReason,
+    Req,
+    ScheduleBatch,
+)
+from sglang.srt.observability.req_time_stats import set_time_batch
+
+from sglang_dllm.decoding.blocks import Blocks
+from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.multi_block import MultiBlockDecoder
+from sglang_dllm.scheduling.batch import (
+    CanvasBatch,
+    fill_ids,
+    release_canvas_slots,
+    try_alloc_canvas_slots,
+)
+from sglang_dllm.scheduling.report import RequestReport
+
+
+class FinishEos(BaseFinishReason):
+    """The answer ended with an EOS, which is not part of the output."""
+
+    def to_json(self) -> dict[str, Any]:
+        # Without a matched token the detokenizer trims nothing off the output.
+        return {"type": "stop", "matched": None}
+
+
+def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | None:
+    """Admit what fits and build the batch of the next denoising step.
+
+    Returns None when nothing is active.
+    """
+    finish_aborted(scheduler, running_batch)
+    admitted = _admit(scheduler, running_batch)
+    if not running_batch.reqs:
+        return None
+    for req in running_batch.reqs:
+        step = req.dllm_algo_state.begin_step()
+        assert step is not None, "a finished canvas is still active"
+    batch = CanvasBatch.init_new(
+        list(running_batch.reqs),
+        scheduler.req_to_token_pool,
+        scheduler.token_to_kv_pool_allocator,
+        scheduler.tree_cache,
+        scheduler.model_config,
+        scheduler.enable_overlap,
+        scheduler.spec_algorithm,
+    )
+    batch.prepare()
+    if admitted:
+        set_time_batch(admitted, "set_forward_entry_time")
+    return batch
+
+
+def finish_round(scheduler: Any, batch: CanvasBatch, result: Any) -> None:
+    """Hand out the tokens that became final and free what finished."""
+    running = scheduler.running_batch
+    progressed = [req for req in batch.reqs if _emit(req, scheduler)]
+    _release_finished(scheduler, running)
+    scheduler.output_streamer.stream_output(progressed, batch.return_logprob)
+    reporter = scheduler.metrics_reporter
+    reporter.forward_ct_decode = (reporter.forward_ct_decode + 1) % (1 << 30)
+    # A round that ended the last request reports the requests it ran.
+    reporter.report_decode_stats(
+        result.can_run_cuda_graph, running_batch=running if running.reqs else batch
+    )
+
+
+def finish_aborted(scheduler: Any, running_batch: ScheduleBatch) -> None:
+    """End requests that an abort or a timeout marked, without another forward."""
+    aborted = [req for req in running_batch.reqs if req.to_finish is not None]
+    if not aborted:
+        return
+    for req in aborted:
+        req.update_finish_state(0)
+    _release_finished(scheduler, running_batch)
+    scheduler.output_streamer.stream_output(aborted, False)
+
+
+def _release_finished(scheduler: Any, running_batch: ScheduleBatch) -> None:
+    for req in running_batch.reqs:
+        if req.finished():
+            release_canvas_slots(req, scheduler)
+            req.time_stats.set_completion_time()
+    if any(req.finished() for req in running_batch.reqs):
+        running_batch.reqs = [r for r in running_batch.reqs if not r.finished()]
+        running_batch.batch_is_full = False
+
+
+def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
+    """Move waiting requests to the running batch, in the scheduler's order.
+
+    A canvas is admitted when a request slot and all its KV slots are free, and the
+    round stays within --max-prefill-tokens (one canvas is always let in). The first
+    that does not fit waits and holds back the rest, so that none starves.
+    """
+    if not scheduler.waiting_queue:
+        return []
+    scheduler.policy.calc_priority(scheduler.waiting_queue)
+    active: list[Req] = running_batch.reqs
+    admitted: list[Req] = []
+    rejected: list[Req] = []
+    taken = 0
+    round_tokens = sum(len(req.dllm_algo_state.canvas) for req in active)
+    for req in scheduler.waiting_queue:
+        if req.finished() or req.to_finish is not None:
+            req.update_finish_state(0)
+            rejected.append(req)
+            taken += 1
+            continue
+        num_active = len(active) + len(admitted)
+        if scheduler.get_num_allocatable_reqs(num_active) <= 0:
+            break
+        canvas_len = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
+        fits_round = round_tokens + canvas_len <= scheduler.max_prefill_tokens
+        if num_active and not fits_round:
+            break
+        if req.sampling_params.max_new_tokens == 0:
+            # SGLang's n > 1 first asks for an empty answer to warm a prefix cache.
+            req.finished_reason = FINISH_LENGTH(length=0)
+            rejected.append(req)
+        elif try_alloc_canvas_slots(req, canvas_len, scheduler):
+            _start(req, scheduler)
+            admitted.append(req)
+            round_tokens += canvas_len
+        else:
+            break
+        taken += 1
+    scheduler.waiting_queue = scheduler.waiting_queue[taken:]
+    running_batch.reqs = active + admitted
+    if rejected:
+        scheduler.output_streamer.stream_output(rejected, False)
+    return admitted
+
+
+def _start(req: Req, scheduler: Any) -> None:
+    """Give an admitted request its canvas."""
+    config = scheduler.dllm_config
+    params = req.sampling_params
+    seed = params.sampling_seed
+    canvas = Canvas.from_prompt(
+        req.origin_input_ids,
+        params.max_new_tokens,
+        mask_id=config.facts.mask_id,
+        eos_ids=config.facts.eos_ids,
+        early_stop=config.decode.early_stop and not params.ignore_eos,
+        sampling=SamplingOptions(
+            # SamplingParams.normalize turns temperature 0 into top_k 1.
+            temperature=0.0 if params.top_k == 1 else params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k if params.top_k < config.facts.vocab_size else 0,
+            seed=seed if seed is not None else hash(req.rid),
+        ),
+    )
+    state = MultiBlockDecoder(config.decode, config.facts).start(canvas)
+    req.dllm_algo_state = state
+    req.full_untruncated_fill_ids = fill_ids(state)
+    req.set_extend_range(0, len(canvas))
+    req.customized_info = RequestReport(canvas).as_customized_info()
+
+
+def _emit(req: Req, scheduler: Any) -> bool:
+    """Append newly final tokens to the request's output, up to its end.
+
+    Returns whether there is something to send.
+    """
+    state: Blocks = req.dllm_algo_state
+    canvas = state.canvas
+    before = len(req.output_ids)
+    for token in canvas.take_committed_prefix().tolist():
+        if token in canvas.eos_ids and not req.sampling_params.ignore_eos:
+            req.finished_reason = FinishEos()
+            break
+        req.output_ids.append(token)
+        _check_end(req, token)
+        if req.finished():
+            break
+    num_new = len(req.output_ids) - before
+    scheduler.metrics_reporter.num_generated_tokens += num_new
+    return num_new > 0 or req.finished()
+
+
+def _check_end(req: Req, token: int) -> None:
+    """SGLang's own stop rules, in canvas order: at each token, stops before length."""
+    if not req._check_str_based_finish(1):
+        req._check_token_based_finish([token])
+    if not req.finished():
+        req.update_finish_state(1)

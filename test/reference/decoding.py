@@ -1,0 +1,358 @@
+"""The published entropy-threshold loops, one request and one forward at a time.
+
+`single_block` is d3LLM `generate` (LLaDA) and `_sample` (Dream), the loop of dParallel
+and Fast-dLLM with an entropy rule. `multi_block` is d3LLM `generate_multi_block`
+(LLaDA) and `_sample_multi_block` (Dream), without a KV cache. Temperature is 0. Plain
+lists and scalars: written to be compared with the papers, not to be fast.
+
+Logits come from any callable `logits_fn(ids: (L,) int64) -> (L, V)` whose row i
+predicts position i (Dream's right shift is already in it, see `reference.models`), so
+recorded or random logits can be replayed.
+
+Where this differs from the published code, on purpose:
+
+(a) The number of blocks is ceil(G/B) and the last block is short, its `total` being
+    its own size. (Published: floor; the tail is never decoded.)
+(b) The mask id is never chosen: the argmax skips it. Only the argmax does: the entropy
+    is over the whole row, mask id and padded rows included.
+(c) Mask ids inside the prompt are ordinary text, never candidates.
+(d) `nfe` counts forwards really run. (Published: one more when stopped by EOS.)
+(e) The visible answer ends before the first EOS. With early stop every id behind the
+    first EOS is reported as EOS. (Published: junk may stay there.)
+(f) Single block: entropy is float64 with eps 1e-12 for both families (published
+    Dream: model dtype, 1e-8), and the candidate of lowest entropy is always accepted,
+    the first one on ties. Other candidates: LLaDA `H <= threshold`, Dream
+    `H < threshold`. Single block with early stop has no published form: here the EOS
+    rule runs at the top of each iteration, *before* the mask is read.
+
+Kept as published in `multi_block`: the mask is read before the EOS rule runs (the
+stale mask). In the iteration that first sees an EOS, positions just filled with EOS
+are still candidates. They may take LLaDA's global minimum, or stand in for the forced
+position of the first active block, so the tokens before the EOS depend on it. That is
+the only way `multi_block` at add = decoded = 1 differs from `single_block`, and only
+with early stop; `stale_mask=False` removes it, to prove exactly that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+LogitsFn = Callable[[torch.Tensor], torch.Tensor]
+
+ENTROPY_EPS = 1e-12
+MAX_FORWARDS = 10_000
+
+
+@dataclass
+class Block:
+    """One block of the canvas. `active` is d3LLM's `is_complete`: fully activated."""
+
+    start: int
+    end: int
+    left: int  # masks remaining, as the loop believes: a stale commit can undercount
+    total: int
+    active: bool
+
+    @property
+    def progress(self) -> float:
+        # The prompt block of an empty prompt counts as decoded.
+        return 1 - self.left / self.total if self.total else 1.0
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward saw and did. Positions count from the start of the answer."""
+
+    candidates: list[int]
+    committed: list[int]
+    stale: list[int]  # committed positions that the EOS rule had already filled
+    mask_argmax: list[int]  # committed positions where rule (b) changed the token
+    forced: list[int]  # committed only as the lowest entropy of a group, for progress
+    eos_at: int | None  # first EOS the early-stop rule saw before this forward
+    blocks: list[tuple[int, bool]]  # (left, active) per block, prompt block first
+    # Smallest distance to another outcome: of an entropy to the threshold, of the two
+    # lowest entropies where one was forced (nats), of the two best logits of a committed
+    # token. A parity failure where this is around rounding error is noise, not a bug.
+    margin: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished answer of G ids."""
+
+    ids: list[int]
+    nfe: int
+    # Forward (0-based) that committed each id; None for an id the EOS rule filled in.
+    commit_order: list[int | None]
+    trace: list[Forward] = field(repr=False)
+
+
+def first_eos(ids: list[int], eos_id: int) -> int | None:
+    """Index of the first EOS, or None."""
+    return ids.index(eos_id) if eos_id in ids else None
+
+
+def visible(result: Result, eos_id: int) -> list[int]:
+    """The ids a reader gets: everything before the first EOS."""
+    return result.ids[: first_eos(result.ids, eos_id)]
+
+
+def multi_block(
+    model: LogitsFn,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    *,
+    block_size: int,
+    threshold: float,
+    block_add_threshold: float,
+    decoded_token_threshold: float,
+    early_stop: bool,
+    family: str | None = None,
+    mask_id: int | None = None,
+    eos_id: int | None = None,
+    stale_mask: bool = True,
+) -> Result:
+    """d3LLM multi-block decoding. Facts left None are read from the model object.
+
+    Step numbers in the body are those of d3LLM `generate_multi_block`.
+    """
+    canvas = _Canvas(model, prompt_ids, max_new_tokens, family, mask_id, eos_id)
+    prompt_len, canvas_len = canvas.prompt_len, len(canvas.ids)
+    num_blocks = -(-max_new_tokens // block_size)
+    if num_blocks == 0:
+        return canvas.result(early_stop)
+
+    def new_block(index: int) -> Block:
+        start = prompt_len + (index - 1) * block_size
+        end = min(start + block_size, canvas_len)
+        return Block(start, end, left=end - start, total=end - start, active=False)
+
+    blocks = [Block(0, prompt_len, left=0, total=prompt_len, active=True)]
+    blocks.append(new_block(1))
+    blocks[1].active = blocks[0].progress >= decoded_token_threshold
+    next_block = 2
+
+    while True:
+        # 1-2: snapshot of the masks; finished once all blocks exist and none is left.
+        masked = canvas.masked()
+        if not masked and next_block > num_blocks:
+            break
+        # 4: everything behind the first EOS becomes EOS.
+        eos_at = canvas.fill_after_eos() if early_stop else None
+        if eos_at is not None:
+            while next_block <= num_blocks and new_block(next_block).start > eos_at:
+                blocks.append(new_block(next_block))
+                next_block += 1
+            for block in blocks[1:]:
+                if block.start > eos_at:
+                    block.left, block.active = 0, True
+                elif block.end > eos_at:
+                    block.left = canvas.num_masked(block.start, eos_at + 1)
+                    block.active = block.active or block.left == 0
+                elif canvas.family == "dream":
+                    block.left = canvas.num_masked(block.start, block.end)
+            if not canvas.masked():
+                break
+        if not stale_mask:
+            masked = canvas.masked()
+        # 5: activation sweep, in order.
+        for previous, block in pairwise(blocks):
+            if not block.active and previous.progress >= decoded_token_threshold:
+                block.active = True
+        # 6: at most one new block per iteration, decoded in this same iteration.
+        if next_block <= num_blocks and eos_at is None:
+            last = blocks[-1]
+            if last.progress >= block_add_threshold or last.left == 0:
+                blocks.append(new_block(next_block))
+                blocks[-1].active = last.progress >= decoded_token_threshold
+                next_block += 1
+        # 7-8: one forward over the whole canvas; candidates of all live blocks.
+        active_end = max(b.end for b in blocks if b.active or b.left > 0)
+        logits = canvas.forward()
+        candidates = [i for i in masked if i < active_end]
+        entropy = {i: _entropy(logits[i]) for i in candidates}
+        # 9: joint selection.
+        contests: list[list[int]] = []
+        if canvas.family == "llada":
+            chosen = {i for i in candidates if entropy[i] <= threshold}
+            if candidates and not chosen:
+                # The global minimum is in `chosen` already unless that is empty.
+                contests.append(candidates)
+                chosen.add(min(candidates, key=entropy.__getitem__))
+        else:
+            chosen = {i for i in candidates if entropy[i] < threshold}
+        # 10: the first unfinished active block always moves.
+        for block in blocks:
+            if block.active and block.left > 0:
+                inside = [i for i in candidates if block.start <= i < block.end]
+                if inside and not chosen.intersection(inside):
+                    contests.append(inside)
+                    chosen.add(min(inside, key=entropy.__getitem__))
+                break
+        # 11: commit. A stale position lowers `left` too, as published.
+        canvas.commit(
+            chosen, logits, entropy, threshold, contests=contests, eos_at=eos_at,
+            blocks=[(b.left, b.active) for b in blocks],
+        )  # fmt: skip
+        for block in blocks:
+            if block.left > 0:
+                block.left -= sum(block.start <= i < block.end for i in chosen)
+    return canvas.result(early_stop)
+
+
+def single_block(
+    model: LogitsFn,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    *,
+    block_size: int,
+    threshold: float,
+    early_stop: bool,
+    family: str | None = None,
+    mask_id: int | None = None,
+    eos_id: int | None = None,
+) -> Result:
+    """Semi-autoregressive decoding: a block is finished before the next one starts."""
+    canvas = _Canvas(model, prompt_ids, max_new_tokens, family, mask_id, eos_id)
+    canvas_len = len(canvas.ids)
+    for block_start in range(canvas.prompt_len, canvas_len, block_size):
+        block_end = min(block_start + block_size, canvas_len)
+        while True:
+            eos_at = canvas.fill_after_eos() if early_stop else None
+            candidates = [i for i in canvas.masked() if i < block_end]
+            if not candidates:
+                break
+            logits = canvas.forward()
+            entropy = {i: _entropy(logits[i]) for i in candidates}
+            lowest = min(candidates, key=entropy.__getitem__)
+            if canvas.family == "llada":
+                chosen = {i for i in candidates if entropy[i] <= threshold}
+            else:
+                chosen = {i for i in candidates if entropy[i] < threshold}
+            contests = [] if lowest in chosen else [candidates]
+            chosen.add(lowest)
+            canvas.commit(
+                chosen, logits, entropy, threshold, contests=contests, eos_at=eos_at,
+                blocks=[(len(candidates), True)],
+            )  # fmt: skip
+    return canvas.result(early_stop)
+
+
+def _entropy(row: torch.Tensor) -> float:
+    """row: (V,) float -> entropy in nats, float64 over every row of the LM head."""
+    probs = torch.softmax(row.to(torch.float64), dim=-1)
+    return float(-(probs * torch.log(probs + ENTROPY_EPS)).sum())
+
+
+class _Canvas:
+    """Prompt and answer ids, with the record of who wrote what. No decisions."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompt_ids: list[int],
+        max_new_tokens: int,
+        family: str | None,
+        mask_id: int | None,
+        eos_id: int | None,
+    ) -> None:
+        self.model = model
+        self.family: str = model.family if family is None else family
+        self.mask_id: int = model.mask_id if mask_id is None else mask_id
+        self.eos_id: int = model.eos_id if eos_id is None else eos_id
+        if self.family not in ("llada", "dream"):
+            raise ValueError(f"family: expected llada or dream, found {self.family}")
+        self.prompt_len = len(prompt_ids)
+        self.ids: list[int] = [*prompt_ids, *[self.mask_id] * max_new_tokens]
+        self.written_by: list[int | None] = [None] * len(self.ids)
+        self.trace: list[Forward] = []
+        self.nfe = 0
+
+    def masked(self) -> list[int]:
+        """Masked positions of the answer, ascending; the prompt has none (rule c)."""
+        answer = range(self.prompt_len, len(self.ids))
+        return [i for i in answer if self.ids[i] == self.mask_id]
+
+    def num_masked(self, start: int, end: int) -> int:
+        return self.ids[start:end].count(self.mask_id)
+
+    def fill_after_eos(self) -> int | None:
+        """Make everything behind the first EOS of the answer EOS; return where it is.
+
+        The first EOS can move left from one call to the next.
+        """
+        eos_at = first_eos(self.ids[self.prompt_len :], self.eos_id)
+        if eos_at is None:
+            return None
+        eos_at += self.prompt_len
+        for i in range(eos_at + 1, len(self.ids)):
+            self.ids[i] = self.eos_id
+            self.written_by[i] = None
+        return eos_at
+
+    def forward(self) -> torch.Tensor:
+        """One forward over the whole canvas, future masks included: (L, V)."""
+        if self.nfe >= MAX_FORWARDS:
+            raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
+        self.nfe += 1
+        return self.model(torch.tensor(self.ids, dtype=torch.int64))
+
+    def commit(
+        self,
+        chosen: set[int],
+        logits: torch.Tensor,
+        entropy: dict[int, float],
+        threshold: float,
+        *,
+        contests: list[list[int]],
+        eos_at: int | None,
+        blocks: list[tuple[int, bool]],
+    ) -> None:
+        """Write the best token of every chosen position and trace the forward.
+
+        `contests`: groups whose position of lowest entropy was chosen for progress.
+        """
+        committed = sorted(chosen)
+        stale = [i for i in committed if self.ids[i] != self.mask_id]
+        mask_argmax: list[int] = []
+        gaps = [abs(h - threshold) for h in entropy.values()]
+        for group in contests:
+            ranked = sorted(entropy[i] for i in group)
+            gaps += [b - a for a, b in pairwise(ranked[:2])]
+        for i in committed:
+            row = logits[i].clone()
+            if int(row.argmax()) == self.mask_id:
+                mask_argmax.append(i)
+            row[self.mask_id] = -torch.inf
+            best, runner_up = row.topk(2).values.tolist()
+            gaps.append(best - runner_up)
+            # First index of the maximum, said plainly: topk and argmax do not promise.
+            self.ids[i] = int((row == best).nonzero()[0])
+            self.written_by[i] = self.nfe - 1
+
+        def answer(positions: list[int]) -> list[int]:
+            return [i - self.prompt_len for i in positions]
+
+        self.trace.append(
+            Forward(
+                candidates=answer(list(entropy)),
+                committed=answer(committed),
+                stale=answer(stale),
+                mask_argmax=answer(mask_argmax),
+                forced=answer([min(g, key=entropy.__getitem__) for g in contests]),
+                eos_at=None if eos_at is None else eos_at - self.prompt_len,
+                blocks=blocks,
+                margin=min(gaps, default=float("inf")),
+            )
+        )
+
+    def result(self, early_stop: bool) -> Result:
+        if early_stop:
+            self.fill_after_eos()
+        answer = slice(self.prompt_len, None)
+        return Result(self.ids[answer], self.nfe, self.written_by[answer], self.trace)

@@ -1,0 +1,212 @@
+"""Oracle models: LLaDA and Dream built from transformers' own Llama and Qwen2.
+
+LLaDA is a Llama with other tensor names and no causal mask; Dream is a Qwen2 with no
+causal mask whose logits are read one position late. This module owns those facts and
+knows nothing of decoding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+# LLaDA block submodule -> Llama layer submodule. Inside a block `ff_out` is the down
+# projection; the tensor `model.transformer.ff_out` is the LM head.
+_LLADA_BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+_LLADA_TOP_NAMES = {
+    "model.transformer.wte.weight": "model.embed_tokens.weight",
+    "model.transformer.ln_f.weight": "model.norm.weight",
+    "model.transformer.ff_out.weight": "lm_head.weight",
+}
+_LLADA_BLOCK = re.compile(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.(weight|bias)")
+
+# Values the mapping onto Llama relies on; any other value is another model.
+_LLADA_REQUIRED = {
+    "layer_norm_type": "rms",
+    "activation_type": "silu",
+    "block_type": "llama",
+    "rope": True,
+    "include_bias": False,
+    "attention_layer_norm": False,
+    "weight_tying": False,
+    "scale_logits": False,
+    "input_emb_norm": False,
+    "alibi": False,
+}
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """One full-attention model, batch 1, with the token facts decoding needs.
+
+    Calling it gives the *usable* logits: row i predicts position i, in both families.
+    """
+
+    module: torch.nn.Module
+    family: str  # "llada" | "dream"
+    mask_id: int
+    eos_id: int
+
+    @torch.no_grad()
+    def raw_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: (L,) int64 -> (L, V) float, row i computed from hidden state i.
+
+        V counts all rows of the LM head (`embedding_size`), padded ones included.
+        """
+        num_tokens = ids.shape[0]
+        device = self.module.device
+        # A ready 4-D additive mask is used as it is by transformers: all zeros means
+        # every position attends to every position. Passing None would mean causal.
+        full = torch.zeros(
+            1, 1, num_tokens, num_tokens, dtype=self.module.dtype, device=device
+        )
+        output = self.module(
+            input_ids=ids.to(device)[None], attention_mask=full, use_cache=False
+        )
+        return output.logits[0]
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: (L,) int64 -> (L, V) float, row i predicts the token at position i."""
+        raw = self.raw_logits(ids)
+        return shift_right(raw) if self.family == "dream" else raw
+
+    __call__ = logits
+
+
+def shift_right(logits: torch.Tensor) -> torch.Tensor:
+    """logits: (L, V) -> (L, V): rows L0, L0, L1, ..., L(n-2).
+
+    Dream kept the next-token alignment of its autoregressive parent, so position i is
+    read from row i-1 (Dream, `diffusion_generate`; d3LLM does the same).
+    """
+    return torch.cat([logits[:1], logits[:-1]])
+
+
+def load(path: str | Path, **options: Any) -> ReferenceModel:
+    """Load either family, told apart by `architectures` as the real configs do."""
+    architecture = _read_config(path)["architectures"][0]
+    if architecture == "LLaDAModelLM":
+        return load_llada(path, **options)
+    if architecture == "DreamModel":
+        return load_dream(path, **options)
+    raise ValueError(f"expected LLaDAModelLM or DreamModel, found {architecture}")
+
+
+def load_llada(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> ReferenceModel:
+    """Load a LLaDA folder (Hugging Face layout) as a bidirectional Llama."""
+    config = _read_config(path)
+    for key, wanted in _LLADA_REQUIRED.items():
+        if config[key] != wanted:
+            raise ValueError(f"LLaDA {key}: expected {wanted!r}, found {config[key]!r}")
+    llama_config = LlamaConfig(
+        vocab_size=config["embedding_size"] or config["vocab_size"],
+        hidden_size=config["d_model"],
+        intermediate_size=config["mlp_hidden_size"],
+        num_hidden_layers=config["n_layers"],
+        num_attention_heads=config["n_heads"],
+        num_key_value_heads=config["n_kv_heads"],
+        max_position_embeddings=config["max_sequence_length"],
+        rms_norm_eps=config["rms_norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        attention_bias=config["include_qkv_bias"],
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    tensors = {_llama_name(k): v for k, v in _read_tensors(path).items()}
+    if config["include_qkv_bias"]:
+        # Llama's one switch also gives o_proj a bias; LLaDA has none there.
+        for layer in range(config["n_layers"]):
+            name = f"model.layers.{layer}.self_attn.o_proj.bias"
+            tensors[name] = torch.zeros(config["d_model"])
+    module = _build(LlamaForCausalLM, llama_config, tensors, dtype, device)
+    return ReferenceModel(
+        module, "llada", config["mask_token_id"], config["eos_token_id"]
+    )
+
+
+def load_dream(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> ReferenceModel:
+    """Load a Dream folder (Hugging Face layout) as a bidirectional Qwen2."""
+    config = _read_config(path)
+    if config["use_sliding_window"] or config["tie_word_embeddings"]:
+        raise ValueError("Dream: expected no sliding window and an untied LM head")
+    qwen_config = Qwen2Config(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_hidden_layers=config["num_hidden_layers"],
+        num_attention_heads=config["num_attention_heads"],
+        num_key_value_heads=config["num_key_value_heads"],
+        max_position_embeddings=config["max_position_embeddings"],
+        rms_norm_eps=config["rms_norm_eps"],
+        hidden_act=config["hidden_act"],
+        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    module = _build(Qwen2ForCausalLM, qwen_config, _read_tensors(path), dtype, device)
+    return ReferenceModel(
+        module, "dream", config["mask_token_id"], config["eos_token_id"]
+    )
+
+
+def _build(
+    cls: type[Any],
+    config: Any,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: str,
+) -> torch.nn.Module:
+    # Rotary frequencies stay float32 as in both published models, so only weights are
+    # cast: build first, then load tensors already in the wanted dtype.
+    module = cls(config).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    module.load_state_dict(tensors, strict=True)
+    return module.to(device)
+
+
+def _llama_name(name: str) -> str:
+    if name in _LLADA_TOP_NAMES:
+        return _LLADA_TOP_NAMES[name]
+    match = _LLADA_BLOCK.fullmatch(name)
+    if match is None or match[2] not in _LLADA_BLOCK_NAMES:
+        raise ValueError(f"not a LLaDA tensor name: {name}")
+    return f"model.layers.{match[1]}.{_LLADA_BLOCK_NAMES[match[2]]}.{match[3]}"
+
+
+def _read_config(path: str | Path) -> dict[str, Any]:
+    return json.loads((Path(path) / "config.json").read_text())
+
+
+def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(Path(path).glob("*.safetensors")):
+        tensors.update(load_file(shard))
+    return tensors
