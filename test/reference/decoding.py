@@ -26,11 +26,17 @@ Where this differs from the published code, on purpose:
     rule runs at the top of each iteration, *before* the mask is read.
 
 Kept as published in `multi_block`: the mask is read before the EOS rule runs (the
-stale mask). In the iteration that first sees an EOS, positions just filled with EOS
-are still candidates. They may take LLaDA's global minimum, or stand in for the forced
-position of the first active block, so the tokens before the EOS depend on it. That is
-the only way `multi_block` at add = decoded = 1 differs from `single_block`, and only
-with early stop; `stale_mask=False` removes it, to prove exactly that.
+stale mask). In the iteration that sees a new first EOS, positions just filled with EOS
+are still candidates; they are filled again at the next iteration. Consequences:
+
+- A stale position can take the place of the one forced in the block of the EOS. That
+  forward then moves nothing before the EOS, and the next one sees the same canvas: one
+  forward wasted, same visible tokens. This is all that happens to Dream, and to LLaDA
+  at add = decoded = 1, where it is the only difference to `single_block`.
+- LLaDA with several live blocks: a stale global minimum displaces the one before the
+  EOS, which is then decoded later on another canvas. Visible tokens can differ.
+
+`stale_mask=False` reads the mask after the EOS rule, so that tests can show the above.
 """
 
 from __future__ import annotations
@@ -75,9 +81,9 @@ class Forward:
     forced: list[int]  # committed only as the lowest entropy of a group, for progress
     eos_at: int | None  # first EOS the early-stop rule saw before this forward
     blocks: list[tuple[int, bool]]  # (left, active) per block, prompt block first
-    # Smallest distance to another outcome: of an entropy to the threshold, of the two
-    # lowest entropies where one was forced (nats), of the two best logits of a committed
-    # token. A parity failure where this is around rounding error is noise, not a bug.
+    # Smallest distance to another outcome: an entropy to the threshold, the two lowest
+    # entropies where one was forced (nats), the two best logits of a committed token.
+    # A parity failure where this is around rounding error is noise, not a bug.
     margin: float
 
 

@@ -52,9 +52,7 @@ def _first_minimum(
     index = torch.arange(len(values), device=values.device)
     least = torch.full(
         (num_groups,), torch.inf, dtype=values.dtype, device=values.device
-    ).scatter_reduce(
-        0, group, torch.where(eligible, values, torch.inf), "amin"
-    )
+    ).scatter_reduce(0, group, torch.where(eligible, values, torch.inf), "amin")
     first = torch.full(
         (num_groups,), len(values), dtype=torch.int64, device=values.device
     ).scatter_reduce(

@@ -19,6 +19,7 @@ from sglang_dllm.demo.tokenizer import EOS, MASK, chat_prompt
 
 # Weight of the EOS tokens after the first one, which say nothing new.
 TAIL_WEIGHT = 0.1
+ORDERED_SHARE, FAR_WEIGHT = 0.65, 0.1
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class BatchSource:
         self.generator = torch.Generator().manual_seed(seed)
         self.eos = tokenizer.token_to_id(EOS)
         self.mask = tokenizer.token_to_id(MASK)
+        self.equals = tokenizer.encode(" =").ids[0]
         self.is_digit = torch.tensor(
             [
                 tokenizer.decode([i]).strip().isdigit()
@@ -78,10 +80,10 @@ class BatchSource:
         prompt, answer = dress(rng, draw(rng, "train", max_steps))
         response = self.tokenizer.encode(answer).ids
         kind = rng.random()
-        if kind < 0.75:
-            tail = rng.randint(1, 6)
+        if kind < 0.88:
+            tail = rng.randint(1, 5)
         else:
-            canvas = 64 if kind < 0.92 else 128 if kind < 0.98 else 256
+            canvas = 64 if kind < 0.96 else 128 if kind < 0.99 else 256
             tail = canvas - len(response)
         return Example(self.tokenizer.encode(prompt).ids, response, tail)
 
@@ -91,45 +93,67 @@ class BatchSource:
         clean = torch.tensor([r + [self.eos] * (length - len(r)) for r in rows])
         start = torch.tensor([[len(e.prompt)] for e in group])
         end = torch.tensor([[len(r)] for r in rows])
-        place = torch.arange(length)[None]
-        masked, share = self.noise(clean, start, end)
+        weight = self.noise(clean, start, end) / len(group)
+        noisy = torch.where(weight > 0, self.mask, clean)
+        return Batch(noisy, clean, weight)
+
+    def noise(self, clean: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """Weight of each masked token, `(B, L)` float; 0 where nothing is masked."""
+        place = torch.arange(clean.shape[1])[None]
         value = torch.where(place > end, TAIL_WEIGHT, 1.0) * (place >= start)
-        # Cross-entropy / t / response length, LLaDA's objective (arXiv:2502.09992).
-        weight = value / (share * value.sum(1, keepdim=True) * len(group))
-        noisy = torch.where(masked, self.mask, clean)
-        return Batch(noisy, clean, torch.where(masked, weight, 0.0))
+        ordered = self.uniform(len(clean), 1) < ORDERED_SHARE
+        return torch.where(
+            ordered,
+            self.ordered_noise(clean, start, end, value),
+            self.scattered_noise(value),
+        )
 
-    def noise(self, clean: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """Which response tokens are masked, `(B, L)` bool, and their share `(B, 1)`.
+    def scattered_noise(self, value: Tensor) -> Tensor:
+        """LLaDA's SFT objective (arXiv:2502.09992): each token with probability t.
 
-        Half of the rows: each token with probability t, stratified over the batch.
-        The others look like the states a decoder meets: known up to some place, the
-        digits after it unknown, of the other tokens after it a random share known.
+        t is stratified over the batch; weights are 1 / t / response length.
+        """
+        rows = len(value)
+        order = torch.randperm(rows, generator=self.generator)[:, None]
+        t = ((order + self.uniform(rows, 1)) / rows).clamp(min=0.05)
+        masked = self.uniform(*value.shape) < t
+        return value * masked / (t * value.sum(1, keepdim=True))
+
+    def ordered_noise(
+        self, clean: Tensor, start: Tensor, end: Tensor, value: Tensor
+    ) -> Tensor:
+        """States a decoder meets: known up to a cut, no digit known after it.
+
+        Of the other tokens after the cut a random share is known. Scattered masks
+        seldom hide a result everywhere (it returns in the next line), so half of the
+        cuts are right before a result. Numbers further on depend on numbers not yet
+        known and weigh less, or their noise drowns the arithmetic.
         """
         rows, length = clean.shape
         place = torch.arange(length)[None]
+        results = self.uniform(rows, length) * (
+            (clean == self.equals) & (place >= start)
+        )
+        anywhere = start + self.uniform(rows, 1) * (end - start)
+        at_result = self.uniform(rows, 1) < 0.5
+        cut = torch.where(at_result, results.argmax(1, keepdim=True) + 1, anywhere)
+        digit = self.is_digit[clean]
+        after = place >= cut
+        known = ~digit & (self.uniform(rows, length) < self.uniform(rows, 1))
+        begins = digit & ~digit.roll(1, dims=1) & after
+        far = digit & (begins.cumsum(1) > 1)
+        near = torch.where(digit, 1.0, 0.3) * value
+        weight = torch.where(far, FAR_WEIGHT, near) * (after & ~known)
+        return weight / weight.sum(1, keepdim=True).clamp(min=1.0)
 
-        def uniform(*size: int) -> Tensor:
-            return torch.rand(*size, generator=self.generator)
-
-        order = torch.randperm(rows, generator=self.generator)[:, None]
-        t = ((order + uniform(rows, 1)) / rows).clamp(min=0.05)
-        scattered = uniform(rows, length) < t
-        cut = start + uniform(rows, 1) * (end - start)
-        known = ~self.is_digit[clean] & (uniform(rows, length) < uniform(rows, 1))
-        ordered = (place >= cut) & ~known
-        use_scattered = uniform(rows, 1) < 0.5
-        response = place >= start
-        masked = torch.where(use_scattered, scattered, ordered) & response
-        share = (masked & (place <= end)).sum(1, keepdim=True) / (end - start + 1)
-        share = torch.where(use_scattered, t, share.clamp(min=0.05))
-        return masked, share
+    def uniform(self, *size: int) -> Tensor:
+        return torch.rand(*size, generator=self.generator)
 
 
 def dress(rng: random.Random, problem: Problem) -> tuple[str, str]:
     """Prompt and response text: chat, a second chat turn, or plain completion."""
     kind = rng.random()
-    if kind < 0.80:
+    if kind < 0.82:
         return chat_prompt([("user", problem.question)]), problem.answer
     if kind < 0.85:
         earlier = draw(rng, "train")

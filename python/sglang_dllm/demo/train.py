@@ -27,7 +27,7 @@ from sglang_dllm.demo.model import DemoModel, ModelShape
 from sglang_dllm.demo.muon import Muon
 from sglang_dllm.demo.tokenizer import build_tokenizer
 
-MUON_LR, ADAM_LR = 0.02, 3e-3
+MUON_LR, ADAM_LR = 0.01, 2e-3
 WARMUP, EMA_DECAY = 0.01, 0.995
 
 
@@ -69,7 +69,7 @@ class Trainer:
         ]
         self.base_lrs = [MUON_LR, ADAM_LR]
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.trained = 0.0
+        self.began = time.monotonic()
         self.num_steps = 0
         self.num_tokens = 0
         self.state_file = state / "state.pt"
@@ -77,12 +77,16 @@ class Trainer:
             self.resume()
 
     @property
+    def trained(self) -> float:
+        """Seconds of this run, over all its restarts."""
+        return time.monotonic() - self.began
+
+    @property
     def progress(self) -> float:
         return min(1.0, self.trained / self.seconds)
 
     def step(self, batch: Batch) -> float:
         """One update; returns the plain cross-entropy of the masked tokens."""
-        begin = time.monotonic()
         for optimizer, lr in zip(self.optimizers, self.base_lrs, strict=True):
             optimizer.param_groups[0]["lr"] = lr * lr_scale(self.progress)
         loss, plain = masked_loss(self.model, batch)
@@ -96,7 +100,6 @@ class Trainer:
             self.ema[name].lerp_(value, 1 - decay)
         self.num_steps += 1
         self.num_tokens += batch.clean.numel()
-        self.trained += time.monotonic() - begin
         return float(plain)
 
     def save(self) -> None:
@@ -117,7 +120,8 @@ class Trainer:
         self.ema = state["ema"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.trained, self.num_steps, self.num_tokens = state["counts"]
+        trained, self.num_steps, self.num_tokens = state["counts"]
+        self.began = time.monotonic() - trained
         self.source.rng.setstate(state["rng"][0])
         self.source.generator.set_state(state["rng"][1])
 
@@ -156,6 +160,7 @@ def run(trainer: Trainer, out: Path, log_file: Path, eval_every: float) -> None:
     # An early first export lets others start with the folder.
     next_eval = trainer.trained + min(120.0, eval_every)
     while trainer.progress < 1:
+        trainer.save()
         for batch in trainer.source.pool(max_steps_at(trainer.progress)):
             losses.append(trainer.step(batch))
             if trainer.progress >= 1:

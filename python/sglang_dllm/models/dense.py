@@ -185,7 +185,9 @@ class Block(nn.Module):
 
 def _norm(shape: DenseShape) -> RMSNorm:
     # Both families cast to the model's dtype before multiplying by the weight.
-    return RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True)
+    return RMSNorm(
+        shape.hidden_size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True
+    )
 
 
 class DenseDiffusionLM(nn.Module):

@@ -35,6 +35,8 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         # slower than float32 on a CPU.
         if server_args.dtype == "auto":
             server_args.dtype = "float32"
+        # Without this the scheduler polls, and an idle server takes a whole core.
+        server_args.sleep_on_idle = True
         if server_args.mem_fraction_static is None:
             server_args.mem_fraction_static = _KV_POOL_FRACTION
         if server_args.max_total_tokens is None:

@@ -55,9 +55,7 @@ def is_full_attention(hf_config: Any) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _decode_config(
-    algorithm: str, architecture: str, path: str | None
-) -> DecodeConfig:
+def _decode_config(algorithm: str, architecture: str, path: str | None) -> DecodeConfig:
     return load_decode_config(algorithm, FAMILIES[architecture], path)
 
 

@@ -72,7 +72,9 @@ def settle_launch_flags(server_args: Any, hf_config: Any) -> None:
     for attribute, off, flag, reason in _REFUSED:
         value = getattr(server_args, attribute, off)
         if value != off and value not in (None, False):
-            raise ConfigError(f"{flag}={value!r} has no use for {architecture}: {reason}")
+            raise ConfigError(
+                f"{flag}={value!r} has no use for {architecture}: {reason}"
+            )
         if off is True and value is False:
             raise ConfigError(f"{flag} has no use for {architecture}: {reason}")
     _refuse_chunks(server_args, architecture)
