@@ -1,10 +1,10 @@
 """sglang.srt.server_args
 
-Upstream: ``_handle_dllm_inference`` prepares flags for block-causal dLLMs: FlashInfer
-for CUDA graphs, a page size that divides the block.
+Upstream: derives memory shares, graph capture and scheduling from the flags, for
+models that prefill once and decode.
 Ours: a full-attention model turns prefix sharing, chunking and graphs off and refuses
-flags that would have no meaning (``scheduling.launch_flags``). Errors of ours end a
-command-line launch with one line instead of a traceback.
+flags that would have no meaning (``scheduling.launch_flags``), before anything is
+derived. Errors of ours end a command-line launch with one line, not a traceback.
 Goes when: upstream asks the model for such defaults (a resolution hook).
 """
 
@@ -18,16 +18,20 @@ from sglang_dllm.errors import ConfigError, UpstreamContractError
 from sglang_dllm.hooks import Hook
 
 
-def _handle_dllm_inference(original: Callable[..., Any], server_args: Any) -> Any:
-    from sglang_dllm.scheduling.dllm_config import is_full_attention
+def _handle_missing_default_values(
+    original: Callable[..., Any], server_args: Any
+) -> Any:
+    from sglang_dllm.families import FAMILIES
+    from sglang_dllm.scheduling.launch_flags import (
+        architecture_of,
+        settle_launch_flags,
+    )
 
-    hf_config = server_args.get_model_config().hf_config
-    if not is_full_attention(hf_config):
-        return original(server_args)
-    from sglang_dllm.scheduling.launch_flags import settle_launch_flags
-
-    settle_launch_flags(server_args, hf_config)
-    return original(server_args)
+    result = original(server_args)
+    architecture = architecture_of(server_args)
+    if architecture in FAMILIES:
+        settle_launch_flags(server_args, architecture)
+    return result
 
 
 def _prepare_server_args(original: Callable[..., Any], argv: list[str]) -> Any:
@@ -40,8 +44,8 @@ def _prepare_server_args(original: Callable[..., Any], argv: list[str]) -> Any:
 
 HOOKS = (
     Hook(
-        target="sglang.srt.server_args.ServerArgs._handle_dllm_inference",
-        fn=_handle_dllm_inference,
+        target="sglang.srt.server_args.ServerArgs._handle_missing_default_values",
+        fn=_handle_missing_default_values,
         why="flags get other defaults, or are refused, for whole-canvas prefills",
         contract=("self",),
         remove_when="upstream asks the model for such defaults",

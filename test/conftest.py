@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from serving_harness import Server
 
 DEMO = Path(__file__).parent.parent / "python" / "sglang_dllm" / "demo" / "checkpoint"

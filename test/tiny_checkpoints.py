@@ -35,8 +35,7 @@ DREAM_TOKENS = {
     "<|im_end|>": 259,
     "<|mask|>": 280,
 }
-# Smallest vocabulary that holds the bytes and every special token above.
-MIN_VOCAB_SIZE = 281
+MIN_VOCAB_SIZE = 281  # the bytes and every special token above
 
 LLADA_TEMPLATE = (
     "{% for message in messages %}"
@@ -159,8 +158,8 @@ def write_llada(
         "weight_tying": False,
     }
     path = _write_model(path, config, tensors, num_shards, dtype)
-    named = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
-    named["pad_token"] = "<|endoftext|>"
+    named = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
+    named["bos_token"] = "<|startoftext|>"
     _write_tokenizer(path, LLADA_TOKENS, vocab_size, LLADA_TEMPLATE, named)
     return path
 
@@ -382,8 +381,12 @@ def _write_tokenizer(
         **named_tokens,
     )
     fast.chat_template = chat_template
-    # `jinja_files=False` keeps the template inside tokenizer_config.json.
+    # Keeps the template inside tokenizer_config.json, as the real folders have it.
     fast.save_pretrained(path, save_jinja_files=False)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    # transformers 5 writes its own new class name, which 4 cannot load.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    _write_json(path / "tokenizer_config.json", config)
 
 
 def _byte_symbols() -> list[str]:

@@ -80,7 +80,7 @@ class ModelFacts:
             ConfigError: the mask or EOS id is missing or outside the vocabulary.
         """
         family = FAMILIES[hf_config.architectures[0]]
-        mask_id = getattr(hf_config, "mask_token_id", None)
+        mask_id: Any = getattr(hf_config, "mask_token_id", None)
         eos = getattr(hf_config, "eos_token_id", None)
         eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
         for field, value in [

@@ -8,12 +8,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
 from reference.decoding import Result, multi_block, single_block
 from reference.models import ReferenceModel, load
 from serving_harness import Server
@@ -60,7 +61,7 @@ class Setup:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _expected(
     family: str,
     name: str,

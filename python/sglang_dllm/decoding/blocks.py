@@ -73,7 +73,7 @@ class Blocks:
         self.step: Step | None = None
         if canvas.answer_len:
             # The prompt counts as a finished block before the first one.
-            self._create(active=1.0 >= activate_progress)
+            self._create(active=activate_progress <= 1.0)
 
     def begin_step(self) -> Step | None:
         """Bring the block states up to date and say what the next forward decides.

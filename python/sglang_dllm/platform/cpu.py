@@ -42,7 +42,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = _MAX_TOTAL_TOKENS
 
-    def get_device(self, local_rank: int = 0) -> str:  # type: ignore[override]
+    def get_device(self, local_rank: int = 0) -> str:
         # SGLang asks an out-of-tree platform for the value of --device.
         return "cpu"
 

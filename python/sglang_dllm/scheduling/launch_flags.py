@@ -1,89 +1,104 @@
-"""What SGLang's launch flags mean for a full-attention model, decided at launch."""
+"""What SGLang's launch flags mean for a full-attention model, decided at launch.
+
+This runs early in SGLang's own resolution of its flags: a value differs from the
+field's default only where the user gave it, and what we set here shapes everything
+that SGLang derives later (memory shares, graph capture, buffers).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
-from sglang_dllm.config import ALGORITHMS
+from transformers import PretrainedConfig
+
+from sglang_dllm.config import ALGORITHMS, load_decode_config
 from sglang_dllm.errors import ConfigError
-from sglang_dllm.scheduling.dllm_config import full_attn_config
+from sglang_dllm.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_RUNNING_REQUESTS = 32
 
-# Flags without a meaning here: attribute, value that leaves it off, flag, reason.
-_REFUSED: tuple[tuple[str, Any, str, str], ...] = (
-    (
-        "dllm_fdfo",
-        True,
-        "--no-dllm-fdfo",
-        "canvases always leave the batch as soon as they finish",
-    ),
-    (
-        "enable_mixed_chunk",
-        False,
-        "--enable-mixed-chunk",
-        "every forward is a prefill of whole canvases",
-    ),
-    ("pp_size", 1, "--pp-size", "pipeline parallelism is not supported"),
-    ("speculative_algorithm", None, "--speculative-algorithm", "nothing is drafted"),
-    ("disaggregation_mode", "null", "--disaggregation-mode", "there is no decode"),
-    (
-        "enable_hierarchical_cache",
-        False,
-        "--enable-hierarchical-cache",
-        "a canvas's KV is never shared between requests",
-    ),
-    (
-        "enable_lmcache",
-        False,
-        "--enable-lmcache",
-        "a canvas's KV is never shared between requests",
-    ),
-    ("enable_lora", None, "--enable-lora", "LoRA adapters are not supported"),
-    ("lora_paths", None, "--lora-paths", "LoRA adapters are not supported"),
-    (
-        "enable_dp_attention",
-        False,
-        "--enable-dp-attention",
-        "use --dp-size for data parallelism",
-    ),
-    ("enable_return_hidden_states", False, "--enable-return-hidden-states", "unused"),
-    ("is_embedding", False, "--is-embedding", "the model generates text"),
-    ("skip_tokenizer_init", False, "--skip-tokenizer-init", "stop strings need text"),
-)
+ATTENTION_BACKENDS = ("flashinfer", "triton", "torch_native")
+"""Backends that leave the causal mask out for ENCODER_ONLY layers."""
+
+_UNSHARED = "a canvas's KV belongs to its request alone"
+_WHOLE = "every forward is a prefill of whole canvases"
+_UNSUPPORTED = "it is not supported"
+
+# Fields of ServerArgs that have no use here, and why.
+_REFUSED = {
+    "chunked_prefill_size": "a canvas attends to all of itself and cannot be split",
+    "enable_mixed_chunk": _WHOLE,
+    "enable_dynamic_chunking": _WHOLE,
+    "prefill_max_requests": _WHOLE,
+    "enable_prefill_delayer": _WHOLE,
+    "enable_pdmux": _WHOLE,
+    "enable_two_batch_overlap": _UNSUPPORTED,
+    "enable_single_batch_overlap": _UNSUPPORTED,
+    "disaggregation_mode": "there is no decode phase",
+    "speculative_algorithm": "there is no autoregressive decode to speculate on",
+    "enable_hierarchical_cache": _UNSHARED,
+    "enable_lmcache": _UNSHARED,
+    "enable_session_radix_cache": _UNSHARED,
+    "enable_streaming_session": _UNSHARED,
+    "enable_hisparse": _UNSUPPORTED,
+    "enable_unified_memory": _UNSUPPORTED,
+    "pp_size": _UNSUPPORTED,
+    "dcp_size": _UNSUPPORTED,
+    "attn_cp_size": _UNSUPPORTED,
+    "enable_dp_attention": "use --dp-size for data parallelism",
+    "enable_lora": _UNSUPPORTED,
+    "lora_paths": _UNSUPPORTED,
+    "enable_custom_logit_processor": _UNSUPPORTED,
+    "enable_return_hidden_states": _UNSUPPORTED,
+    "return_hidden_states_mode": _UNSUPPORTED,
+    "is_embedding": "the model generates text",
+    "skip_tokenizer_init": "stop strings and chat need the tokenizer",
+    "enable_priority_scheduling": "a canvas cannot be preempted",
+    "enable_torch_compile": _UNSUPPORTED,
+    "cuda_graph_config": "prefills of varying length are not captured",
+}
 
 
-def settle_launch_flags(server_args: Any, hf_config: Any) -> None:
+def architecture_of(server_args: Any) -> str | None:
+    """The first architecture in the checkpoint's config.json, None without one."""
+    try:
+        config, _ = PretrainedConfig.get_config_dict(
+            server_args.model_path, revision=server_args.revision
+        )
+    except (OSError, ValueError):
+        return None
+    return (config.get("architectures") or [None])[0]
+
+
+def settle_launch_flags(server_args: Any, architecture: str) -> None:
     """Refuse flags without a meaning, then set what full prefills need.
 
     Raises:
-        ConfigError: one line naming flag, value and what to do.
+        ConfigError: one line naming flag, value and what is allowed.
     """
-    architecture = hf_config.architectures[0]
     if server_args.dllm_algorithm is None:
         raise ConfigError(
             f"{architecture} is a diffusion model: add --dllm-algorithm with one of "
             f"{', '.join(ALGORITHMS)}"
         )
-    full_attn_config(server_args, hf_config)
-    for attribute, off, flag, reason in _REFUSED:
-        value = getattr(server_args, attribute, off)
-        if value != off and value not in (None, False):
-            raise ConfigError(
-                f"{flag}={value!r} has no use for {architecture}: {reason}"
-            )
-        if off is True and value is False:
-            raise ConfigError(f"{flag} has no use for {architecture}: {reason}")
-    _refuse_chunks(server_args, architecture)
+    load_decode_config(
+        server_args.dllm_algorithm,
+        FAMILIES[architecture],
+        server_args.dllm_algorithm_config,
+    )
+    _refuse(server_args, architecture)
+    _check_attention_backend(server_args, architecture)
     if server_args.max_running_requests is None:
+        # SGLang's own default for dLLMs is one request at a time.
         server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
     server_args.disable_radix_cache = True
     server_args.disable_overlap_schedule = True
+    server_args.disable_cuda_graph = True
     server_args.chunked_prefill_size = -1
-    _disable_cuda_graphs(server_args)
     logger.info(
         "%s: prefix cache, chunked prefill, overlap schedule and CUDA graphs are off; "
         "up to %d canvases run at once",
@@ -92,24 +107,39 @@ def settle_launch_flags(server_args: Any, hf_config: Any) -> None:
     )
 
 
-def _refuse_chunks(server_args: Any, architecture: str) -> None:
-    """--chunked-prefill-size has a default; only a value the user gave is refused."""
-    given = _given_chunk_size()
-    if given is not None and given > 0:
+def _refuse(server_args: Any, architecture: str) -> None:
+    if not server_args.dllm_fdfo:
         raise ConfigError(
-            f"--chunked-prefill-size={given} has no use for {architecture}: a canvas "
-            "attends to all of itself and cannot be split; leave it out or give -1"
+            f"--no-dllm-fdfo has no use for {architecture}: a canvas always leaves "
+            "the batch as soon as it is finished"
+        )
+    defaults = {
+        field.name: field.default for field in dataclasses.fields(type(server_args))
+    }
+    for name, reason in _REFUSED.items():
+        value = getattr(server_args, name)
+        if value in (defaults[name], None, False):
+            continue
+        if name == "chunked_prefill_size" and value == -1:
+            continue
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(
+            f"{flag}={value!r} has no use for {architecture}: {reason}; leave it out"
         )
 
 
-def _given_chunk_size() -> int | None:
-    return None
-
-
-def _disable_cuda_graphs(server_args: Any) -> None:
-    """Prefills of varying length are not captured."""
-    from sglang.srt.model_executor.cuda_graph_config import Backend
-
-    server_args.cuda_graph_config.decode.backend = Backend.DISABLED
-    server_args.cuda_graph_config.prefill.backend = Backend.DISABLED
-    server_args.disable_cuda_graph = True
+def _check_attention_backend(server_args: Any, architecture: str) -> None:
+    for name in (
+        "attention_backend",
+        "prefill_attention_backend",
+        "decode_attention_backend",
+    ):
+        value = getattr(server_args, name)
+        if value is not None and value not in ATTENTION_BACKENDS:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{flag}={value!r} does not serve {architecture}; expected one of "
+                f"{', '.join(ATTENTION_BACKENDS)}"
+            )
+    if server_args.attention_backend is None and server_args.device == "cuda":
+        server_args.attention_backend = "flashinfer"
