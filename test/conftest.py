@@ -12,6 +12,19 @@ from serving_harness import Server
 DEMO = Path(__file__).parent.parent / "python" / "sglang_dllm" / "demo" / "checkpoint"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the GSM8K test: a real checkpoint instead of the demo."""
+    group = parser.getgroup("gsm8k")
+    group.addoption("--gsm8k-model", help="checkpoint folder; default: the demo model")
+    group.addoption("--gsm8k-data", help="JSONL file; default: held-out demo problems")
+    group.addoption("--gsm8k-num", type=int, default=200)
+    group.addoption("--gsm8k-prompt", choices=["chat", "plain"], default="chat")
+    group.addoption("--gsm8k-max-new-tokens", type=int)
+    group.addoption("--gsm8k-algorithm", default="FullAttnMultiBlock")
+    group.addoption("--gsm8k-min-accuracy", type=float)
+    group.addoption("--gsm8k-min-tpf", type=float)
+
+
 @pytest.fixture(scope="session")
 def start_server(
     tmp_path_factory: pytest.TempPathFactory,

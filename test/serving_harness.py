@@ -95,9 +95,9 @@ class Server:
         deadline = time.monotonic() + seconds
         while True:
             load = self.load()
-            if not (load["num_running_reqs"] or load["num_waiting_reqs"]):
-                if load["num_used_tokens"] == 0:
-                    return load
+            held = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")
+            if not any(load[name] for name in held):
+                return load
             if time.monotonic() > deadline:
                 raise AssertionError(f"not idle after {seconds} s: {load}")
             time.sleep(0.2)

@@ -126,15 +126,16 @@ def test_dream_configs(tmp_path: Path) -> None:
 
 
 def test_tokenizers(tmp_path: Path) -> None:
-    text = "Two plus two?\nÇa fait 4 <|eot_id|>"
     chat = [{"role": "user", "content": "  hi "}]
-    llada = AutoTokenizer.from_pretrained(write_llada(tmp_path / "llada"))
-    dream = AutoTokenizer.from_pretrained(write_dream(tmp_path / "dream"))
+    # Left open, the `auto_map` makes transformers ask at the terminal.
+    closed = {"trust_remote_code": False}
+    llada = AutoTokenizer.from_pretrained(write_llada(tmp_path / "llada"), **closed)
+    dream = AutoTokenizer.from_pretrained(write_dream(tmp_path / "dream"), **closed)
     for tokenizer in (llada, dream):
         ids = tokenizer("Ça\n4").input_ids
         assert ids == list("Ça\n4".encode())  # one id per byte, no BOS
         assert tokenizer.decode(ids) == "Ça\n4"
-    assert LLADA_TOKENS["<|eot_id|>"] in llada(text).input_ids
+    assert LLADA_TOKENS["<|eot_id|>"] in llada("a <|eot_id|>").input_ids
     rendered = llada.apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True
     )
@@ -154,7 +155,7 @@ def test_tokenizers(tmp_path: Path) -> None:
 
 
 def test_attention_is_bidirectional(model: ReferenceModel) -> None:
-    """Every position feels the last token, and no padded tail changes the rule."""
+    """Every position feels the last token."""
     ids = torch.arange(40, 64)
     changed = ids.clone()
     changed[-1] = 99

@@ -19,7 +19,7 @@ from sglang_dllm.demo.tokenizer import EOS, MASK, chat_prompt
 
 # Weight of the EOS tokens after the first one, which say nothing new.
 TAIL_WEIGHT = 0.1
-ORDERED_SHARE, FAR_WEIGHT = 0.65, 0.1
+ORDERED_SHARE, FAR_WEIGHT = 0.65, 0.15
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,13 @@ class BatchSource:
             ]
         )
 
-    def pool(self, max_steps: int, size: int = 3072) -> Iterator[Batch]:
-        """The batches of `size` fresh examples, similar lengths together."""
+    def pool(
+        self, max_steps: int, sheet_share: float, size: int = 1024
+    ) -> Iterator[Batch]:
+        """The batches of `size` fresh examples, similar lengths together.
+
+        A further `sheet_share` of all batches are sheets of bare equations.
+        """
         examples = sorted(
             (self.example(max_steps) for _ in range(size)), key=lambda e: e.length
         )
@@ -73,6 +78,8 @@ class BatchSource:
             groups[-1].append(example)
         self.rng.shuffle(groups)
         for group in groups:
+            while self.rng.random() < sheet_share:
+                yield self.sheets()
             yield self.collate(group)
 
     def example(self, max_steps: int) -> Example:
@@ -96,6 +103,32 @@ class BatchSource:
         weight = self.noise(clean, start, end) / len(group)
         noisy = torch.where(weight > 0, self.mask, clean)
         return Batch(noisy, clean, weight)
+
+    def sheets(self, lines: int = 7) -> Batch:
+        """Rows of unrelated equations in the form of a response's lines.
+
+        A word problem teaches a handful of digits of arithmetic a row; here every
+        line hides its result, all or in part, and all of it can be worked out.
+        """
+        rows, length = self.tokens // (lines * 9), lines * 9
+        texts = ["\n".join(self.equation() for _ in range(lines)) for _ in range(rows)]
+        encodings = self.tokenizer.encode_batch(texts)
+        clean = torch.tensor(
+            [(e.ids + [self.eos] * length)[:length] for e in encodings]
+        )
+        # A number is a result when the last token that is no digit is an equals sign.
+        place = torch.arange(length).expand_as(clean)
+        digit = self.is_digit[clean]
+        last_other = torch.where(digit, 0, place).cummax(1).values
+        result = digit & (clean.gather(1, last_other) == self.equals)
+        masked = result & (self.uniform(rows, length) < 0.85)
+        masked |= ~digit & (self.uniform(rows, length) < 0.05)
+        weight = masked / masked.sum().clamp(min=1)
+        return Batch(torch.where(masked, self.mask, clean), clean, weight)
+
+    def equation(self) -> str:
+        problem = draw(self.rng, "train")
+        return self.rng.choice(problem.answer.split("\n")[:-1])
 
     def noise(self, clean: Tensor, start: Tensor, end: Tensor) -> Tensor:
         """Weight of each masked token, `(B, L)` float; 0 where nothing is masked."""
@@ -125,8 +158,8 @@ class BatchSource:
         """States a decoder meets: known up to a cut, no digit known after it.
 
         Of the other tokens after the cut a random share is known. Scattered masks
-        seldom hide a result everywhere (it returns in the next line), so half of the
-        cuts are right before a result. Numbers further on depend on numbers not yet
+        seldom hide a result everywhere (it returns in the next line), so a third of
+        the cuts are right before a result. Numbers further on depend on numbers not yet
         known and weigh less, or their noise drowns the arithmetic.
         """
         rows, length = clean.shape
@@ -135,13 +168,13 @@ class BatchSource:
             (clean == self.equals) & (place >= start)
         )
         anywhere = start + self.uniform(rows, 1) * (end - start)
-        at_result = self.uniform(rows, 1) < 0.5
+        at_result = self.uniform(rows, 1) < 0.33
         cut = torch.where(at_result, results.argmax(1, keepdim=True) + 1, anywhere)
         digit = self.is_digit[clean]
         after = place >= cut
         known = ~digit & (self.uniform(rows, length) < self.uniform(rows, 1))
         begins = digit & ~digit.roll(1, dims=1) & after
-        far = digit & (begins.cumsum(1) > 1)
+        far = digit & (begins.cumsum(1) > 2)
         near = torch.where(digit, 1.0, 0.3) * value
         weight = torch.where(far, FAR_WEIGHT, near) * (after & ~known)
         return weight / weight.sum(1, keepdim=True).clamp(min=1.0)

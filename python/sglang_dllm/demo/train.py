@@ -36,9 +36,9 @@ def lr_scale(progress: float) -> float:
     return min(1.0, (progress + 1e-3) / WARMUP, max(0.0, (1 - progress) / 0.6))
 
 
-def max_steps_at(progress: float) -> int:
-    """Curriculum: one reasoning step, then two, then three."""
-    return 1 if progress < 0.03 else 2 if progress < 0.08 else 3
+def curriculum(progress: float) -> tuple[int, float]:
+    """Most reasoning steps of a problem, and the share of bare-equation batches."""
+    return 3, 0.75 if progress < 0.2 else 0.25
 
 
 def masked_loss(model: DemoModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def run(trainer: Trainer, out: Path, log_file: Path, eval_every: float) -> None:
     next_eval = trainer.trained + min(120.0, eval_every)
     while trainer.progress < 1:
         trainer.save()
-        for batch in trainer.source.pool(max_steps_at(trainer.progress)):
+        for batch in trainer.source.pool(*curriculum(trainer.progress)):
             losses.append(trainer.step(batch))
             if trainer.progress >= 1:
                 break

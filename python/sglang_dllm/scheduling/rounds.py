@@ -76,6 +76,9 @@ def finish_round(scheduler: Any, batch: CanvasBatch, result: Any) -> None:
     reporter.report_decode_stats(
         result.can_run_cuda_graph, running_batch=running if running.reqs else batch
     )
+    # SGLang keeps this batch as last_batch. A retracting pause and the memory check
+    # walk both it and running_batch, and would free and count our requests twice.
+    batch.reqs = []
 
 
 def finish_aborted(scheduler: Any, running_batch: ScheduleBatch) -> None:
@@ -146,7 +149,10 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
 
 
 def _start(req: Req, scheduler: Any) -> None:
-    """Give an admitted request its canvas."""
+    """Give an admitted request its canvas; a retracted one goes on with its own."""
+    if req.dllm_algo_state is not None:
+        req.set_extend_range(0, len(req.dllm_algo_state.canvas))
+        return
     config = scheduler.dllm_config
     params = req.sampling_params
     seed = params.sampling_seed

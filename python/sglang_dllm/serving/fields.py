@@ -1,0 +1,271 @@
+"""The fields a request may have: JSON types and ranges, strictly.
+
+SGLang's own models accept ``true`` for a number and ``"5"`` for an integer, and its
+native sampling parameters are not checked before they are used. The description of
+a field is what an error message says is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sglang_dllm.serving.refusal import Refusal, refused
+
+MAX_COPIES = 128
+MAX_STOPS = 32
+MAX_STOP_LENGTH = 256
+_INT32_MAX = 2**31 - 1
+_INT64_MAX = 2**63 - 1
+
+_Bool = Annotated[bool, Field(description="true or false")]
+_Count = Annotated[
+    int, Field(ge=1, le=_INT32_MAX, description=f"an integer, 1 to {_INT32_MAX}")
+]
+_Copies = Annotated[
+    int, Field(ge=1, le=MAX_COPIES, description=f"an integer, 1 to {MAX_COPIES}")
+]
+_Int64 = Annotated[
+    int,
+    Field(
+        ge=-_INT64_MAX - 1, le=_INT64_MAX, description="an integer, -2**63 to 2**63-1"
+    ),
+]
+_Temperature = Annotated[
+    float, Field(ge=0, le=2, allow_inf_nan=False, description="a number, 0 to 2")
+]
+_TopP = Annotated[
+    float,
+    Field(gt=0, le=1, allow_inf_nan=False, description="a number above 0, up to 1"),
+]
+_TopK = Annotated[
+    int,
+    Field(
+        ge=-1,
+        le=_INT32_MAX,
+        description=f"-1 (all tokens) or an integer, 1 to {_INT32_MAX}",
+    ),
+]
+_Str = Annotated[str, Field(description="a string")]
+_Name = Annotated[
+    str,
+    Field(min_length=1, max_length=256, description="a string of 1 to 256 characters"),
+]
+_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+_Stops = Annotated[
+    _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)],
+    Field(
+        description=f"a string or up to {MAX_STOPS} strings, each of 1 to "
+        f"{MAX_STOP_LENGTH} characters"
+    ),
+]
+_Ids = Annotated[list[int], Field(min_length=1)]
+_TokenIds = Annotated[_Ids, Field(description="a list of at least 1 token id")]
+_StopIds = Annotated[
+    list[int], Field(max_length=256, description="a list of up to 256 token ids")
+]
+_Text = Annotated[str, Field(min_length=1)]
+_Texts = Annotated[list[_Text], Field(min_length=1)]
+_IdLists = Annotated[list[_Ids], Field(min_length=1)]
+_Object = Annotated[dict[str, Any], Field(description="an object")]
+_NoOptions = Annotated[
+    dict[str, Any],
+    Field(max_length=0, description="an empty object: requests have no own options"),
+]
+
+
+class _Fields(BaseModel):
+    # Other keys are judged by unsupported.py, which knows what SGLang does with them.
+    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
+
+
+class _Sampling(_Fields):
+    """Fields that mean the same on every route."""
+
+    n: _Copies = 1
+    temperature: _Temperature = 0
+    top_p: _TopP = 1
+    top_k: _TopK = -1
+    stop: _Stops | None = None
+    stop_token_ids: _StopIds | None = None
+    ignore_eos: _Bool = False
+    no_stop_trim: _Bool = False
+    skip_special_tokens: _Bool = True
+    custom_params: _NoOptions | None = None
+
+
+class NativeSampling(_Sampling):
+    """``sampling_params`` of /generate and of the Python engine."""
+
+    max_new_tokens: _Count | None = None
+    sampling_seed: _Int64 | None = None
+    spaces_between_special_tokens: _Bool = True
+
+
+class _Request(_Fields):
+    """What every route knows of a request as such."""
+
+    stream: _Bool = False
+    priority: _Int64 = 0
+    session_id: _Name | None = None
+    routed_dp_rank: _Int64 | None = None
+
+
+class GenerateFields(_Request):
+    """/generate; sampling_params are NativeSampling."""
+
+    text: Annotated[
+        _Text | _Texts | None,
+        Field(description="a non-empty string or a list of them"),
+    ] = None
+    input_ids: Annotated[
+        _Ids | _IdLists | None,
+        Field(description="a list of at least 1 token id, or a list of such lists"),
+    ] = None
+    sampling_params: Annotated[
+        dict[str, Any] | list[dict[str, Any]] | None,
+        Field(description="an object, or a list of one for each prompt"),
+    ] = None
+    rid: Annotated[
+        _Name | list[_Name] | None,
+        Field(description="a string of 1 to 256 characters, or one for each prompt"),
+    ] = None
+    extra_key: Annotated[
+        str | list[str] | None, Field(description="a string, or one for each prompt")
+    ] = None
+    log_metrics: _Bool = True
+    no_logs: _Bool = False
+    background: _Bool = False
+    return_prompt_token_ids: _Bool = False
+    return_text_in_logprobs: _Bool = False
+    require_reasoning: _Bool = False
+    conversation_id: _Str | None = None
+    routing_key: _Str | None = None
+
+
+class _StreamOptions(_Fields):
+    include_usage: _Bool = False
+    continuous_usage_stats: _Bool = False
+
+
+class _OpenAI(_Request, _Sampling):
+    model: _Str = ""
+    user: _Str | None = None
+    seed: _Int64 | None = None
+    stream_options: (
+        Annotated[
+            _StreamOptions,
+            Field(description="an object with include_usage: true or false"),
+        ]
+        | None
+    ) = None
+    cache_salt: _Str | None = None
+    return_token_ids: _Bool = False
+    return_cached_tokens_details: _Bool = False
+
+
+class CompletionFields(_OpenAI):
+    """/v1/completions"""
+
+    prompt: Annotated[
+        _Text | _Texts | _Ids | _IdLists,
+        Field(description="a non-empty string, token ids, or a list of either"),
+    ]
+    max_tokens: _Count = 16
+    echo: _Bool = False
+    rid: Annotated[
+        _Name | list[_Name] | None,
+        Field(description="a string of 1 to 256 characters, or one for each prompt"),
+    ] = None
+    extra_key: _Str | None = None
+
+
+class ChatFields(_OpenAI):
+    """/v1/chat/completions; messages are MessageFields."""
+
+    messages: Annotated[
+        list[dict[str, Any]],
+        Field(min_length=1, description="a list of at least 1 message object"),
+    ]
+    max_tokens: _Count | None = None
+    max_completion_tokens: _Count | None = None
+    input_ids: _TokenIds | None = None
+    rid: _Name | None = None
+    extra_key: _Str | None = None
+    tools: Annotated[list[dict[str, Any]], Field(description="a list of tools")] = []
+    continue_final_message: _Bool = False
+    parallel_tool_calls: _Bool = True
+    separate_reasoning: _Bool = True
+    stream_reasoning: _Bool = True
+    return_meta_info: _Bool = False
+    return_prompt_token_ids: _Bool = False
+    chat_template_kwargs: _Object | None = None
+
+
+class MessageFields(_Fields):
+    """One chat message; the parts of its content are SGLang's to check."""
+
+    role: Annotated[
+        str,
+        Field(
+            pattern="(?i)^(system|user|assistant|developer|tool|function)$",
+            description="system, user, assistant, developer, tool or function",
+        ),
+    ]
+    content: Annotated[
+        str | list[dict[str, Any]] | None,
+        Field(description="a string or a list of text parts"),
+    ] = None
+    name: _Str | None = None
+    tool_call_id: _Str | None = None
+    reasoning_content: _Str | None = None
+
+
+def check_fields(
+    model: type[BaseModel], data: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Check the fields that the model knows; null is a field left out.
+
+    Raises:
+        Refusal: for the first wrong one.
+    """
+    given = {key: value for key, value in data.items() if value is not None}
+    try:
+        model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = str(first["loc"][0])
+        expected = _expected(model, key)
+        if key not in given:
+            raise Refusal(f"{prefix}{key} is missing; expected {expected}") from None
+        raise refused(prefix + key, given[key], expected) from None
+    if given.get("top_k") == 0:
+        raise refused(prefix + "top_k", 0, _expected(model, "top_k"))
+
+
+def _expected(model: type[BaseModel], key: str) -> str:
+    """The description of a field, also where its annotation is ``... | None``."""
+    field = model.model_fields[key]
+    if field.description:
+        return field.description
+    for option in get_args(field.annotation):
+        for info in getattr(option, "__metadata__", ()):
+            if info.description:
+                return str(info.description)
+    raise AssertionError(f"{model.__name__}.{key} has no description")
+
+
+def check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:
+    """Refuse ids outside the vocabulary.
+
+    Raises:
+        Refusal: naming the first one.
+    """
+    for token in token_ids:
+        if not 0 <= token < vocab_size:
+            raise Refusal(
+                f"{field}: token id {token} is outside the vocabulary; "
+                f"expected 0 to {vocab_size - 1}"
+            )

@@ -1,0 +1,39 @@
+"""What a refused request raises: one line with field, value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import HTTPException
+
+from sglang_dllm.errors import RequestError
+
+_LONGEST_VALUE = 80
+
+
+class Refusal(RequestError, HTTPException):
+    """A RequestError that is status 400 on every route.
+
+    SGLang's OpenAI routes turn a ValueError into status 400, its other routes leave
+    exceptions to FastAPI, which knows HTTPException: so it is both.
+    """
+
+    def __init__(self, message: str) -> None:
+        RequestError.__init__(self, message)
+        self.status_code = 400
+        self.detail = message
+        self.headers = None
+
+    def __str__(self) -> str:
+        return str(self.detail)
+
+
+def refused(field: str, value: Any, expected: str) -> Refusal:
+    """``field=value is not allowed; expected …``, with a long value shortened.
+
+    ``ascii`` shows a lone surrogate as an escape: the answer must be valid UTF-8.
+    """
+    shown = ascii(value)
+    if len(shown) > _LONGEST_VALUE:
+        shown = shown[: _LONGEST_VALUE - 3] + "..."
+    return Refusal(f"{field}={shown} is not allowed; expected {expected}")

@@ -1,0 +1,94 @@
+"""Runs checkpoints through SGLang's ModelRunner, outside of a server.
+
+``python run_logits.py JOB.pt OUT.pt``: JOB holds (checkpoint folder, batches) pairs, a
+batch being a list of canvases' token ids; OUT gets float32 logits of every canvas in
+the same nesting. A process of its own: SGLang's parallel state is global.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Request:
+    """What a CanvasBatch and a ForwardBatch read of a request."""
+
+    dllm_algo_state: Any
+    req_pool_idx: int
+    rid: str = "0"
+    lora_id: None = None
+
+
+@dataclass
+class State:
+    canvas: Any
+
+
+def load(path: str, *flags: str) -> Any:
+    """A ModelRunner with its pool and attention backend, as the server builds it."""
+    from sglang.benchmark.one_batch import load_model
+    from sglang.srt.server_args import PortArgs, prepare_server_args
+
+    server_args = prepare_server_args(
+        [
+            *("--model-path", path, "--dllm-algorithm", "FullAttnMultiBlock"),
+            *("--max-total-tokens", "4096", "--max-running-requests", "8"),
+            *flags,
+        ]
+    )
+    wrapped, _ = load_model(server_args, PortArgs.init_new(server_args), 0, 0)
+    return next(v for v in vars(wrapped).values() if hasattr(v, "model"))
+
+
+@torch.no_grad()
+def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+    from sglang_dllm.forward_plan import ForwardPlan, forward_plan
+
+    lens = [len(ids) for ids in canvases]
+    total = sum(lens)
+    seq_lens = torch.tensor(lens)
+    starts = list(accumulate([0, *lens[:-1]]))
+    batch = ForwardBatch(
+        forward_mode=ForwardMode.DLLM_EXTEND,
+        batch_size=len(lens),
+        input_ids=torch.tensor(sum(canvases, [])),
+        req_pool_indices=torch.arange(1, len(lens) + 1),
+        seq_lens=seq_lens,
+        out_cache_loc=torch.arange(1, total + 1),
+        seq_lens_sum=total,
+        seq_lens_cpu=seq_lens,
+        positions=torch.cat([torch.arange(n) for n in lens]),
+        extend_seq_lens=seq_lens.to(torch.int32),
+        extend_prefix_lens=torch.zeros(len(lens), dtype=torch.int32),
+        extend_start_loc=torch.tensor(starts, dtype=torch.int32),
+        extend_seq_lens_cpu=lens,
+        extend_prefix_lens_cpu=[0] * len(lens),
+        extend_num_tokens=total,
+        extend_logprob_start_lens_cpu=lens,
+    )
+    with forward_plan(ForwardPlan(lens, torch.arange(total))):
+        out = runner.forward(batch, pp_proxy_tensors=None)
+    return [x.clone() for x in out.logits_output.full_logits.float().split(lens)]
+
+
+def main(job: str, out: str) -> None:
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    results = []
+    for path, batches in torch.load(job):
+        runner = load(path)
+        results.append([run_batch(runner, batch) for batch in batches])
+    torch.save(results, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
