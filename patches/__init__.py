@@ -9,6 +9,7 @@ from sglang_dllm.hooks import HookSet
 from sglang_dllm.patches import (
     dllm_config,
     dllm_scheduler,
+    http_server,
     server_args,
     tokenizer_manager,
     torch_native_backend,
@@ -21,6 +22,7 @@ HOOKS = HookSet(
         *dllm_scheduler.HOOKS,
         *torch_native_backend.HOOKS,
         *tokenizer_manager.HOOKS,
+        *http_server.HOOKS,
     ),
     gate=dllm_config.GATE,
 )

@@ -59,7 +59,7 @@ def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
     batch = ForwardBatch(
         forward_mode=ForwardMode.DLLM_EXTEND,
         batch_size=len(lens),
-        input_ids=torch.tensor(sum(canvases, [])),
+        input_ids=torch.tensor([token for ids in canvases for token in ids]),
         req_pool_indices=torch.arange(1, len(lens) + 1),
         seq_lens=seq_lens,
         out_cache_loc=torch.arange(1, total + 1),
@@ -80,6 +80,10 @@ def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
 
 
 def main(job: str, out: str) -> None:
+    from sglang.srt.distributed import (
+        destroy_distributed_environment,
+        destroy_model_parallel,
+    )
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
@@ -87,6 +91,8 @@ def main(job: str, out: str) -> None:
     for path, batches in torch.load(job):
         runner = load(path)
         results.append([run_batch(runner, batch) for batch in batches])
+        destroy_model_parallel()
+        destroy_distributed_environment()
     torch.save(results, out)
 
 

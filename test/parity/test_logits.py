@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from reference.models import load
 from tiny_checkpoints import write_dream, write_llada
 

@@ -29,6 +29,7 @@ class Batch:
     noisy: Tensor
     clean: Tensor
     weight: Tensor
+    is_sheet: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,12 @@ class BatchSource:
             ]
         )
 
-    def pool(
-        self, max_steps: int, sheet_share: float, size: int = 1024
-    ) -> Iterator[Batch]:
+    def pool(self, sheet_share: float, size: int = 1024) -> Iterator[Batch]:
         """The batches of `size` fresh examples, similar lengths together.
 
         A further `sheet_share` of all batches are sheets of bare equations.
         """
-        examples = sorted(
-            (self.example(max_steps) for _ in range(size)), key=lambda e: e.length
-        )
+        examples = sorted((self.example() for _ in range(size)), key=lambda e: e.length)
         groups: list[list[Example]] = [[]]
         for example in examples:
             if (len(groups[-1]) + 1) * example.length > self.tokens:
@@ -82,9 +79,9 @@ class BatchSource:
                 yield self.sheets()
             yield self.collate(group)
 
-    def example(self, max_steps: int) -> Example:
+    def example(self) -> Example:
         rng = self.rng
-        prompt, answer = dress(rng, draw(rng, "train", max_steps))
+        prompt, answer = dress(rng, draw(rng, "train"))
         response = self.tokenizer.encode(answer).ids
         kind = rng.random()
         if kind < 0.88:
@@ -124,7 +121,9 @@ class BatchSource:
         masked = result & (self.uniform(rows, length) < 0.85)
         masked |= ~digit & (self.uniform(rows, length) < 0.05)
         weight = masked / masked.sum().clamp(min=1)
-        return Batch(torch.where(masked, self.mask, clean), clean, weight)
+        return Batch(
+            torch.where(masked, self.mask, clean), clean, weight, is_sheet=True
+        )
 
     def equation(self) -> str:
         problem = draw(self.rng, "train")

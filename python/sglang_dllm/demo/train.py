@@ -27,18 +27,13 @@ from sglang_dllm.demo.model import DemoModel, ModelShape
 from sglang_dllm.demo.muon import Muon
 from sglang_dllm.demo.tokenizer import build_tokenizer
 
-MUON_LR, ADAM_LR = 0.01, 2e-3
+MUON_LR, ADAM_LR = 0.02, 2e-3
 WARMUP, EMA_DECAY = 0.01, 0.995
 
 
 def lr_scale(progress: float) -> float:
     """Warm up, hold, and fall linearly to zero over the last 60 % of the run."""
     return min(1.0, (progress + 1e-3) / WARMUP, max(0.0, (1 - progress) / 0.6))
-
-
-def curriculum(progress: float) -> tuple[int, float]:
-    """Most reasoning steps of a problem, and the share of bare-equation batches."""
-    return 3, 0.75 if progress < 0.2 else 0.25
 
 
 def masked_loss(model: DemoModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -71,6 +66,7 @@ class Trainer:
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.began = time.monotonic()
         self.num_steps = 0
+        self.sheet_ce = 5.0
         self.num_tokens = 0
         self.state_file = state / "state.pt"
         if self.state_file.exists():
@@ -84,6 +80,11 @@ class Trainer:
     @property
     def progress(self) -> float:
         return min(1.0, self.trained / self.seconds)
+
+    @property
+    def sheet_share(self) -> float:
+        """Mostly bare equations until they are learnt, or time presses."""
+        return 0.85 if self.sheet_ce > 0.2 and self.progress < 0.3 else 0.3
 
     def step(self, batch: Batch) -> float:
         """One update; returns the plain cross-entropy of the masked tokens."""
@@ -100,6 +101,8 @@ class Trainer:
             self.ema[name].lerp_(value, 1 - decay)
         self.num_steps += 1
         self.num_tokens += batch.clean.numel()
+        if batch.is_sheet:
+            self.sheet_ce += 0.05 * (float(plain) - self.sheet_ce)
         return float(plain)
 
     def save(self) -> None:
@@ -107,7 +110,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema,
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "counts": (self.trained, self.num_steps, self.num_tokens),
+            "counts": (self.trained, self.num_steps, self.num_tokens, self.sheet_ce),
             "rng": (self.source.rng.getstate(), self.source.generator.get_state()),
         }
         fresh = self.state_file.with_suffix(".new")
@@ -120,7 +123,7 @@ class Trainer:
         self.ema = state["ema"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        trained, self.num_steps, self.num_tokens = state["counts"]
+        trained, self.num_steps, self.num_tokens, self.sheet_ce = state["counts"]
         self.began = time.monotonic() - trained
         self.source.rng.setstate(state["rng"][0])
         self.source.generator.set_state(state["rng"][1])
@@ -161,12 +164,17 @@ def run(trainer: Trainer, out: Path, log_file: Path, eval_every: float) -> None:
     next_eval = trainer.trained + min(120.0, eval_every)
     while trainer.progress < 1:
         trainer.save()
-        for batch in trainer.source.pool(*curriculum(trainer.progress)):
+        for batch in trainer.source.pool(trainer.sheet_share):
             losses.append(trainer.step(batch))
             if trainer.progress >= 1:
                 break
             if trainer.trained >= next_log:
-                log({"masked_ce": round(sum(losses) / len(losses), 4)})
+                log(
+                    {
+                        "masked_ce": round(sum(losses) / len(losses), 4),
+                        "sheet_ce": round(trainer.sheet_ce, 4),
+                    }
+                )
                 losses, next_log = [], trainer.trained + 30.0
             if trainer.trained >= next_eval:
                 trainer.save()
@@ -183,7 +191,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4500.0)
     parser.add_argument("--eval-every", type=float, default=540.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, default=6144)
+    parser.add_argument("--batch-tokens", type=int, default=1536)
     args = parser.parse_args()
     args.state_dir.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args.seed, args.seconds, args.batch_tokens, args.state_dir)

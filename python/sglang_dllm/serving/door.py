@@ -1,38 +1,59 @@
 """The door: requests are checked here, before they are queued.
 
 Every refusal is a ``RequestError`` that names the field, the value and what is
-allowed; SGLang's HTTP layer answers it with status 400.
+allowed; SGLang's HTTP layer answers it with status 400. The door sees requests of
+every route and of the Python engine; ``body`` sees JSON only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_dllm.config import DEFAULT_MAX_NEW_TOKENS
-from sglang_dllm.errors import RequestError
+from sglang_dllm.serving.fields import check_token_ids
+from sglang_dllm.serving.refusal import Refusal
 
-# Sampling fields that change nothing at these values; others are not implemented.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "min_p": (0, None),
-    "frequency_penalty": (0, None),
-    "presence_penalty": (0, None),
-    "repetition_penalty": (1, None),
-    "min_new_tokens": (0, None),
-    "json_schema": (None, ""),
-    "regex": (None, ""),
-    "ebnf": (None, ""),
-    "structural_tag": (None, ""),
-    "logit_bias": (None, {}),
-}
+# What SGLang's scheduler keeps back of the context or of the KV pool, in tokens.
+_KEPT_OF_PROMPT = 5
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the scheduler holds of one request.
+
+    Attributes:
+        max_req_input_len: the scheduler's own limit; a prompt is shorter.
+        page_size: tokens of a KV page.
+    """
+
+    max_req_input_len: int
+    page_size: int = 1
+
+    @property
+    def max_prompt_len(self) -> int:
+        return self.max_req_input_len - 1
+
+    def for_answer(self, prompt_len: int) -> int:
+        """Longest answer that the scheduler does not shorten.
+
+        Mirrors sglang 0.5.17 ``Scheduler.init_req_max_new_tokens`` for a pool as
+        small as the limit allows: with pages of one token the two are equal, with
+        larger ones this is at most two pages less.
+        """
+        pages = -(-prompt_len // self.page_size)
+        held = self.max_req_input_len + _KEPT_OF_PROMPT
+        return held - (pages + 1) * self.page_size
 
 
 def check_request(
     params: dict[str, Any],
-    input_ids: list[int] | None,
+    input_ids: Sequence[int] | None,
     vocab_size: int,
-    max_canvas_len: int,
+    room: Room,
 ) -> None:
-    """Refuse what the canvas cannot hold or the decoder does not implement.
+    """Refuse a prompt or an answer length that no canvas can hold.
 
     ``params['max_new_tokens']`` is filled in where the request names none.
 
@@ -40,34 +61,41 @@ def check_request(
         params: the request's sampling parameters, changed in place.
         input_ids: the prompt.
         vocab_size: ids from 0 to vocab_size - 1 exist.
-        max_canvas_len: prompt and answer together, in tokens.
+        room: what a canvas can hold.
 
     Raises:
-        RequestError: with field, value and range.
+        Refusal: with field, value and range.
     """
     if not input_ids:
-        raise RequestError("input_ids: the prompt is empty; expected at least 1 token")
-    for token in input_ids:
-        if not 0 <= token < vocab_size:
-            raise RequestError(
-                f"input_ids: token id {token} is outside the vocabulary; "
-                f"expected 0 to {vocab_size - 1}"
-            )
-    for field, neutral in _NEUTRAL.items():
-        if params.get(field) not in neutral:
-            raise RequestError(
-                f"{field}={params[field]!r} is not supported by full-attention "
-                f"diffusion models; leave it out or give {neutral[0]!r}"
-            )
-    room = max_canvas_len - len(input_ids)
+        raise Refusal("input_ids: the prompt is empty; expected at least 1 token")
+    check_token_ids("input_ids", list(input_ids), vocab_size)
+    prompt_len = len(input_ids)
+    if prompt_len > room.max_prompt_len:
+        raise Refusal(
+            f"input_ids: the prompt has {prompt_len} tokens; "
+            f"expected 1 to {room.max_prompt_len}"
+        )
+    most = room.for_answer(prompt_len)
     max_new_tokens = params.get("max_new_tokens")
     if max_new_tokens is None:
-        max_new_tokens = params["max_new_tokens"] = max(
-            1, min(DEFAULT_MAX_NEW_TOKENS, room)
+        max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
+    if not 1 <= max_new_tokens <= most:
+        raise Refusal(
+            f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
+            f"{prompt_len} tokens, max_tokens can be 1 to {most}"
         )
-    if max_new_tokens > room:
-        raise RequestError(
-            f"max_new_tokens={max_new_tokens} does not fit: the prompt has "
-            f"{len(input_ids)} tokens and a canvas holds {max_canvas_len}; "
-            f"expected 1 to {max(room, 0)}"
-        )
+
+
+def default_temperature(
+    preferred: Mapping[str, Any] | None, generation_config: Mapping[str, Any]
+) -> float:
+    """Temperature of a request that names none.
+
+    Greedy, as the published samplers of these models, unless
+    --preferred-sampling-params or the checkpoint's generation_config.json says
+    otherwise.
+    """
+    for source in (preferred or {}, generation_config):
+        if source.get("temperature") is not None:
+            return float(source["temperature"])
+    return 0.0

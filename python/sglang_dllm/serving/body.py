@@ -1,0 +1,279 @@
+"""JSON bodies are checked here, before SGLang's models see them.
+
+Only what needs no tokenizer: JSON itself, fields, types and ranges. Lengths are the
+door's. A route that is not in ``check_body`` passes unchanged.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from sglang_dllm.serving.fields import (
+    ChatFields,
+    CompletionFields,
+    GenerateFields,
+    MessageFields,
+    NativeSampling,
+    check_fields,
+    check_token_ids,
+)
+from sglang_dllm.serving.refusal import Refusal, refused
+from sglang_dllm.serving.unsupported import defaults_of, refuse_unsupported
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What checking a body needs to know of the model.
+
+    Attributes:
+        vocab_size: token ids from 0 to vocab_size - 1 exist.
+        temperature: of a request that names none.
+    """
+
+    vocab_size: int
+    temperature: float
+
+
+def explain_malformed(raw: bytes, problem: str) -> Refusal:
+    """The refusal of a body that the strict JSON parser rejected.
+
+    Python's parser accepts what the strict one does not: NaN, Infinity, numbers too
+    large for a double, lone surrogates. So it can name the field that has one.
+    """
+    try:
+        path = _not_json("", json.loads(raw))
+    except (ValueError, RecursionError):
+        path = None
+    if path is None:
+        return Refusal(f"body: malformed JSON, {problem}")
+    field, value = path
+    return refused(field or "body", value, "finite numbers and valid Unicode text")
+
+
+def _not_json(path: str, value: Any) -> tuple[str, Any] | None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            shown = key.encode("ascii", "backslashreplace").decode()
+            if found := _not_json("", key):
+                return shown, found[1]
+            if found := _not_json(f"{path}.{shown}" if path else shown, item):
+                return found
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            if found := _not_json(f"{path}[{i}]", item):
+                return found
+    elif isinstance(value, float):
+        return None if math.isfinite(value) else (path, value)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return path, value
+    return None
+
+
+def check_body(path: str, body: Any, model: ServedModel) -> Any:
+    """The body to go on with: checked, with the model's default temperature.
+
+    Raises:
+        Refusal: status 400, naming field, value and range.
+    """
+    if path in ("/v1/chat/completions", "/invocations"):
+        return _check_chat(_an_object(body), model)
+    if path == "/v1/completions":
+        return _check_completion(_an_object(body), model)
+    if path == "/generate":
+        check_generate(_an_object(body), model.vocab_size)
+        if body.get("custom_labels"):
+            raise refused(
+                "custom_labels",
+                body["custom_labels"],
+                "nothing: labels come from the header that "
+                "--tokenizer-metrics-custom-labels-header names",
+            )
+        return _without_nulls(body)
+    if path in ("/v1/messages", "/v1/responses"):
+        return {"temperature": model.temperature, **_without_nulls(_an_object(body))}
+    if path == "/vertex_generate":
+        return _check_vertex(_an_object(body), model.vocab_size)
+    if path in ("/detokenize", "/v1/detokenize"):
+        return _check_detokenize(_an_object(body), model.vocab_size)
+    return body
+
+
+def _an_object(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise refused("body", body, "a JSON object")
+    return body
+
+
+def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+
+    body = _check_openai(body, model, ChatFields, ChatCompletionRequest)
+    for i, message in enumerate(body["messages"]):
+        check_fields(MessageFields, message, f"messages[{i}].")
+    check_token_ids("input_ids", body.get("input_ids", []), model.vocab_size)
+    reserved = _template_arguments() & body.get("chat_template_kwargs", {}).keys()
+    if reserved:
+        name = min(reserved)
+        raise refused(
+            f"chat_template_kwargs.{name}",
+            body["chat_template_kwargs"][name],
+            "variables of the chat template only",
+        )
+    return body
+
+
+@cache
+def _template_arguments() -> frozenset[str]:
+    """What apply_chat_template takes itself; SGLang would pass it twice."""
+    from transformers import PreTrainedTokenizerBase
+
+    arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template)
+    return frozenset({*arguments.parameters, "messages"})
+
+
+def _check_completion(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    from sglang.srt.entrypoints.openai.protocol import CompletionRequest
+
+    body = _check_openai(body, model, CompletionFields, CompletionRequest)
+    prompt = body["prompt"]
+    _check_ids("prompt", prompt, model.vocab_size)
+    is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    _check_per_prompt(body, len(prompt) if is_batch else None)
+    return body
+
+
+def _check_openai(
+    body: dict[str, Any],
+    model: ServedModel,
+    implemented: type[BaseModel],
+    upstream: type[Any],
+) -> dict[str, Any]:
+    check_fields(implemented, body)
+    check_token_ids(
+        "stop_token_ids", body.get("stop_token_ids") or [], model.vocab_size
+    )
+    refuse_unsupported(body, implemented, defaults_of(upstream), unknown_allowed=True)
+    if body.get("stream_options") is not None and not body.get("stream"):
+        raise refused("stream_options", body["stream_options"], "it with stream=true")
+    return {"temperature": model.temperature, **_without_nulls(body)}
+
+
+def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:
+    """Check the fields of a native request, of HTTP or of the Python engine.
+
+    Raises:
+        Refusal: naming field, value and range.
+    """
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    check_fields(GenerateFields, data)
+    for key in NativeSampling.model_fields:
+        if data.get(key) is not None:
+            raise refused(key, data[key], f"it inside sampling_params: {key!r}")
+    known = defaults_of(GenerateReqInput)
+    refuse_unsupported(data, GenerateFields, known, unknown_allowed=True)
+    text, input_ids = data.get("text"), data.get("input_ids")
+    if (text is None) == (input_ids is None):
+        given = "neither" if text is None else "both"
+        raise Refusal(f"text, input_ids: {given} given; expected one of them")
+    prompt: Any = input_ids if text is None else text
+    _check_ids("input_ids", prompt, vocab_size)
+    is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    _check_per_prompt(data, len(prompt) if is_batch else None)
+    params = data.get("sampling_params") or {}
+    if isinstance(params, dict):
+        check_sampling(params, vocab_size, "sampling_params.")
+        return
+    for i, one in enumerate(params):
+        check_sampling(one, vocab_size, f"sampling_params[{i}].")
+    if len({one.get("n") or 1 for one in params}) > 1:
+        raise Refusal("sampling_params: n differs; expected the same n for each prompt")
+
+
+def check_sampling(params: Mapping[str, Any], vocab_size: int, prefix: str) -> None:
+    """Check native sampling parameters.
+
+    Raises:
+        Refusal: naming field, value and range.
+    """
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    check_fields(NativeSampling, params, prefix)
+    refuse_unsupported(
+        params,
+        NativeSampling,
+        defaults_of(SamplingParams),
+        unknown_allowed=False,
+        prefix=prefix,
+    )
+    stop_ids = params.get("stop_token_ids") or []
+    check_token_ids(f"{prefix}stop_token_ids", stop_ids, vocab_size)
+
+
+def _check_ids(field: str, prompt: Any, vocab_size: int) -> None:
+    if not isinstance(prompt, list):
+        return
+    for row in [prompt] if isinstance(prompt[0], int) else prompt:
+        if isinstance(row, list):
+            check_token_ids(field, row, vocab_size)
+
+
+def _check_per_prompt(data: Mapping[str, Any], num_prompts: int | None) -> None:
+    """Lists of one value for each prompt need a list of as many prompts."""
+    for key in ("rid", "sampling_params", "extra_key"):
+        value = data.get(key)
+        if isinstance(value, list) and len(value) != num_prompts:
+            raise Refusal(
+                f"{key} has {len(value)} values; expected one for each of "
+                + ("a list of prompts" if num_prompts is None else f"{num_prompts}")
+            )
+
+
+def _check_vertex(body: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """A list of /generate prompts with common parameters."""
+    instances = body.get("instances")
+    parameters = body.get("parameters") or {}
+    if not isinstance(instances, list):
+        raise refused("instances", instances, "a list of objects")
+    if not isinstance(parameters, dict):
+        raise refused("parameters", parameters, "an object")
+    unknown = parameters.keys() - GenerateFields.model_fields.keys()
+    for key in ["text", "input_ids", "stream", *sorted(unknown)]:
+        if key in parameters:
+            known = ", ".join(GenerateFields.model_fields)
+            raise refused(f"parameters.{key}", parameters[key], f"one of {known}")
+    for instance in instances:
+        if not isinstance(instance, dict):
+            raise refused("instances", instances, "a list of objects")
+        check_generate(instance, vocab_size)
+    if len({key for each in instances for key in each}) > 1:
+        raise Refusal("instances: expected text in each, or input_ids in each")
+    if instances:
+        (key,) = instances[0]
+        batch = {key: [each[key] for each in instances], **parameters}
+        check_generate(batch, vocab_size)
+    return body
+
+
+def _check_detokenize(body: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    tokens = body.get("tokens")
+    if isinstance(tokens, list) and tokens:
+        for row in tokens if isinstance(tokens[0], list) else [tokens]:
+            if isinstance(row, list) and all(type(token) is int for token in row):
+                check_token_ids("tokens", row, vocab_size)
+    return body

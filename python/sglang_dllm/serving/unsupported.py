@@ -1,0 +1,105 @@
+"""Fields that SGLang knows and full-attention diffusion models do not implement.
+
+They are refused rather than ignored, unless they carry a value that changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from sglang_dllm.serving.refusal import Refusal, refused
+
+# Values that change nothing although they are not the field's default.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "min_new_tokens": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "best_of": (1,),
+    "top_logprobs": (0,),
+    "top_logprobs_num": (0,),
+    "logprob_start_len": (-1,),
+    "return_logprob": (False,),
+    "return_sampling_mask": (False,),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("auto", "none"),
+}
+
+# Sampling fields of other engines and of OpenAI; SGLang drops them without a word.
+_FOREIGN = (
+    *("typical_p", "top_a", "tfs", "mirostat", "dynatemp_range", "epsilon_cutoff"),
+    *("length_penalty", "use_beam_search", "beam_width", "early_stopping"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("structured_outputs", "grammar", "json_object", "choice"),
+    *("prompt_logprobs", "bad_words", "allowed_token_ids", "logits_processors"),
+    *("functions", "function_call", "prediction", "audio"),
+    *("thinking_budget", "max_thinking_tokens", "min_new_tokens", "structural_tag"),
+)
+
+# SGLang's own models check these, and they reach the chat template only.
+_SGLANG_CHECKS = ("reasoning_effort", "reasoning")
+
+
+def defaults_of(upstream: type[Any]) -> dict[str, Any]:
+    """What SGLang takes for each field of a request model that is left out."""
+    if issubclass(upstream, BaseModel):
+        return {key: field.default for key, field in upstream.model_fields.items()}
+    if dataclasses.is_dataclass(upstream):
+        return {field.name: field.default for field in dataclasses.fields(upstream)}
+    names = upstream.__struct_fields__
+    return dict(zip(names, upstream.__struct_defaults__, strict=True))
+
+
+def refuse_unsupported(
+    data: Mapping[str, Any],
+    implemented: type[BaseModel],
+    upstream_defaults: Mapping[str, Any],
+    *,
+    unknown_allowed: bool,
+    prefix: str = "",
+) -> None:
+    """Refuse every field that would have to be ignored.
+
+    Args:
+        data: field names and values as the client gave them.
+        implemented: the fields that we serve.
+        upstream_defaults: the fields that SGLang knows.
+        unknown_allowed: let fields pass that neither knows (an OpenAI client's
+            ``store``, ``metadata``, …), except those known from other engines.
+
+    Raises:
+        Refusal: for the first one.
+    """
+    for key, value in data.items():
+        if key in implemented.model_fields or key in _SGLANG_CHECKS:
+            continue
+        known = key in upstream_defaults or key in _FOREIGN
+        if not known and not unknown_allowed:
+            raise Refusal(
+                f"{prefix}{key} is not a known field; "
+                f"expected one of {', '.join(implemented.model_fields)}"
+            )
+        if not known or _changes_nothing(key, value, upstream_defaults.get(key)):
+            continue
+        neutral = _NEUTRAL.get(key, (None,))[0]
+        raise refused(
+            prefix + key,
+            value,
+            f"{neutral!r} or nothing: full-attention diffusion models "
+            "do not implement it",
+        )
+
+
+def _changes_nothing(key: str, value: Any, default: Any) -> bool:
+    if value is None or value in ("", [], {}):
+        return True
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+        for neutral in (default, *_NEUTRAL.get(key, ()))
+    )

@@ -1,0 +1,77 @@
+"""Ragged full attention equals a softmax written out token by token."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sglang_dllm.attention.full import full_attention
+
+
+def naive(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lens: list[int], scale: float
+) -> torch.Tensor:
+    """q: (T, H, D), k and v: (T, H_kv, D or D_v) -> (T, H, D_v)."""
+    heads_per_kv = q.shape[1] // k.shape[1]
+    out = torch.zeros(*q.shape[:2], v.shape[2])
+    start = 0
+    for length in lens:
+        canvas = range(start, start + length)
+        for head in range(q.shape[1]):
+            kv = head // heads_per_kv
+            for i in canvas:
+                scores = [scale * float(q[i, head] @ k[j, kv]) for j in canvas]
+                top = max(scores)
+                weights = [math.exp(s - top) for s in scores]
+                for j, weight in zip(canvas, weights, strict=True):
+                    out[i, head] += weight / sum(weights) * v[j, kv]
+        start += length
+    return out
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=["mha", "gqa", "mqa"])
+@pytest.mark.parametrize(
+    "lens", [[7], [1], [5, 5, 5], [1, 1], [3, 9, 1, 6], [2, 2, 3]], ids=str
+)
+def test_equals_naive_softmax(heads: tuple[int, int], lens: list[int]) -> None:
+    torch.manual_seed(sum(lens))
+    num_heads, num_kv_heads = heads
+    q = torch.randn(sum(lens), num_heads, 8)
+    k = torch.randn(sum(lens), num_kv_heads, 8)
+    v = torch.randn(sum(lens), num_kv_heads, 8)
+    # Not D ** -0.5, which would hide a scale that is not passed on.
+    out = full_attention(q, k, v, lens, 0.7)
+    torch.testing.assert_close(out, naive(q, k, v, lens, 0.7), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lens", [[6, 6], [4, 8]], ids=str)
+def test_canvases_do_not_see_each_other(lens: list[int]) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(12, 2, 4) for _ in range(3))
+    before = full_attention(q, k, v, lens, 0.5)
+    k[lens[0] :], v[lens[0] :] = 9.0, -9.0
+    after = full_attention(q, k, v, lens, 0.5)
+    assert torch.equal(before[: lens[0]], after[: lens[0]])
+    assert not torch.allclose(before[lens[0] :], after[lens[0] :])
+
+
+@pytest.mark.parametrize("lens", [[6, 6], [4, 8]], ids=str)
+def test_values_may_be_wider_than_keys(lens: list[int]) -> None:
+    torch.manual_seed(1)
+    q, k, v = torch.randn(12, 4, 4), torch.randn(12, 2, 4), torch.randn(12, 2, 6)
+    out = full_attention(q, k, v, lens, 0.5)
+    assert out.shape == (12, 4, 6)
+    torch.testing.assert_close(out, naive(q, k, v, lens, 0.5), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lens", [[6, 6], [4, 8]], ids=str)
+def test_reads_strided_slices_of_a_fused_projection(lens: list[int]) -> None:
+    """q, k, v are views of one qkv row in the model, not contiguous tensors."""
+    torch.manual_seed(2)
+    qkv = torch.randn(12, 32)
+    q, k, v = qkv.split([16, 8, 8], dim=-1)
+    views = q.unflatten(1, (4, 4)), k.unflatten(1, (2, 4)), v.unflatten(1, (2, 4))
+    out = full_attention(*views, lens, 0.5)
+    torch.testing.assert_close(out, naive(*views, lens, 0.5), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,247 @@
+"""Every hook: its contract holds, a broken one is named, off means off."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_dllm.errors import UpstreamContractError
+from sglang_dllm.hooks import Hook, HookSet, check_contract
+from sglang_dllm.patches import HOOKS
+
+ALL = pytest.mark.parametrize("hook", HOOKS.hooks, ids=lambda h: h.target)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Targets that ``install`` registers, while SGLang's registry stays untouched."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    targets: list[str] = []
+
+    def register(target: str, hook: Any, kind: HookType) -> None:
+        assert isinstance(kind, HookType)
+        targets.append(target)
+
+    monkeypatch.setattr(HookRegistry, "register", register)
+    return targets
+
+
+def fresh(hooks: tuple[Hook, ...] = HOOKS.hooks) -> HookSet:
+    return HookSet(hooks=hooks, gate=HOOKS.gate)
+
+
+def altered(hook: Hook, **changes: Any) -> HookSet:
+    """All hooks, one of them with another target or contract."""
+    other = dataclasses.replace(hook, **changes)
+    return fresh(tuple(other if h is hook else h for h in HOOKS.hooks))
+
+
+def test_targets_are_unique_and_every_field_says_something() -> None:
+    targets = [hook.target for hook in HOOKS.hooks]
+    assert len(set(targets)) == len(targets)
+    assert HOOKS.gate in HOOKS.hooks
+    for hook in HOOKS.hooks:
+        assert hook.why and hook.remove_when, hook.target
+
+
+@ALL
+def test_the_installed_sglang_keeps_the_contract(hook: Hook) -> None:
+    original = check_contract(hook)
+    assert callable(original)
+    # The target names the class that defines the method, not one that inherits it.
+    *_, owner, name = hook.target.split(".")
+    if owner[0].isupper():
+        assert original.__qualname__ == f"{owner}.{name}"
+
+
+@ALL
+def test_a_hook_takes_what_its_target_takes(hook: Hook) -> None:
+    """The framework calls fn(original, *args): names may differ, places may not."""
+    wanted = inspect.signature(check_contract(hook)).parameters.values()
+    found = list(inspect.signature(hook.fn).parameters.values())[1:]
+    assert len(found) == len(list(wanted))
+    for ours, theirs in zip(found, wanted, strict=True):
+        if theirs.default is not inspect.Parameter.empty:
+            assert ours.name == theirs.name, "callers may pass it by keyword"
+            assert ours.default == theirs.default
+
+
+@ALL
+def test_a_changed_contract_leaves_only_the_gate(
+    hook: Hook, registered: list[str]
+) -> None:
+    hooks = altered(hook, contract=(*hook.contract, "brand_new"))
+    hooks.install()
+    assert registered == [HOOKS.gate.target]
+    with pytest.raises(UpstreamContractError) as caught:
+        hooks.verify()
+    assert hook.target in str(caught.value)
+    assert "brand_new" in str(caught.value)
+    assert "0.5.17" in str(caught.value)
+
+
+@ALL
+def test_a_missing_target_leaves_only_the_gate(
+    hook: Hook, registered: list[str]
+) -> None:
+    hooks = altered(hook, target=hook.target + "_gone")
+    hooks.install()
+    assert registered == [HOOKS.gate.target]
+    with pytest.raises(UpstreamContractError, match=f"{hook.target}_gone"):
+        hooks.verify()
+
+
+def test_another_sglang_version_leaves_only_the_gate(
+    registered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.9.9")
+    hooks = fresh()
+    hooks.install()
+    assert registered == [HOOKS.gate.target]
+    with pytest.raises(UpstreamContractError, match=r"found SGLang 0\.9\.9.*0\.5\.17"):
+        hooks.verify()
+
+
+@ALL
+def test_a_hook_that_was_not_applied_is_named(
+    hook: Hook, registered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other hook is in place; SGLang only logs the one that failed."""
+    hooks = fresh()
+    hooks.install()
+    assert registered == [h.target for h in HOOKS.hooks]
+    applied = dict(hooks.originals)
+    for target, original in hooks.originals.items():
+        if target != hook.target:
+            applied[target] = SimpleNamespace(__wrapped__=original)
+    monkeypatch.setattr("sglang_dllm.hooks._resolve", applied.__getitem__)
+    with pytest.raises(UpstreamContractError) as caught:
+        hooks.verify()
+    assert f"the sglang-dllm hook on {hook.target} is not applied" in str(caught.value)
+    applied[hook.target] = SimpleNamespace(__wrapped__=hooks.originals[hook.target])
+    hooks.verify()
+
+
+def test_verify_looks_through_another_plugins_wrapper(
+    registered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = fresh()
+    hooks.install()
+    applied = {
+        target: SimpleNamespace(__wrapped__=SimpleNamespace(__wrapped__=original))
+        for target, original in hooks.originals.items()
+    }
+    monkeypatch.setattr("sglang_dllm.hooks._resolve", applied.__getitem__)
+    hooks.verify()
+
+
+def test_verify_before_install_is_an_error() -> None:
+    with pytest.raises(UpstreamContractError, match="is not applied"):
+        fresh().verify()
+
+
+def test_sglangs_loader_applies_all_of_them() -> None:
+    """In a process of its own: loading plugins patches SGLang for good."""
+    script = (
+        "from sglang.srt.plugins import load_plugins; load_plugins();"
+        "from sglang_dllm.patches import HOOKS; HOOKS.verify(); print('all applied')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.endswith("all applied\n"), done.stdout + done.stderr
+
+
+def llama() -> SimpleNamespace:
+    return SimpleNamespace(architectures=["LlamaForCausalLM"], vocab_size=300)
+
+
+@pytest.fixture(autouse=True)
+def no_checkpoint_is_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(
+        "sglang_dllm.scheduling.dllm_config.hf_config_of", lambda args: args.hf_config
+    )
+    monkeypatch.setattr(
+        "sglang_dllm.scheduling.launch_flags.architecture_of",
+        lambda args: args.hf_config.architectures[0],
+        raising=False,
+    )
+    return None
+
+
+def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
+    """Calls of a target that are not about a full-attention model."""
+    name = hook.target.rsplit(".", 1)[1]
+    args = SimpleNamespace(
+        dllm_algorithm=None, hf_config=llama(), get_model_config=lambda: args_config
+    )
+    args_config = SimpleNamespace(hf_config=llama())
+    theirs = SimpleNamespace(**{**vars(args), "dllm_algorithm": "LowConfidence"})
+    manager = SimpleNamespace(model_config=args_config)
+    schedulers = [
+        SimpleNamespace(dllm_config=None),
+        SimpleNamespace(dllm_config=SimpleNamespace(block_size=4)),
+    ]
+    calls: dict[str, list[tuple[Any, ...]]] = {
+        "from_server_args": [(args,), (theirs,)],
+        "get_new_batch_dllm": [(s, "running") for s in schedulers],
+        "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
+        "forward_extend": [("self", "q", "k", "v", "layer", "batch", False)],
+        "_validate_one_request": [(manager, "obj", [1, 2])],
+        "generate_request": [(manager, "obj", "request")],
+        "prepare_server_args": [(["--model-path", "x"],)],
+    }
+    return calls.get(name, [(args,), (theirs,)])
+
+
+@ALL
+def test_off_means_off(hook: Hook) -> None:
+    """The original gets the same objects, once, and its result comes back as it is."""
+    for arguments in off_arguments(hook):
+        seen: list[tuple[Any, ...]] = []
+        answer = object()
+
+        def original(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
+            seen.append(args)
+            return answer
+
+        async def stream(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
+            seen.append(args)
+            yield answer
+            yield answer
+
+        if inspect.isasyncgenfunction(hook.fn):
+            found = asyncio.run(collect(hook.fn(stream, *arguments)))
+            assert found == [answer, answer]
+        else:
+            assert hook.fn(original, *arguments) is answer
+        assert len(seen) == 1
+        assert len(seen[0]) == len(arguments)
+        assert all(a is b for a, b in zip(seen[0], arguments, strict=True))
+
+
+async def collect(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]
+
+
+def test_errors_of_others_pass_through_every_hook() -> None:
+    """Only our own error types may turn into one line and exit status 2."""
+
+    def original(*args: Any) -> Any:
+        raise ValueError("theirs")
+
+    for hook in HOOKS.hooks:
+        if inspect.isasyncgenfunction(hook.fn):
+            continue
+        for arguments in off_arguments(hook):
+            with pytest.raises(ValueError, match=r"^theirs$"):
+                hook.fn(original, *arguments)
