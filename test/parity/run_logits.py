@@ -1,8 +1,9 @@
 """Runs checkpoints through SGLang's ModelRunner, outside of a server.
 
 ``python run_logits.py JOB.pt OUT.pt``: JOB holds (checkpoint folder, batches) pairs, a
-batch being a list of canvases' token ids; OUT gets float32 logits of every canvas in
-the same nesting. A process of its own: SGLang's parallel state is global.
+batch being a list of canvases' token ids; OUT gets, of each, the float32 logits nested
+alike and the quantizable layers, or the error. A process of its own: SGLang's parallel
+state is global.
 """
 
 from __future__ import annotations
@@ -79,6 +80,24 @@ def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
     return [x.clone() for x in out.logits_output.full_logits.float().split(lens)]
 
 
+def quantized_layers(runner: Any) -> dict[str, str]:
+    """Names and kinds of layers that ask a quantization config for their method."""
+    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+
+    asked: dict[str, str] = {}
+
+    class Recorder:
+        def get_name(self) -> str:
+            return "recorder"
+
+        def get_quant_method(self, layer: Any, prefix: str) -> Any:
+            asked[prefix] = type(layer).__name__
+            return UnquantizedLinearMethod() if "Linear" in asked[prefix] else None
+
+    type(runner.model)(runner.model.config, quant_config=Recorder())
+    return asked
+
+
 def main(job: str, out: str) -> None:
     from sglang.srt.distributed import (
         destroy_distributed_environment,
@@ -87,13 +106,18 @@ def main(job: str, out: str) -> None:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    results = []
+    outcomes = []
     for path, batches in torch.load(job):
-        runner = load(path)
-        results.append([run_batch(runner, batch) for batch in batches])
+        try:
+            runner = load(path)
+        except ValueError as error:
+            outcomes.append({"error": str(error)})
+        else:
+            logits = [run_batch(runner, batch) for batch in batches]
+            outcomes.append({"logits": logits, "quantized": quantized_layers(runner)})
         destroy_model_parallel()
         destroy_distributed_environment()
-    torch.save(results, out)
+    torch.save(outcomes, out)
 
 
 if __name__ == "__main__":

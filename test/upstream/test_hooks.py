@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,27 +166,28 @@ def llama() -> SimpleNamespace:
 
 
 @pytest.fixture(autouse=True)
-def no_checkpoint_is_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hooks look up: the checkpoint's config, and the server's global state."""
     monkeypatch.setattr(
         "sglang_dllm.scheduling.dllm_config.hf_config_of", lambda args: args.hf_config
     )
     monkeypatch.setattr(
         "sglang_dllm.scheduling.launch_flags.architecture_of",
         lambda args: args.hf_config.architectures[0],
-        raising=False,
     )
-    return None
+    config = SimpleNamespace(hf_config=llama())
+    state = SimpleNamespace(tokenizer_manager=SimpleNamespace(model_config=config))
+    monkeypatch.setattr(
+        "sglang.srt.entrypoints.http_server.get_global_state", lambda: state
+    )
 
 
 def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
     """Calls of a target that are not about a full-attention model."""
     name = hook.target.rsplit(".", 1)[1]
-    args = SimpleNamespace(
-        dllm_algorithm=None, hf_config=llama(), get_model_config=lambda: args_config
-    )
-    args_config = SimpleNamespace(hf_config=llama())
-    theirs = SimpleNamespace(**{**vars(args), "dllm_algorithm": "LowConfidence"})
-    manager = SimpleNamespace(model_config=args_config)
+    args = SimpleNamespace(dllm_algorithm=None, hf_config=llama())
+    theirs = SimpleNamespace(dllm_algorithm="LowConfidence", hf_config=llama())
+    manager = SimpleNamespace(model_config=SimpleNamespace(hf_config=llama()))
     schedulers = [
         SimpleNamespace(dllm_config=None),
         SimpleNamespace(dllm_config=SimpleNamespace(block_size=4)),
@@ -199,8 +200,32 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "_validate_one_request": [(manager, "obj", [1, 2])],
         "generate_request": [(manager, "obj", "request")],
         "prepare_server_args": [(["--model-path", "x"],)],
+        "json": [("request",)],
+        "_handle_missing_default_values": [(args,), (theirs,)],
     }
-    return calls.get(name, [(args,), (theirs,)])
+    return calls[name]
+
+
+def call(hook: Hook, act: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
+    """What a hook returns or yields around an original of its target's kind."""
+
+    async def coroutine(*args: Any) -> Any:
+        return act(*args)
+
+    async def generator(*args: Any) -> AsyncIterator[Any]:
+        yield act(*args)
+        yield "last"
+
+    async def collect() -> list[Any]:
+        return [item async for item in hook.fn(generator, *arguments)]
+
+    if inspect.isasyncgenfunction(hook.fn):
+        *items, last = asyncio.run(collect())
+        assert last == "last"
+        return items
+    if inspect.iscoroutinefunction(hook.fn):
+        return [asyncio.run(hook.fn(coroutine, *arguments))]
+    return [hook.fn(act, *arguments)]
 
 
 @ALL
@@ -210,38 +235,24 @@ def test_off_means_off(hook: Hook) -> None:
         seen: list[tuple[Any, ...]] = []
         answer = object()
 
-        def original(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
+        def act(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
             seen.append(args)
             return answer
 
-        async def stream(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
-            seen.append(args)
-            yield answer
-            yield answer
-
-        if inspect.isasyncgenfunction(hook.fn):
-            found = asyncio.run(collect(hook.fn(stream, *arguments)))
-            assert found == [answer, answer]
-        else:
-            assert hook.fn(original, *arguments) is answer
+        (found,) = call(hook, act, arguments)
+        assert found is answer
         assert len(seen) == 1
         assert len(seen[0]) == len(arguments)
         assert all(a is b for a, b in zip(seen[0], arguments, strict=True))
 
 
-async def collect(items: AsyncIterator[Any]) -> list[Any]:
-    return [item async for item in items]
-
-
-def test_errors_of_others_pass_through_every_hook() -> None:
+@ALL
+def test_errors_of_others_pass_through(hook: Hook) -> None:
     """Only our own error types may turn into one line and exit status 2."""
 
-    def original(*args: Any) -> Any:
+    def act(*args: Any) -> Any:
         raise ValueError("theirs")
 
-    for hook in HOOKS.hooks:
-        if inspect.isasyncgenfunction(hook.fn):
-            continue
-        for arguments in off_arguments(hook):
-            with pytest.raises(ValueError, match=r"^theirs$"):
-                hook.fn(original, *arguments)
+    for arguments in off_arguments(hook):
+        with pytest.raises(ValueError, match=r"^theirs$"):
+            call(hook, act, arguments)

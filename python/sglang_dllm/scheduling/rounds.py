@@ -7,6 +7,7 @@ own queue until their canvas fits.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import (
@@ -167,7 +168,7 @@ def _start(req: Req, scheduler: Any) -> None:
             temperature=0.0 if params.top_k == 1 else params.temperature,
             top_p=params.top_p,
             top_k=params.top_k if params.top_k < config.facts.vocab_size else 0,
-            seed=seed if seed is not None else hash(req.rid),
+            seed=seed if seed is not None else _seed_of(req.rid),
         ),
     )
     state = MultiBlockDecoder(config.decode, config.facts).start(canvas)
@@ -175,6 +176,12 @@ def _start(req: Req, scheduler: Any) -> None:
     req.full_untruncated_fill_ids = fill_ids(state)
     req.set_extend_range(0, len(canvas))
     req.customized_info = RequestReport(canvas).as_customized_info()
+
+
+def _seed_of(rid: str) -> int:
+    """A seed for a request that names none: the same on every tensor-parallel rank."""
+    digest = hashlib.blake2b(rid.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _emit(req: Req, scheduler: Any) -> bool:

@@ -92,13 +92,6 @@ def check_body(path: str, body: Any, model: ServedModel) -> Any:
         return _check_completion(_an_object(body), model)
     if path == "/generate":
         check_generate(_an_object(body), model.vocab_size)
-        if body.get("custom_labels"):
-            raise refused(
-                "custom_labels",
-                body["custom_labels"],
-                "nothing: labels come from the header that "
-                "--tokenizer-metrics-custom-labels-header names",
-            )
         return _without_nulls(body)
     if path in ("/v1/messages", "/v1/responses"):
         return {"temperature": model.temperature, **_without_nulls(_an_object(body))}

@@ -31,7 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("auto", "none"),
 }
 
-# Sampling fields of other engines and of OpenAI; SGLang drops them without a word.
+# Sampling fields of other engines or routes; SGLang drops them without a word.
 _FOREIGN = (
     *("typical_p", "top_a", "tfs", "mirostat", "dynatemp_range", "epsilon_cutoff"),
     *("length_penalty", "use_beam_search", "beam_width", "early_stopping"),
@@ -39,7 +39,8 @@ _FOREIGN = (
     *("structured_outputs", "grammar", "json_object", "choice"),
     *("prompt_logprobs", "bad_words", "allowed_token_ids", "logits_processors"),
     *("functions", "function_call", "prediction", "audio"),
-    *("thinking_budget", "max_thinking_tokens", "min_new_tokens", "structural_tag"),
+    *("thinking_budget", "max_thinking_tokens", "structural_tag", "json_schema"),
+    *("max_new_tokens", "sampling_seed", "suffix", "echo", "return_logprob"),
 )
 
 # SGLang's own models check these, and they reach the chat template only.
@@ -79,7 +80,7 @@ def refuse_unsupported(
     for key, value in data.items():
         if key in implemented.model_fields or key in _SGLANG_CHECKS:
             continue
-        known = key in upstream_defaults or key in _FOREIGN
+        known = key in upstream_defaults or key in _FOREIGN or key in _NEUTRAL
         if not known and not unknown_allowed:
             raise Refusal(
                 f"{prefix}{key} is not a known field; "
@@ -87,12 +88,11 @@ def refuse_unsupported(
             )
         if not known or _changes_nothing(key, value, upstream_defaults.get(key)):
             continue
-        neutral = _NEUTRAL.get(key, (None,))[0]
+        neutral = "".join(f"{one!r} or " for one in _NEUTRAL.get(key, ()))
         raise refused(
             prefix + key,
             value,
-            f"{neutral!r} or nothing: full-attention diffusion models "
-            "do not implement it",
+            f"{neutral}nothing: full-attention diffusion models do not implement it",
         )
 
 

@@ -1,0 +1,265 @@
+"""What good requests get: limits, seeds, streams, stops, usage, defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from openai import OpenAI
+
+from serving_harness import Server
+
+DEMO = Path(__file__).parents[2] / "python" / "sglang_dllm" / "demo" / "checkpoint"
+QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have?"
+MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def client(demo_server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{demo_server.base_url}/v1", api_key="none") as client:
+        yield client
+
+
+def events(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:
+    response = requests.post(
+        server.base_url + path, json={**body, "stream": True}, timeout=300
+    )
+    assert response.status_code == 200, response.text
+    lines = [line for line in response.text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_the_longest_canvas_is_served_whole(demo_server: Server) -> None:
+    """The scheduler shortens what it cannot hold without a word: never for us."""
+    prompt = list(range(5, 25))
+    most = 1022 - len(prompt)
+    answer = demo_server.generate(prompt, max_new_tokens=most)
+    assert answer["meta_info"]["canvas_len"] == 1022
+    body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": most + 1}}
+    refused = demo_server.post("/generate", **body)
+    assert refused.status_code == 400
+    assert f"1 to {most}" in refused.text
+
+
+def test_the_longest_prompt(demo_server: Server) -> None:
+    answer = demo_server.generate([5] * 1017, max_new_tokens=5)
+    assert answer["meta_info"]["canvas_len"] == 1022
+    answer = demo_server.generate([5] * 1017)
+    assert answer["meta_info"]["canvas_len"] == 1022
+    refused = demo_server.post("/generate", input_ids=[5] * 1018)
+    assert refused.status_code == 400
+    assert "1018 tokens; expected 1 to 1017" in refused.text
+
+
+def test_the_longest_canvas_of_a_small_paged_pool(
+    start_server: Callable[..., Server],
+) -> None:
+    server = start_server(
+        DEMO,
+        *("--dllm-algorithm", "FullAttnMultiBlock"),
+        *("--max-total-tokens", "256", "--page-size", "16"),
+    )
+    refused = server.post(
+        "/generate", input_ids=[5] * 20, sampling_params={"max_new_tokens": 500}
+    )
+    most = int(refused.json()["error"]["message"].rsplit(" ", 1)[1])
+    assert 180 <= most < 256 - 20
+    answer = server.generate([5] * 20, max_new_tokens=most)
+    assert answer["meta_info"]["canvas_len"] == 20 + most
+    assert (
+        server.post(
+            "/generate",
+            input_ids=[5] * 20,
+            sampling_params={"max_new_tokens": most + 1},
+        ).status_code
+        == 400
+    )
+    server.wait_until_idle()
+    server.stop()
+
+
+def test_the_default_canvas(demo_server: Server, client: OpenAI) -> None:
+    answer = demo_server.generate([5, 6, 7])
+    assert answer["meta_info"]["canvas_len"] == 3 + 256
+    chat = demo_server.post("/v1/chat/completions", messages=MESSAGES).json()
+    assert 1 <= chat["usage"]["completion_tokens"] + 1 <= 257
+    completion = client.completions.create(model="demo", prompt=QUESTION)
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens <= 16
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_no_temperature_is_greedy(demo_server: Server, path: str) -> None:
+    body: dict[str, Any] = {"max_tokens": 48}
+    body |= {"messages": MESSAGES} if "chat" in path else {"prompt": QUESTION}
+    default, null, greedy = (
+        demo_server.post(path, **body, **extra).json()["choices"][0]
+        for extra in ({}, {"temperature": None}, {"temperature": 0})
+    )
+    assert default == null == greedy
+
+
+def test_no_temperature_is_greedy_natively(demo_server: Server) -> None:
+    prompt = list(range(40, 60))
+    default, null, greedy = (
+        demo_server.generate(prompt, max_new_tokens=48, **extra)["output_ids"]
+        for extra in ({}, {"temperature": None}, {"temperature": 0.0})
+    )
+    assert default == null == greedy
+
+
+@pytest.mark.parametrize("seed", [0, -1, 42, 2**63 - 1, -(2**63)])
+def test_a_seed_repeats_itself(client: OpenAI, demo_server: Server, seed: int) -> None:
+    def chat() -> str | None:
+        answer = client.chat.completions.create(
+            model="demo",
+            messages=MESSAGES,
+            max_tokens=32,
+            temperature=0.8,
+            seed=seed,
+        )
+        return answer.choices[0].message.content
+
+    def completion() -> str:
+        answer = client.completions.create(
+            model="demo", prompt=QUESTION, max_tokens=32, temperature=0.8, seed=seed
+        )
+        return answer.choices[0].text
+
+    def native() -> list[int]:
+        params = {"max_new_tokens": 32, "temperature": 0.8, "sampling_seed": seed}
+        ids: list[int] = demo_server.generate([50, 60, 70], **params)["output_ids"]
+        return ids
+
+    assert chat() == chat()
+    assert completion() == completion()
+    assert native() == native()
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("seed", [None, 7])
+def test_several_answers(
+    client: OpenAI, demo_server: Server, n: int, seed: int | None
+) -> None:
+    options: dict[str, Any] = {"n": n, "max_tokens": 8, "temperature": 0.8}
+    chat = client.chat.completions.create(
+        model="demo", messages=MESSAGES, seed=seed, **options
+    )
+    assert [choice.index for choice in chat.choices] == list(range(n))
+    completion = client.completions.create(
+        model="demo", prompt=["1+1=", "2+2="], seed=seed, **options
+    )
+    assert len(completion.choices) == 2 * n
+    native = demo_server.post(
+        "/generate",
+        text="1+1=",
+        sampling_params={
+            "n": n,
+            "max_new_tokens": 8,
+            "temperature": 0.8,
+            "sampling_seed": seed,
+        },
+    )
+    assert len(native.json()) == n
+    streamed = events(
+        demo_server,
+        "/v1/completions",
+        model="demo",
+        prompt="1+1=",
+        seed=seed,
+        **options,
+    )
+    assert {event["choices"][0]["index"] for event in streamed} == set(range(n))
+
+
+@pytest.mark.parametrize("stop", [None, "1", ["e", "\n"]])
+def test_a_stream_equals_the_whole_answer(
+    client: OpenAI, demo_server: Server, stop: Any
+) -> None:
+    options: dict[str, Any] = {"model": "demo", "max_tokens": 64, "stop": stop}
+    whole = client.chat.completions.create(messages=MESSAGES, **options)
+    chunks = list(
+        client.chat.completions.create(
+            messages=MESSAGES,
+            stream=True,
+            stream_options={"include_usage": True},
+            **options,
+        )
+    )
+    deltas = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    assert "".join(deltas) == (whole.choices[0].message.content or "")
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+    assert [r for r in reasons if r] == [whole.choices[0].finish_reason]
+    assert chunks[-1].usage is not None and whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+
+    text = client.completions.create(prompt=QUESTION, **options)
+    pieces = client.completions.create(prompt=QUESTION, stream=True, **options)
+    assert "".join(p.choices[0].text for p in pieces) == text.choices[0].text
+    for one in [stop] if isinstance(stop, str) else stop or []:
+        assert one not in text.choices[0].text
+
+    params = {"max_new_tokens": 64} | ({"stop": stop} if stop else {})
+    body = {"text": QUESTION, "sampling_params": params}
+    answer = demo_server.post("/generate", **body).json()
+    last = events(demo_server, "/generate", **body)[-1]
+    assert last["text"] == answer["text"]
+    assert last["output_ids"] == answer["output_ids"]
+    assert last["meta_info"]["finish_reason"] == answer["meta_info"]["finish_reason"]
+
+
+def test_without_include_usage_a_stream_has_none(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="demo", messages=MESSAGES, max_tokens=8, stream=True
+    )
+    assert all(chunk.usage is None for chunk in stream)
+
+
+def test_echo_repeats_the_prompt(client: OpenAI) -> None:
+    options: dict[str, Any] = {"model": "demo", "prompt": QUESTION, "max_tokens": 8}
+    plain = client.completions.create(**options).choices[0].text
+    assert client.completions.create(echo=True, **options).choices[0].text == (
+        QUESTION + plain
+    )
+    pieces = client.completions.create(echo=True, stream=True, **options)
+    assert "".join(piece.choices[0].text for piece in pieces) == QUESTION + plain
+
+
+def test_a_mask_token_in_the_prompt_is_text(demo_server: Server) -> None:
+    config = json.loads((DEMO / "config.json").read_text())
+    prompt = [5, config["mask_token_id"], 6]
+    answer = demo_server.generate(prompt, max_new_tokens=8)
+    assert answer["meta_info"]["prompt_tokens"] == 3
+
+
+def test_fields_without_effect_are_accepted(demo_server: Server) -> None:
+    """What stock clients send by default, and OpenAI fields about the account."""
+    answer = demo_server.post(
+        "/v1/chat/completions",
+        messages=MESSAGES,
+        max_tokens=4,
+        **{"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}},
+        **{"logprobs": False, "top_logprobs": None, "repetition_penalty": 1.0},
+        **{"response_format": {"type": "text"}, "tool_choice": "none", "tools": []},
+        **{"user": "me", "store": False, "metadata": {"a": "b"}, "n": None},
+        **{"min_p": 0, "top_k": -1, "best_of": 1},
+    )
+    assert answer.status_code == 200, answer.text
+    answer = demo_server.post(
+        "/generate",
+        text="1+1=",
+        **{"return_logprob": False, "lora_path": None, "image_data": None},
+        **{"logprob_start_len": -1, "top_logprobs_num": 0, "stream": None},
+        sampling_params={"max_new_tokens": 4, "min_p": 0, "stop": None, "regex": None},
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_pools_are_empty_again(demo_server: Server) -> None:
+    assert demo_server.wait_until_idle()["num_used_tokens"] == 0

@@ -1,0 +1,179 @@
+"""The door and the body checks, without a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import HTTPException
+
+from sglang_dllm.errors import RequestError
+from sglang_dllm.serving.body import (
+    ServedModel,
+    check_body,
+    check_sampling,
+    explain_malformed,
+)
+from sglang_dllm.serving.door import Room, check_request, default_temperature
+from sglang_dllm.serving.refusal import Refusal, refused
+
+MODEL = ServedModel(vocab_size=100, temperature=0.25)
+ROOM = Room(max_req_input_len=95)
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+def test_a_refusal_is_a_400_wherever_it_is_raised() -> None:
+    refusal = refused("top_p", 2, "a number")
+    assert isinstance(refusal, RequestError) and isinstance(refusal, HTTPException)
+    assert refusal.status_code == 400
+    assert str(refusal) == refusal.detail
+    assert str(refusal) == "top_p=2 is not allowed; expected a number"
+
+
+def test_a_refusal_is_short_and_valid_unicode() -> None:
+    message = str(refused("stop", "\ud800" * 1000, "text"))
+    assert len(message) < 150
+    message.encode()
+
+
+def test_absent_max_new_tokens_becomes_what_fits() -> None:
+    params: dict[str, Any] = {}
+    check_request(params, [1] * 10, 100, ROOM)
+    assert params == {"max_new_tokens": 89}
+    params = {"max_new_tokens": None}
+    check_request(params, [1] * 10, 100, Room(max_req_input_len=1000))
+    assert params == {"max_new_tokens": 256}
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("prompt_len", [1, 15, 16, 17, 200])
+@pytest.mark.parametrize("pool", [512, 2048])
+def test_the_room_is_never_more_than_the_scheduler_holds(
+    page_size: int, prompt_len: int, pool: int
+) -> None:
+    """Against sglang 0.5.17's own two bounds (Scheduler.init_req_max_new_tokens)."""
+    context = 1024
+    max_req_len = min(context, pool) - 1
+    paged = -(-prompt_len // page_size) * page_size
+    held = min(max_req_len - prompt_len - 1, pool - paged - page_size - 1)
+    room = Room(max_req_len - 5, page_size).for_answer(prompt_len)
+    assert room <= held
+    if page_size == 1 or pool < context:
+        assert room == held
+    assert held - room < 2 * page_size
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "params", "named"),
+    [
+        ([], {}, "input_ids: the prompt is empty"),
+        (None, {}, "input_ids: the prompt is empty"),
+        ([1, 100], {}, "token id 100 is outside the vocabulary; expected 0 to 99"),
+        ([-1], {}, "token id -1"),
+        ([1] * 95, {}, "95 tokens; expected 1 to 94"),
+        ([1] * 10, {"max_new_tokens": 90}, "max_new_tokens=90 does not fit"),
+        ([1] * 10, {"max_new_tokens": 90}, "max_tokens can be 1 to 89"),
+        ([1] * 10, {"max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+)
+def test_the_door_names_what_does_not_fit(
+    input_ids: list[int] | None, params: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        check_request(params, input_ids, 100, ROOM)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("preferred", "generation_config", "expected"),
+    [
+        (None, {}, 0.0),
+        ({}, {"temperature": 0.2}, 0.2),
+        ({"temperature": 0.7}, {"temperature": 0.2}, 0.7),
+        ({"temperature": 0}, {"temperature": 0.2}, 0.0),
+        ({"top_p": 0.9}, {"temperature": None}, 0.0),
+    ],
+)
+def test_default_temperature(
+    preferred: dict[str, Any] | None, generation_config: dict[str, Any], expected: float
+) -> None:
+    assert default_temperature(preferred, generation_config) == expected
+
+
+def test_a_body_without_a_temperature_gets_the_models() -> None:
+    for extra in ({}, {"temperature": None}):
+        body = {"messages": MESSAGES, **extra}
+        checked = check_body("/v1/chat/completions", body, MODEL)
+        assert checked == {"messages": MESSAGES, "temperature": 0.25}
+    body = {"prompt": "a", "temperature": 1}
+    assert check_body("/v1/completions", body, MODEL) == body
+
+
+def test_other_routes_pass_untouched() -> None:
+    body = [{"anything": float("nan")}]
+    assert check_body("/v1/loads", body, MODEL) is body
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"top_p": 1, "temperature": 0, "top_k": -1, "n": 1, "stop": ["a"]},
+        {"temperature": None, "stop": None, "regex": None, "max_new_tokens": None},
+        {"min_p": 0.0, "repetition_penalty": 1, "logit_bias": {}, "json_schema": ""},
+        {"stop_token_ids": [0, 99], "sampling_seed": -(2**63), "custom_params": {}},
+    ],
+)
+def test_good_sampling_parameters_pass(params: dict[str, Any]) -> None:
+    check_sampling(params, 100, "sampling_params.")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"top_p": True},
+            "sampling_params.top_p=True is not allowed; "
+            "expected a number above 0, up to 1",
+        ),
+        (
+            {"stop_token_ids": [100]},
+            "sampling_params.stop_token_ids: token id 100 is outside the vocabulary; "
+            "expected 0 to 99",
+        ),
+        (
+            {"min_p": 0.1},
+            "sampling_params.min_p=0.1 is not allowed; expected 0 or nothing: "
+            "full-attention diffusion models do not implement it",
+        ),
+    ],
+)
+def test_bad_sampling_parameters_are_named(
+    params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        check_sampling(params, 100, "sampling_params.")
+    assert str(caught.value) == message
+
+
+def test_an_unknown_sampling_parameter_is_told_the_known_ones() -> None:
+    with pytest.raises(Refusal, match="alien is not a known field; expected one of n,"):
+        check_sampling({"alien": 1}, 100, "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        (b'{"a": [1, {"b": NaN}]}', "a[1].b=nan"),
+        (b'{"stop": ["x", "\\ud800"]}', "stop[1]='\\ud800'"),
+        (b'{"\\ud800": 1}', "\\ud800="),
+        (b'{"a": 1e999}', "a=inf"),
+        (b"\xff", "body: malformed JSON, why"),
+        (b"{", "body: malformed JSON, why"),
+        (b"[" * 100_000, "body: malformed JSON, why"),
+    ],
+)
+def test_what_is_not_json_is_located(raw: bytes, field: str) -> None:
+    message = str(explain_malformed(raw, "why"))
+    assert field in message
+    message.encode()
