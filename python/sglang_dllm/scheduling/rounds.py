@@ -207,7 +207,7 @@ def _emit(req: Req, scheduler: Any) -> bool:
 
 def _check_end(req: Req, token: int) -> None:
     """SGLang's own stop rules, in canvas order: at each token, stops before length."""
-    if not req._check_str_based_finish(1):
-        req._check_token_based_finish([token])
-    if not req.finished():
-        req.update_finish_state(1)
+    if req._check_str_based_finish(1) or req._check_token_based_finish([token]):
+        return
+    if len(req.output_ids) >= req.sampling_params.max_new_tokens:
+        req.finished_reason = FINISH_LENGTH(length=len(req.output_ids))
