@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from sglang_dllm.config import ALGORITHMS, load_decode_config
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.families import FAMILIES
+from sglang_dllm.models.tokenizers import plain_tokenizer_path
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,9 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
     server_args.disable_overlap_schedule = True
     server_args.disable_cuda_graph = True
     server_args.chunked_prefill_size = -1
+    server_args.tokenizer_path = plain_tokenizer_path(
+        server_args.tokenizer_path or server_args.model_path, server_args.revision
+    )
     logger.info(
         "%s: prefix cache, chunked prefill, overlap schedule and CUDA graphs are off; "
         "up to %d canvases run at once",

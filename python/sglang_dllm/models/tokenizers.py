@@ -1,0 +1,53 @@
+"""Tokenizers that checkpoints define by remote code, in transformers' own classes.
+
+SGLang loads the tokenizer in processes that load no plugin, so registering a class
+would not reach them: the stand-in is saved as a folder every process can read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+STAND_INS: dict[str, type[PreTrainedTokenizerBase]] = {
+    # Dream's class is Qwen2's byte-level BPE; its special tokens are in its files.
+    "DreamTokenizer": Qwen2Tokenizer,
+}
+
+
+def plain_tokenizer_path(path: str, revision: str | None = None) -> str:
+    """``path``, or a folder with the same tokenizer that needs no remote code.
+
+    Args:
+        path: tokenizer folder or hub name.
+        revision: of the hub repository.
+    """
+    name = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
+    stand_in = STAND_INS.get(str(name))
+    if stand_in is None:
+        return path
+    tokenizer = stand_in.from_pretrained(path, revision=revision)
+    # Saved under the tokenizer's own content: a changed checkpoint is a new folder.
+    state = f"{tokenizer.backend_tokenizer.to_str()}{tokenizer.chat_template}"
+    folder = _cache() / hashlib.sha256(state.encode()).hexdigest()[:16]
+    if not (folder / "tokenizer_config.json").exists():
+        # Written beside its place and renamed, for launches at the same time.
+        partial = folder.with_suffix(f".{os.getpid()}")
+        tokenizer.save_pretrained(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    return str(folder)
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "sglang-dllm" / "tokenizers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
