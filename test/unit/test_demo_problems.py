@@ -26,7 +26,7 @@ from sglang_dllm.demo.tokenizer import (
     chat_prompt,
 )
 
-LINE = re.compile(r"(\d+) ([-+x/]) (\d+) = (\d+)(?: \w+)?\.")
+LINE = re.compile(r"(\d+) ([-+]) (\d+) = (\d+)")
 
 
 def first(split: Split, num: int = 2000, seed: int = 3) -> list[Problem]:
@@ -58,7 +58,7 @@ def test_answers_are_right(split: Split) -> None:
             match = LINE.fullmatch(line)
             assert match, line
             a, b, result = int(match[1]), int(match[3]), int(match[4])
-            value = {"+": a + b, "-": a - b, "x": a * b, "/": a / b}[match[2]]
+            value = {"+": a + b, "-": a - b}[match[2]]
             assert value == result, line
             assert {a, b} <= known, (problem.question, line)
             assert 0 <= result <= 100
@@ -80,7 +80,7 @@ def test_heldout_numbers_never_occur_in_training() -> None:
 
 def test_every_template_and_step_count_occurs() -> None:
     drawn = first("heldout", 500)
-    assert len({p.template for p in drawn}) == len(TEMPLATES)
+    assert len({p.template for p in drawn}) == len(set(TEMPLATES))
     assert {len(p.steps) for p in drawn} == {1, 2, 3}
 
 

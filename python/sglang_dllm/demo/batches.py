@@ -19,7 +19,7 @@ from sglang_dllm.demo.tokenizer import EOS, MASK, chat_prompt
 
 # Weight of the EOS tokens after the first one, which say nothing new.
 TAIL_WEIGHT = 0.1
-ORDERED_SHARE, FAR_WEIGHT = 0.65, 0.15
+ORDERED_SHARE, WHOLE_SHARE, FAR_WEIGHT = 0.3, 0.4, 0.15
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class BatchSource:
         self.eos = tokenizer.token_to_id(EOS)
         self.mask = tokenizer.token_to_id(MASK)
         self.equals = tokenizer.encode(" =").ids[0]
+        self.final = tokenizer.encode("####").ids[0]
         self.is_digit = torch.tensor(
             [
                 tokenizer.decode([i]).strip().isdigit()
@@ -62,12 +63,16 @@ class BatchSource:
             ]
         )
 
-    def pool(self, sheet_share: float, size: int = 1024) -> Iterator[Batch]:
+    def pool(
+        self, max_steps: int, sheet_share: float, size: int = 1024
+    ) -> Iterator[Batch]:
         """The batches of `size` fresh examples, similar lengths together.
 
         A further `sheet_share` of all batches are sheets of bare equations.
         """
-        examples = sorted((self.example() for _ in range(size)), key=lambda e: e.length)
+        examples = sorted(
+            (self.example(max_steps) for _ in range(size)), key=lambda e: e.length
+        )
         groups: list[list[Example]] = [[]]
         for example in examples:
             if (len(groups[-1]) + 1) * example.length > self.tokens:
@@ -79,15 +84,16 @@ class BatchSource:
                 yield self.sheets()
             yield self.collate(group)
 
-    def example(self) -> Example:
+    def example(self, max_steps: int) -> Example:
         rng = self.rng
-        prompt, answer = dress(rng, draw(rng, "train"))
+        most = max_steps if rng.random() < 0.93 else 3
+        prompt, answer = dress(rng, draw(rng, "train", most))
         response = self.tokenizer.encode(answer).ids
         kind = rng.random()
-        if kind < 0.88:
+        if kind < 0.94:
             tail = rng.randint(1, 5)
         else:
-            canvas = 64 if kind < 0.96 else 128 if kind < 0.99 else 256
+            canvas = 64 if kind < 0.98 else 128 if kind < 0.995 else 256
             tail = canvas - len(response)
         return Example(self.tokenizer.encode(prompt).ids, response, tail)
 
@@ -113,13 +119,9 @@ class BatchSource:
         clean = torch.tensor(
             [(e.ids + [self.eos] * length)[:length] for e in encodings]
         )
-        # A number is a result when the last token that is no digit is an equals sign.
-        place = torch.arange(length).expand_as(clean)
-        digit = self.is_digit[clean]
-        last_other = torch.where(digit, 0, place).cummax(1).values
-        result = digit & (clean.gather(1, last_other) == self.equals)
+        result = self.results(clean)
         masked = result & (self.uniform(rows, length) < 0.85)
-        masked |= ~digit & (self.uniform(rows, length) < 0.05)
+        masked |= ~self.is_digit[clean] & (self.uniform(rows, length) < 0.05)
         weight = masked / masked.sum().clamp(min=1)
         return Batch(
             torch.where(masked, self.mask, clean), clean, weight, is_sheet=True
@@ -133,12 +135,26 @@ class BatchSource:
         """Weight of each masked token, `(B, L)` float; 0 where nothing is masked."""
         place = torch.arange(clean.shape[1])[None]
         value = torch.where(place > end, TAIL_WEIGHT, 1.0) * (place >= start)
-        ordered = self.uniform(len(clean), 1) < ORDERED_SHARE
-        return torch.where(
-            ordered,
+        kind = self.uniform(len(clean), 1)
+        answers = torch.where(
+            kind < ORDERED_SHARE,
             self.ordered_noise(clean, start, end, value),
             self.scattered_noise(value),
         )
+        return torch.where(
+            kind > 1 - WHOLE_SHARE, self.whole_noise(end, place), answers
+        )
+
+    def whole_noise(self, end: Tensor, place: Tensor) -> Tensor:
+        """LLaDA's pretraining objective: question and answer masked alike.
+
+        A number is often still to be read on the other side, in either direction,
+        which is how copying between question and answer is learnt soonest.
+        """
+        text = (place <= end) & (place > 0)
+        t = 0.1 + 0.6 * self.uniform(len(end), 1)
+        masked = text & (self.uniform(len(end), place.shape[1]) < t)
+        return masked / masked.sum(1, keepdim=True).clamp(min=1)
 
     def scattered_noise(self, value: Tensor) -> Tensor:
         """LLaDA's SFT objective (arXiv:2502.09992): each token with probability t.
@@ -158,25 +174,33 @@ class BatchSource:
 
         Of the other tokens after the cut a random share is known. Scattered masks
         seldom hide a result everywhere (it returns in the next line), so a third of
-        the cuts are right before a result. Numbers further on depend on numbers not yet
-        known and weigh less, or their noise drowns the arithmetic.
+        the cuts are right before a result; another third are at the very start.
+        Results after the first two numbers depend on numbers not yet known and
+        weigh less, or their noise drowns what can be learnt.
         """
         rows, length = clean.shape
         place = torch.arange(length)[None]
-        results = self.uniform(rows, length) * (
-            (clean == self.equals) & (place >= start)
-        )
+        equals = (clean == self.equals) & (place >= start)
+        at_result = (self.uniform(rows, length) * equals).argmax(1, keepdim=True) + 1
         anywhere = start + self.uniform(rows, 1) * (end - start)
-        at_result = self.uniform(rows, 1) < 0.33
-        cut = torch.where(at_result, results.argmax(1, keepdim=True) + 1, anywhere)
+        kind = self.uniform(rows, 1)
+        cut = torch.where(kind < 0.33, at_result, anywhere)
+        cut = torch.where(kind > 0.67, start, cut)
         digit = self.is_digit[clean]
         after = place >= cut
         known = ~digit & (self.uniform(rows, length) < self.uniform(rows, 1))
         begins = digit & ~digit.roll(1, dims=1) & after
-        far = digit & (begins.cumsum(1) > 2)
+        far = self.results(clean) & (begins.cumsum(1) > 2)
         near = torch.where(digit, 1.0, 0.3) * value
         weight = torch.where(far, FAR_WEIGHT, near) * (after & ~known)
         return weight / weight.sum(1, keepdim=True).clamp(min=1.0)
+
+    def results(self, clean: Tensor) -> Tensor:
+        """Digits whose last token before that is no digit is `=` or `####`."""
+        digit = self.is_digit[clean]
+        place = torch.arange(clean.shape[1]).expand_as(clean)
+        sign = clean.gather(1, torch.where(digit, 0, place).cummax(1).values)
+        return digit & ((sign == self.equals) | (sign == self.final))
 
     def uniform(self, *size: int) -> Tensor:
         return torch.rand(*size, generator=self.generator)
@@ -185,9 +209,9 @@ class BatchSource:
 def dress(rng: random.Random, problem: Problem) -> tuple[str, str]:
     """Prompt and response text: chat, a second chat turn, or plain completion."""
     kind = rng.random()
-    if kind < 0.82:
+    if kind < 0.92:
         return chat_prompt([("user", problem.question)]), problem.answer
-    if kind < 0.85:
+    if kind < 0.94:
         earlier = draw(rng, "train")
         turns = [
             ("user", earlier.question),

@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(params), defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         assert closure is None, "Muon takes no closure"
         for group in self.param_groups:
             # Matrices of one shape are orthogonalised together, in one batched matmul.

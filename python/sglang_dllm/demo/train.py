@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sglang_dllm.demo import demo_path
 from sglang_dllm.demo.batches import Batch, BatchSource
-from sglang_dllm.demo.checkpoint_io import MAX_LENGTH, save_checkpoint
+from sglang_dllm.demo.checkpoint_io import MAX_LENGTH, load_checkpoint, save_checkpoint
 from sglang_dllm.demo.evaluate import breakdown, evaluate, heldout, rule_for
 from sglang_dllm.demo.model import DemoModel, ModelShape
 from sglang_dllm.demo.muon import Muon
@@ -32,8 +32,8 @@ WARMUP, EMA_DECAY = 0.01, 0.995
 
 
 def lr_scale(progress: float) -> float:
-    """Warm up, hold, and fall linearly to zero over the last 60 % of the run."""
-    return min(1.0, (progress + 1e-3) / WARMUP, max(0.0, (1 - progress) / 0.6))
+    """Warm up, hold, and fall linearly to zero over the last 45 % of the run."""
+    return min(1.0, (progress + 1e-3) / WARMUP, max(0.0, (1 - progress) / 0.45))
 
 
 def masked_loss(model: DemoModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -48,12 +48,21 @@ def masked_loss(model: DemoModel, batch: Batch) -> tuple[Tensor, Tensor]:
 class Trainer:
     """Owns model, optimizers, averaged weights and the clock of one run."""
 
-    def __init__(self, seed: int, seconds: float, tokens: int, state: Path) -> None:
+    def __init__(
+        self,
+        seed: int,
+        seconds: float,
+        tokens: int,
+        state: Path,
+        init_from: Path | None = None,
+    ) -> None:
         torch.manual_seed(seed)
         self.seconds = seconds
         self.tokenizer = build_tokenizer()
         self.source = BatchSource(self.tokenizer, seed, tokens)
         self.model = DemoModel(ModelShape(self.tokenizer.get_vocab_size()), MAX_LENGTH)
+        if init_from is not None:
+            self.model.load_state_dict(load_checkpoint(init_from)[0].state_dict())
         hidden: list[Tensor] = []
         other: list[Tensor] = []
         for name, weight in self.model.named_parameters():
@@ -66,7 +75,7 @@ class Trainer:
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.began = time.monotonic()
         self.num_steps = 0
-        self.sheet_ce = 5.0
+        self.sheet_ce = self.problem_ce = 5.0
         self.num_tokens = 0
         self.state_file = state / "state.pt"
         if self.state_file.exists():
@@ -83,8 +92,13 @@ class Trainer:
 
     @property
     def sheet_share(self) -> float:
-        """Mostly bare equations until they are learnt, or time presses."""
-        return 0.85 if self.sheet_ce > 0.2 and self.progress < 0.3 else 0.3
+        """Mostly bare equations at first, then enough not to forget them."""
+        return 0.6 if self.sheet_ce > 0.3 and self.progress < 0.2 else 0.2
+
+    @property
+    def max_steps(self) -> int:
+        """Reasoning steps of most problems: a curriculum from one to three."""
+        return 1 if self.progress < 0.5 else 2 if self.progress < 0.6 else 3
 
     def step(self, batch: Batch) -> float:
         """One update; returns the plain cross-entropy of the masked tokens."""
@@ -103,6 +117,8 @@ class Trainer:
         self.num_tokens += batch.clean.numel()
         if batch.is_sheet:
             self.sheet_ce += 0.05 * (float(plain) - self.sheet_ce)
+        else:
+            self.problem_ce += 0.02 * (float(plain) - self.problem_ce)
         return float(plain)
 
     def save(self) -> None:
@@ -110,7 +126,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema,
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "counts": (self.trained, self.num_steps, self.num_tokens, self.sheet_ce),
+            "counts": (self.trained, self.num_steps, self.num_tokens),
+            "stage": (self.sheet_ce, self.problem_ce),
             "rng": (self.source.rng.getstate(), self.source.generator.get_state()),
         }
         fresh = self.state_file.with_suffix(".new")
@@ -123,7 +140,8 @@ class Trainer:
         self.ema = state["ema"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        trained, self.num_steps, self.num_tokens, self.sheet_ce = state["counts"]
+        trained, self.num_steps, self.num_tokens = state["counts"]
+        self.sheet_ce, self.problem_ce = state["stage"]
         self.began = time.monotonic() - trained
         self.source.rng.setstate(state["rng"][0])
         self.source.generator.set_state(state["rng"][1])
@@ -164,7 +182,7 @@ def run(trainer: Trainer, out: Path, log_file: Path, eval_every: float) -> None:
     next_eval = trainer.trained + min(120.0, eval_every)
     while trainer.progress < 1:
         trainer.save()
-        for batch in trainer.source.pool(trainer.sheet_share):
+        for batch in trainer.source.pool(trainer.max_steps, trainer.sheet_share):
             losses.append(trainer.step(batch))
             if trainer.progress >= 1:
                 break
@@ -173,6 +191,8 @@ def run(trainer: Trainer, out: Path, log_file: Path, eval_every: float) -> None:
                     {
                         "masked_ce": round(sum(losses) / len(losses), 4),
                         "sheet_ce": round(trainer.sheet_ce, 4),
+                        "problem_ce": round(trainer.problem_ce, 4),
+                        "max_steps": trainer.max_steps,
                     }
                 )
                 losses, next_log = [], trainer.trained + 30.0
@@ -191,10 +211,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4500.0)
     parser.add_argument("--eval-every", type=float, default=540.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--init-from", type=Path, help="weights to go on from")
     parser.add_argument("--batch-tokens", type=int, default=1536)
     args = parser.parse_args()
     args.state_dir.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(args.seed, args.seconds, args.batch_tokens, args.state_dir)
+    trainer = Trainer(
+        args.seed, args.seconds, args.batch_tokens, args.state_dir, args.init_from
+    )
     run(trainer, args.out, args.state_dir / "train_log.jsonl", args.eval_every)
 
 
