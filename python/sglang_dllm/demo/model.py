@@ -21,9 +21,9 @@ class ModelShape:
     """Sizes of a LLaDA checkpoint; the field names are those of its config.json."""
 
     vocab_size: int
-    d_model: int = 192
-    n_layers: int = 4
-    n_heads: int = 3
+    d_model: int = 256
+    n_layers: int = 6
+    n_heads: int = 4
     mlp_hidden_size: int = 512
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5

@@ -27,13 +27,13 @@ from sglang_dllm.demo.model import DemoModel, ModelShape
 from sglang_dllm.demo.muon import Muon
 from sglang_dllm.demo.tokenizer import build_tokenizer
 
-MUON_LR, ADAM_LR = 0.02, 2e-3
+MUON_LR, ADAM_LR = 0.015, 2e-3
 WARMUP, EMA_DECAY = 0.01, 0.995
 
 
 def lr_scale(progress: float) -> float:
-    """Warm up, hold, and fall linearly to zero over the last 45 % of the run."""
-    return min(1.0, (progress + 1e-3) / WARMUP, max(0.0, (1 - progress) / 0.45))
+    """Warm up, hold, and fall linearly to zero over the last 60 % of the run."""
+    return min(1.0, (progress + 1e-3) / WARMUP, max(0.0, (1 - progress) / 0.6))
 
 
 def masked_loss(model: DemoModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -93,12 +93,12 @@ class Trainer:
     @property
     def sheet_share(self) -> float:
         """Mostly bare equations at first, then enough not to forget them."""
-        return 0.6 if self.sheet_ce > 0.3 and self.progress < 0.2 else 0.2
+        return 0.5 if self.sheet_ce > 0.15 and self.progress < 0.4 else 0.15
 
     @property
     def max_steps(self) -> int:
         """Reasoning steps of most problems: a curriculum from one to three."""
-        return 1 if self.progress < 0.5 else 2 if self.progress < 0.6 else 3
+        return 1 if self.progress < 0.2 else 2 if self.progress < 0.35 else 3
 
     def step(self, batch: Batch) -> float:
         """One update; returns the plain cross-entropy of the masked tokens."""
