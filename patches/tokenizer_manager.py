@@ -51,6 +51,7 @@ async def check_prompts(manager: Any, body: dict[str, Any]) -> None:
 
 
 def _check(manager: Any, params: dict[str, Any], input_ids: Any) -> None:
+    from sglang_dllm.scheduling.dllm_config import decode_config
     from sglang_dllm.serving.door import Room, check_request
 
     preferred = manager.preferred_sampling_params or {}
@@ -61,6 +62,7 @@ def _check(manager: Any, params: dict[str, Any], input_ids: Any) -> None:
         input_ids,
         manager.model_config.vocab_size,
         Room(manager.max_req_input_len, manager.server_args.page_size),
+        decode_config(manager.server_args, manager.model_config.hf_config),
     )
 
 

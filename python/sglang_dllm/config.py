@@ -1,14 +1,19 @@
-"""Server-wide decoding configuration: parsed and validated once, then frozen."""
+"""What a request is decoded with: the server's configuration, then the request's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from sglang_dllm.errors import ConfigError
+from sglang_dllm.decoding.algorithm import Algorithm
+from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.registry import algorithms
+from sglang_dllm.errors import ConfigError, OptionError
 from sglang_dllm.families import Family
 
 CACHE_OFF = 10_000
@@ -17,93 +22,163 @@ CACHE_OFF = 10_000
 DEFAULT_MAX_NEW_TOKENS = 256
 """Canvas length of a request that names none (d3LLM's evaluation length)."""
 
-# The description is what an error message says is allowed.
-_BlockSize = Annotated[int, Field(ge=1, le=4096, description="an integer, 1 to 4096")]
-_Nats = Annotated[float, Field(ge=0, le=1000, description="nats, 0 to 1000")]
-_Progress = Annotated[float, Field(ge=0, le=1, description="a number, 0 to 1")]
-_Bool = Annotated[bool, Field(description="true or false")]
-_CacheOff = Annotated[
-    int,
-    Field(
-        ge=CACHE_OFF,
-        le=CACHE_OFF,
-        description=f"{CACHE_OFF} (never): cached canvases are not available",
-    ),
-]
+CUSTOM_PARAMS_KEY = "dllm"
+"""Where a request's options are: ``custom_params: {"dllm": {...}}``."""
+
+_CACHE_KEYS = ("cache_delay_iter", "refresh_interval")
 
 
-class EntropyThresholdConfig(BaseModel):
-    """Decoding one block after the other (d3LLM ``generate``)."""
+@dataclass(frozen=True)
+class Decoding:
+    """How one request is decoded.
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    Attributes:
+        unused: keys of the options that mean nothing for the model.
+    """
 
-    block_size: _BlockSize = 32
-    threshold: _Nats
-    early_stop: _Bool
-    cache_delay_iter: _CacheOff = CACHE_OFF
-    refresh_interval: _CacheOff = CACHE_OFF
+    algorithm: Algorithm
+    options: Options
+    unused: frozenset[str]
 
-    @property
-    def block_add_progress(self) -> float:
-        return 1.0
-
-    @property
-    def activate_progress(self) -> float:
-        return 1.0
+    def to_dict(self) -> dict[str, Any]:
+        """As a response's ``meta_info.dllm`` says it."""
+        used = self.options.model_dump(exclude=set(self.unused))
+        return {"algorithm": self.algorithm.name, **used}
 
 
-class FullAttnMultiBlockConfig(EntropyThresholdConfig):
-    """Decoding several blocks at once (d3LLM ``generate_multi_block``)."""
+@dataclass(frozen=True)
+class DecodeConfig:
+    """The server's part: an algorithm for requests that name none, and defaults.
 
-    block_add_threshold: _Progress = 0.1
-    decoded_token_threshold: _Progress = 0.95
+    Attributes:
+        algorithm: name of the default algorithm.
+        given: options of the YAML file, by algorithm.
+    """
 
-    @property
-    def block_add_progress(self) -> float:
-        return self.block_add_threshold
+    family: Family
+    algorithm: str
+    given: Mapping[str, Mapping[str, Any]]
 
-    @property
-    def activate_progress(self) -> float:
-        return self.decoded_token_threshold
+    def resolve(
+        self, request: Mapping[str, Any], answer_len: int | None = None
+    ) -> Decoding:
+        """What a request's ``dllm`` object comes to.
+
+        Args:
+            request: its keys, ``algorithm`` among them or not.
+            answer_len: settles options that depend on it; None leaves them open.
+
+        Raises:
+            OptionError: an unknown algorithm or key, one that the algorithm or the
+                model does not use, a wrong type or value.
+        """
+        name = request.get("algorithm", self.algorithm)
+        algorithm = algorithms().get(name) if isinstance(name, str) else None
+        if algorithm is None:
+            raise OptionError("algorithm", name, f"one of {', '.join(algorithms())}")
+        options = {key: value for key, value in request.items() if key != "algorithm"}
+        unused = algorithm.unused_keys(self.family)
+        _refuse_unknown(algorithm, unused, options)
+        exclusive = algorithm.options.exclusive
+        merged = dict(algorithm.defaults(self.family))
+        for layer in (self.given.get(name, {}), options):
+            if any(key in layer for key in exclusive):
+                for key in exclusive:
+                    merged.pop(key, None)
+            merged.update(layer)
+        parsed = _parse(algorithm, merged)
+        if answer_len is not None:
+            parsed = algorithm.settle(parsed, answer_len, self.family)
+        return Decoding(algorithm, parsed, unused)
 
 
-DecodeConfig = EntropyThresholdConfig
+def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The keys of a request's ``dllm`` object; null is a key left out."""
+    given = (custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}
+    return {key: value for key, value in given.items() if value is not None}
 
-ALGORITHMS: dict[str, type[EntropyThresholdConfig]] = {
-    "EntropyThreshold": EntropyThresholdConfig,
-    "FullAttnMultiBlock": FullAttnMultiBlockConfig,
-}
+
+def _refuse_unknown(
+    algorithm: Algorithm, unused: frozenset[str], options: Mapping[str, Any]
+) -> None:
+    known = [key for key in algorithm.options.model_fields if key not in unused]
+    for key, value in options.items():
+        if key not in known:
+            raise OptionError(
+                key,
+                value,
+                f"a key that {algorithm.name} uses on this model: {', '.join(known)}",
+            )
+
+
+def _parse(algorithm: Algorithm, options: Mapping[str, Any]) -> Options:
+    model = algorithm.options
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        if not first["loc"]:
+            pair = {key: options.get(key) for key in model.exclusive}
+            raise OptionError(
+                " and ".join(model.exclusive), pair, "one of them"
+            ) from None
+        key = str(first["loc"][0])
+        raise OptionError(key, options[key], _expected(model, key)) from None
+
+
+def _expected(model: type[Options], key: str) -> str:
+    """The description of a field, also where its annotation is ``... | None``."""
+    from typing import get_args
+
+    field = model.model_fields[key]
+    found = field.description
+    for option in get_args(field.annotation):
+        for info in getattr(option, "__metadata__", ()):
+            found = found or getattr(info, "description", None)
+    return str(found or "a value of the documented type")
 
 
 def parse_decode_config(
-    algorithm: str, family: Family, options: dict[str, Any]
+    algorithm: str, family: Family, options: Mapping[str, Any]
 ) -> DecodeConfig:
-    """The algorithm's configuration: the family's published defaults, then options.
+    """The server's configuration from the contents of its YAML file.
 
     Raises:
         ConfigError: an unknown algorithm or key, a wrong type or value.
     """
-    if algorithm not in ALGORITHMS:
+    if algorithm not in algorithms():
         raise ConfigError(
             f"--dllm-algorithm {algorithm} does not decode {family.architecture}; "
-            f"choose one of {', '.join(ALGORITHMS)}"
+            f"choose one of {', '.join(algorithms())}"
         )
-    model = ALGORITHMS[algorithm]
-    try:
-        return model.model_validate({**family.defaults[algorithm], **options})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
+    own = {key: value for key, value in options.items() if key != "algorithms"}
+    for key in _CACHE_KEYS:
+        if own.pop(key, CACHE_OFF) != CACHE_OFF:
             raise ConfigError(
-                f"--dllm-algorithm-config: unknown key {key!r} "
-                f"(value {first['input']!r}) for {algorithm}; "
-                f"known keys: {', '.join(model.model_fields)}"
-            ) from None
+                f"--dllm-algorithm-config: {key}={options[key]!r} is not allowed; "
+                f"expected {CACHE_OFF} (never): cached canvases are not available"
+            )
+    others = options.get("algorithms", {})
+    if not isinstance(others, dict) or not all(
+        isinstance(keys, dict) for keys in others.values()
+    ):
         raise ConfigError(
-            f"--dllm-algorithm-config: {key}={first['input']!r} is not allowed; "
-            f"expected {model.model_fields[key].description}"
-        ) from None
+            f"--dllm-algorithm-config: algorithms={others!r} is not allowed; "
+            "expected a mapping of algorithms to their options"
+        )
+    if own and algorithm in others:
+        raise ConfigError(
+            f"--dllm-algorithm-config: options of {algorithm} stand both at the top "
+            "and under algorithms; expected one of the two"
+        )
+    given = {**others, **({algorithm: own} if own else {})}
+    config = DecodeConfig(family, algorithm, given)
+    for name, keys in {algorithm: own, **given}.items():
+        try:
+            DecodeConfig(family, algorithm, {}).resolve({"algorithm": name, **keys})
+        except OptionError as error:
+            raise ConfigError(f"--dllm-algorithm-config: {error}") from None
+    return config
 
 
 def load_decode_config(

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TextIO
 
 from sglang_dllm import SUPPORTED_SGLANG, __version__
-from sglang_dllm.config import ALGORITHMS
+from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.families import FAMILIES
 
 
@@ -111,12 +111,12 @@ def _check_hooks(out: TextIO) -> str | None:
     from sglang.srt.models.registry import ModelRegistry
 
     missing = (set(FAMILIES) - set(ModelRegistry.models)) | (
-        set(ALGORITHMS) - set(algo_name_to_cls)
+        set(algorithms()) - set(algo_name_to_cls)
     )
     if missing:
         return f"not registered with SGLang: {', '.join(sorted(missing))}"
     _line(out, "models", ", ".join(FAMILIES))
-    _line(out, "algorithms", ", ".join(ALGORITHMS))
+    _line(out, "algorithms", ", ".join(algorithms()))
     return None
 
 

@@ -11,3 +11,17 @@ class RequestError(ValueError):
 
 class UpstreamContractError(RuntimeError):
     """SGLang does not look as a hook expects it."""
+
+
+class OptionError(ConfigError):
+    """A decoding option that is unknown, unused, mistyped or out of range.
+
+    Attributes:
+        key: the option.
+        value: as it was given.
+        expected: what is allowed.
+    """
+
+    def __init__(self, key: str, value: object, expected: str) -> None:
+        super().__init__(f"{key}={value!r} is not allowed; expected {expected}")
+        self.key, self.value, self.expected = key, value, expected

@@ -1,15 +1,16 @@
 """What is known of each model architecture: one frozen row, looked up by name.
 
-Token ids are never here: they come from the checkpoint's config.json.
+Token ids are never here: they come from the checkpoint's config.json and tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from sglang_dllm.errors import ConfigError
+
+Lineage = Literal["LLaDA", "Dream"]
 
 
 @dataclass(frozen=True)
@@ -18,59 +19,46 @@ class Family:
 
     Attributes:
         architecture: the name in config.json's ``architectures``.
+        lineage: whose published samplers, and their defaults, the model is decoded
+            with; they differ in rules of every algorithm that exists for both.
         shift: position i is predicted by the logits of row ``i - shift`` (the
             first position by its own). LLaDA 0; Dream 1, kept from its
             autoregressive initialisation.
-        inclusive: accept ``H == threshold`` (d3LLM LLaDA) or not (d3LLM Dream).
-        global_minimum: always accept the lowest-entropy candidate of all live
-            blocks (d3LLM LLaDA), besides the forced progress of the first
-            active block, which both families have.
-        defaults: published decoding defaults per algorithm
-            (d3LLM evaluation scripts; dParallel for EntropyThreshold).
+        turn_end: the token that ends a chat turn; an ordinary one to every sampler.
     """
 
     architecture: str
+    lineage: Lineage
     shift: int
-    inclusive: bool
-    global_minimum: bool
-    defaults: Mapping[str, Mapping[str, Any]]
+    turn_end: str | None = None
 
 
 FAMILIES = {
     row.architecture: row
     for row in (
-        Family(
-            architecture="LLaDAModelLM",
-            shift=0,
-            inclusive=True,
-            global_minimum=True,
-            defaults={
-                "EntropyThreshold": {"threshold": 0.5, "early_stop": False},
-                "FullAttnMultiBlock": {"threshold": 0.5, "early_stop": True},
-            },
-        ),
-        Family(
-            architecture="DreamModel",
-            shift=1,
-            inclusive=False,
-            global_minimum=False,
-            defaults={
-                "EntropyThreshold": {"threshold": 0.45, "early_stop": False},
-                "FullAttnMultiBlock": {"threshold": 0.4, "early_stop": False},
-            },
-        ),
+        Family("LLaDAModelLM", lineage="LLaDA", shift=0, turn_end="<|eot_id|>"),
+        Family("DreamModel", lineage="Dream", shift=1, turn_end="<|im_end|>"),
     )
 }
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A family together with the ids and sizes of one checkpoint."""
+    """A family together with the ids and sizes of one checkpoint.
+
+    Attributes:
+        turn_end_id: of ``Family.turn_end``; None until ``with_tokenizer``, or where
+            the tokenizer has no such token.
+        newline_ids: ids whose text is or ends with a newline; empty until
+            ``with_tokenizer``.
+    """
 
     family: Family
     mask_id: int
     eos_ids: tuple[int, ...]
     vocab_size: int
+    turn_end_id: int | None = None
+    newline_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_hf_config(cls, hf_config: Any) -> ModelFacts:
@@ -93,3 +81,29 @@ class ModelFacts:
                     f"expected an id from 0 to {hf_config.vocab_size - 1}"
                 )
         return cls(family, mask_id, eos_ids, hf_config.vocab_size)
+
+    def with_tokenizer(self, tokenizer: Any) -> ModelFacts:
+        """The facts completed by what only the tokenizer knows."""
+        vocabulary = tokenizer.get_vocab()
+        return replace(
+            self,
+            turn_end_id=vocabulary.get(self.family.turn_end),
+            newline_ids=_newline_ids(tokenizer, self.family.lineage),
+        )
+
+
+# AdaBlock-dLLM's delimiters of Dream's vocabulary: a newline, alone or behind
+# punctuation. LLaDA's is the newline alone.
+_QWEN_NEWLINES = (
+    *(198, 271, 280, 319, 340, 382, 401, 532, 624, 630, 692, 698, 921, 1248, 1837),
+    *(1939, 2219, 2533, 3276, 3876, 4894, 5267, 14750, 68327),
+)
+
+
+def _newline_ids(tokenizer: Any, lineage: Lineage) -> tuple[int, ...]:
+    if lineage == "Dream":
+        found = [i for i in _QWEN_NEWLINES if i < len(tokenizer)]
+        if all("\n" in tokenizer.decode([i]) for i in found) and found:
+            return tuple(found)
+    ids = tokenizer.encode("\n", add_special_tokens=False)
+    return tuple(ids) if len(ids) == 1 else ()

@@ -42,8 +42,8 @@ def _register_models() -> None:
 def _register_algorithms() -> None:
     from sglang.srt.dllm.algorithm import algo_name_to_cls
 
-    from sglang_dllm.config import ALGORITHMS
+    from sglang_dllm.decoding.registry import algorithms
     from sglang_dllm.scheduling.algorithm import FullAttnAlgorithm
 
-    for name in ALGORITHMS:
+    for name in algorithms():
         algo_name_to_cls[name] = FullAttnAlgorithm

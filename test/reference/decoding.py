@@ -118,6 +118,7 @@ def multi_block(
     block_add_threshold: float,
     decoded_token_threshold: float,
     early_stop: bool,
+    max_forwards: int | None = None,
     family: str | None = None,
     mask_id: int | None = None,
     eos_id: int | None = None,
@@ -180,6 +181,9 @@ def multi_block(
         # 7-8: one forward over the whole canvas; candidates of all live blocks.
         active_end = max(b.end for b in blocks if b.active or b.left > 0)
         logits = canvas.forward()
+        if canvas.nfe == max_forwards:
+            canvas.commit_rest(logits, eos_at)
+            break
         candidates = [i for i in masked if i < active_end]
         entropy = {i: _entropy(logits[i]) for i in candidates}
         # 9: joint selection.
@@ -219,6 +223,7 @@ def single_block(
     block_size: int,
     threshold: float,
     early_stop: bool,
+    max_forwards: int | None = None,
     family: str | None = None,
     mask_id: int | None = None,
     eos_id: int | None = None,
@@ -234,6 +239,9 @@ def single_block(
             if not candidates:
                 break
             logits = canvas.forward()
+            if canvas.nfe == max_forwards:
+                canvas.commit_rest(logits, eos_at)
+                return canvas.result(early_stop)
             entropy = {i: _entropy(logits[i]) for i in candidates}
             lowest = min(candidates, key=entropy.__getitem__)
             if canvas.family == "llada":
@@ -355,6 +363,15 @@ class _Canvas:
                 blocks=blocks,
                 margin=min(gaps, default=float("inf")),
             )
+        )
+
+    def commit_rest(self, logits: torch.Tensor, eos_at: int | None) -> None:
+        """Write the best token of every mask left: the last forward allowed."""
+        rest = dict.fromkeys(self.masked(), 0.0)
+        # No entropy decides anything, so none is close to a threshold.
+        infinity = float("inf")
+        self.commit(
+            set(rest), logits, rest, infinity, contests=[], eos_at=eos_at, blocks=[]
         )
 
     def result(self, early_stop: bool) -> Result:

@@ -4,24 +4,113 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from sglang_dllm.config import ALGORITHMS, load_decode_config, parse_decode_config
-from sglang_dllm.errors import ConfigError
-from sglang_dllm.families import FAMILIES, ModelFacts
+from reference.algorithms import DEFAULTS
+from sglang_dllm.config import (
+    DecodeConfig,
+    load_decode_config,
+    parse_decode_config,
+    request_options,
+)
+from sglang_dllm.decoding.registry import OURS, algorithms
+from sglang_dllm.errors import ConfigError, OptionError
+from sglang_dllm.families import FAMILIES, Family, ModelFacts
 
 LLADA, DREAM = FAMILIES["LLaDAModelLM"], FAMILIES["DreamModel"]
+
+
+def resolved(config: DecodeConfig, answer_len: int = 64, **request: Any) -> dict:
+    return config.resolve(request, answer_len).to_dict()
 
 
 def test_defaults_are_the_published_ones() -> None:
     llada = parse_decode_config("FullAttnMultiBlock", LLADA, {})
     dream = parse_decode_config("FullAttnMultiBlock", DREAM, {})
-    assert (llada.block_size, llada.threshold, llada.early_stop) == (32, 0.5, True)
-    assert (dream.block_size, dream.threshold, dream.early_stop) == (32, 0.4, False)
-    assert (llada.block_add_progress, llada.activate_progress) == (0.1, 0.95)
-    single = parse_decode_config("EntropyThreshold", LLADA, {})
-    assert (single.block_add_progress, single.activate_progress) == (1.0, 1.0)
+    assert resolved(llada) == {
+        "algorithm": "FullAttnMultiBlock",
+        "max_forwards": None,
+        "block_size": 32,
+        "threshold": 0.5,
+        "block_add_threshold": 0.1,
+        "decoded_token_threshold": 0.95,
+        "early_stop": True,
+    }
+    assert resolved(dream)["threshold"] == 0.4
+    assert resolved(dream)["early_stop"] is False
+    assert resolved(dream, algorithm="EntropyThreshold")["threshold"] == 0.45
+    assert resolved(dream, algorithm="AdaBlock")["delimiter_threshold"] == 0.5
+    assert resolved(llada, algorithm="AdaBlock")["delimiter_threshold"] == 0.3
+
+
+@pytest.mark.parametrize("family", [LLADA, DREAM], ids=["llada", "dream"])
+@pytest.mark.parametrize("name", [kind.__name__ for kind in OURS])
+def test_defaults_are_those_of_the_references(name: str, family: Family) -> None:
+    ours = resolved(parse_decode_config(name, family, {}))
+    theirs = DEFAULTS[family.lineage.lower()][name]
+    filled = {"steps", "delimiter_ids"}
+    for key, value in theirs.items():
+        assert key in filled or ours[key] == value, key
+
+
+def test_the_request_wins_over_the_yaml_and_the_yaml_over_the_published() -> None:
+    config = parse_decode_config(
+        "FullAttnMultiBlock",
+        LLADA,
+        {"threshold": 0.3, "algorithms": {"FastDLLM": {"threshold": 0.8}}},
+    )
+    assert resolved(config)["threshold"] == 0.3
+    assert resolved(config, threshold=0.2)["threshold"] == 0.2
+    fast = resolved(config, algorithm="FastDLLM")
+    assert (fast["threshold"], fast["factor"]) == (0.8, None)
+    assert resolved(config, algorithm="LocalLeap")["radius"] == 4
+
+
+def test_a_factor_replaces_the_default_threshold() -> None:
+    config = parse_decode_config("FastDLLM", LLADA, {"threshold": 0.8})
+    found = resolved(config, factor=1.0)
+    assert (found["threshold"], found["factor"]) == (None, 1.0)
+    with pytest.raises(OptionError, match="threshold and factor"):
+        resolved(config, factor=1.0, threshold=0.5)
+
+
+def test_options_that_depend_on_the_answer_are_filled_in() -> None:
+    llada = parse_decode_config("LLaDA", LLADA, {})
+    assert resolved(llada, 50)["steps"] == 50
+    with pytest.raises(OptionError, match=r"steps=1 .*each of the 2 blocks"):
+        resolved(llada, 50, steps=1)
+    dream = parse_decode_config("Dream", DREAM, {})
+    assert resolved(dream, 50)["steps"] == 50
+    assert resolved(dream, 65, algorithm="FastDLLM")["steps"] == 3
+
+
+def test_null_is_a_key_left_out() -> None:
+    assert request_options({"dllm": {"radius": None, "steps": 3}}) == {"steps": 3}
+    assert request_options({"dllm": None}) == request_options(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("request_", "key", "expected"),
+    [
+        ({"algorithm": "Nope"}, "algorithm", "FastDLLM"),
+        ({"algorithm": 3}, "algorithm", "FastDLLM"),
+        ({"radius": 3}, "radius", "FullAttnMultiBlock uses"),
+        ({"algorithm": "FastDLLM", "steps": 3}, "steps", "on this model: "),
+        ({"algorithm": "LLaDA", "remasking": "low"}, "remasking", "low_confidence"),
+        ({"algorithm": "LLaDA", "cfg_scale": -1}, "cfg_scale", "0 to 100"),
+        ({"algorithm": "AdaBlock", "delimiter_ids": [-1]}, "delimiter_ids", "list of"),
+        ({"max_forwards": 0}, "max_forwards", "1 to 100000"),
+        ({"threshold": float("nan")}, "threshold", "nats"),
+    ],
+)
+def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> None:
+    config = parse_decode_config("FullAttnMultiBlock", LLADA, {})
+    with pytest.raises(OptionError) as error:
+        config.resolve(request_, 64)
+    assert error.value.key == key
+    assert expected in error.value.expected
 
 
 @pytest.mark.parametrize(
@@ -55,7 +144,7 @@ def test_a_wrong_value_is_named_with_its_range(key: str, value: object) -> None:
 
 
 def test_an_unknown_key_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'steps'.*known keys: block_si"):
+    with pytest.raises(ConfigError, match=r"steps=8 .*: max_forwards, block_si"):
         parse_decode_config("FullAttnMultiBlock", LLADA, {"steps": 8})
 
 
@@ -64,9 +153,24 @@ def test_progress_thresholds_belong_to_multi_block_only() -> None:
         parse_decode_config("EntropyThreshold", LLADA, {"block_add_threshold": 0.1})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"algorithms": ["LLaDA"]},
+        {"algorithms": {"LLaDA": 3}},
+        {"algorithms": {"Nope": {}}},
+        {"algorithms": {"LLaDA": {"steps": 0}}},
+        {"threshold": 1.0, "algorithms": {"FullAttnMultiBlock": {"threshold": 2.0}}},
+    ],
+)
+def test_wrong_options_of_other_algorithms_end_the_launch(options: dict) -> None:
+    with pytest.raises(ConfigError, match="--dllm-algorithm-config: "):
+        parse_decode_config("FullAttnMultiBlock", LLADA, options)
+
+
 @pytest.mark.parametrize("algorithm", ["LowConfidence", "Nope", ""])
 def test_an_unknown_algorithm_lists_ours(algorithm: str) -> None:
-    with pytest.raises(ConfigError, match=", ".join(ALGORITHMS)):
+    with pytest.raises(ConfigError, match=", ".join(algorithms())):
         parse_decode_config(algorithm, DREAM, {})
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from fastapi import HTTPException
 
+from sglang_dllm.config import parse_decode_config
 from sglang_dllm.errors import RequestError
+from sglang_dllm.families import FAMILIES
 from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
@@ -19,6 +21,7 @@ from sglang_dllm.serving.refusal import Refusal, refused
 
 MODEL = ServedModel(vocab_size=100, temperature=0.25)
 ROOM = Room(max_req_input_len=95)
+DECODE = parse_decode_config("FullAttnMultiBlock", FAMILIES["LLaDAModelLM"], {})
 MESSAGES = [{"role": "user", "content": "a"}]
 
 
@@ -38,10 +41,10 @@ def test_a_refusal_is_short_and_valid_unicode() -> None:
 
 def test_absent_max_new_tokens_becomes_what_fits() -> None:
     params: dict[str, Any] = {}
-    check_request(params, [1] * 10, 100, ROOM)
+    check_request(params, [1] * 10, 100, ROOM, DECODE)
     assert params == {"max_new_tokens": 89}
     params = {"max_new_tokens": None}
-    check_request(params, [1] * 10, 100, Room(max_req_input_len=1000))
+    check_request(params, [1] * 10, 100, Room(max_req_input_len=1000), DECODE)
     assert params == {"max_new_tokens": 256}
 
 
@@ -80,7 +83,7 @@ def test_the_door_names_what_does_not_fit(
     input_ids: list[int] | None, params: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(Refusal) as caught:
-        check_request(params, input_ids, 100, ROOM)
+        check_request(params, input_ids, 100, ROOM, DECODE)
     assert named in str(caught.value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.selection import select_by_entropy
+from sglang_dllm.decoding.algorithms.full_attn_multi_block import certain_enough
 
 INF = float("inf")
 
@@ -18,13 +18,13 @@ def select(
     canvases: list[int] | None = None,
 ) -> list[bool]:
     index = torch.tensor(canvases or [0] * len(entropy))
-    return select_by_entropy(
+    return certain_enough(
         torch.tensor(entropy, dtype=torch.float64),
         index,
         torch.tensor(forced),
-        torch.full((int(index.max()) + 1,), threshold, dtype=torch.float64),
-        inclusive=llada,
-        global_minimum=llada,
+        torch.full((len(entropy),), threshold, dtype=torch.float64),
+        int(index.max()) + 1,
+        is_llada=llada,
     ).tolist()
 
 

@@ -7,10 +7,13 @@ With both progress thresholds at 1 this is d3LLM ``generate``: one block at a ti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from sglang_dllm.decoding.algorithm import Algorithm, DecodingState, Step
 from sglang_dllm.decoding.canvas import Canvas, IdArray
+from sglang_dllm.families import ModelFacts
 
 
 @dataclass
@@ -32,28 +35,15 @@ class Block:
         return 1.0 - self.left / (self.end - self.start)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one denoising step may commit.
-
-    Attributes:
-        candidates: absolute indices of the positions the policy judges, ascending.
-        forced: half-open range in which at least one candidate must be accepted;
-            empty when no active block has masks left.
-    """
-
-    candidates: IdArray
-    forced: tuple[int, int]
-
-
-class Blocks:
+class Blocks(DecodingState):
     """The block pipeline of one canvas.
 
+    Written to the canvas only through ``plan_step`` (the EOS fill) and ``commit``.
+
     Args:
-        canvas: read here; written only through ``begin_step`` (the EOS fill) and
-            ``commit``.
-        block_size: tokens a block; the last one is short where the answer's length
-            is no multiple (the reference leaves such a tail undecoded).
+        options: ``block_size``, tokens a block (the last one is short where the
+            answer's length is no multiple; the reference leaves such a tail
+            undecoded), and ``early_stop``.
         add_progress: create the next block once the last one got this far, 0 to 1.
         activate_progress: activate a block once its predecessor got this far.
     """
@@ -61,38 +51,32 @@ class Blocks:
     def __init__(
         self,
         canvas: Canvas,
-        block_size: int,
+        algorithm: Algorithm,
+        options: Any,
+        facts: ModelFacts,
         add_progress: float,
         activate_progress: float,
     ) -> None:
-        self.canvas = canvas
-        self.block_size = block_size
+        super().__init__(canvas, algorithm, options, facts)
         self.add_progress = add_progress
         self.activate_progress = activate_progress
         self.blocks: list[Block] = []
-        self.step: Step | None = None
         if canvas.answer_len:
             # The prompt counts as a finished block before the first one.
             self._create(active=activate_progress <= 1.0)
 
-    def begin_step(self) -> Step | None:
+    def plan_step(self) -> Step | None:
         """Bring the block states up to date and say what the next forward decides.
 
-        Returns (and keeps in ``step``) None when the canvas needs no forward any
-        more. The candidates are
-        taken before an EOS fills what follows it, as in the reference: in the step
-        that first sees an EOS, positions behind it still compete for LLaDA's global
-        minimum, and that decides which tokens before the EOS are committed.
+        The candidates are taken before an EOS fills what follows it, as in the
+        reference: in the step that first sees an EOS, positions behind it still
+        compete for LLaDA's global minimum, and that decides which tokens before the
+        EOS are committed.
         """
-        self.step = self._plan_step()
-        return self.step
-
-    def _plan_step(self) -> Step | None:
         canvas = self.canvas
-        if canvas.finished:
-            return None
         masked = canvas.masked.copy()
-        eos = canvas.first_eos() if canvas.early_stop else None
+        stops = self.options.early_stop and not canvas.ignore_eos
+        eos = canvas.first_eos() if stops else None
         if eos is not None:
             self._stop_at(eos)
             if canvas.finished:
@@ -115,9 +99,9 @@ class Blocks:
         )
         return Step(np.flatnonzero(masked[:end]), forced)
 
-    def commit(self, positions: IdArray, token_ids: IdArray) -> None:
+    def commit(self, positions: IdArray, token_ids: IdArray, note: int) -> None:
         """Write accepted tokens to the canvas and count them off their blocks."""
-        self.canvas.commit(positions, token_ids)
+        super().commit(positions, token_ids, note)
         for block in self.blocks:
             if block.left > 0:
                 inside = (positions >= block.start) & (positions < block.end)
@@ -125,7 +109,7 @@ class Blocks:
 
     def _create(self, active: bool) -> None:
         start = self.blocks[-1].end if self.blocks else self.canvas.prompt_len
-        end = min(start + self.block_size, len(self.canvas))
+        end = min(start + self.options.block_size, len(self.canvas))
         self.blocks.append(Block(start, end, end - start, active))
 
     def _stop_at(self, eos: int) -> None:

@@ -38,6 +38,7 @@ class Canvas:
             mask tokens where nothing is committed yet.
         masked: bool, same shape: answer positions not committed. A mask token in
             the prompt is text and never masked.
+        ignore_eos: decode and return the whole canvas.
         num_forwards: denoising steps run.
         num_committed: answer positions filled by the policy (not by an EOS fill).
         num_emitted: length of the contiguous committed prefix handed out so far.
@@ -47,7 +48,7 @@ class Canvas:
     prompt_len: int
     mask_id: int
     eos_ids: tuple[int, ...]
-    early_stop: bool
+    ignore_eos: bool = False
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     num_forwards: int = 0
     num_committed: int = 0
@@ -67,7 +68,7 @@ class Canvas:
         *,
         mask_id: int,
         eos_ids: tuple[int, ...],
-        early_stop: bool,
+        ignore_eos: bool = False,
         sampling: SamplingOptions | None = None,
     ) -> Canvas:
         """A canvas of ``len(prompt_ids) + max_new_tokens`` tokens, nothing decoded."""
@@ -79,7 +80,7 @@ class Canvas:
             prompt_len,
             mask_id,
             eos_ids,
-            early_stop,
+            ignore_eos,
             sampling or SamplingOptions(),
         )
 

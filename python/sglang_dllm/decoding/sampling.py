@@ -6,27 +6,38 @@ same tokens alone, in a crowd and after a restart.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 
 from sglang_dllm.decoding.statistics import without_token
 
-_MASK64 = (1 << 64) - 1
+
+class Stream(IntEnum):
+    """What random numbers of a position are for."""
+
+    TOKEN = 1
+    ORDER = 2
 
 
 def counter_uniform(
-    seed: torch.Tensor, step: torch.Tensor, position: torch.Tensor
+    seed: torch.Tensor,
+    step: torch.Tensor,
+    position: torch.Tensor,
+    stream: Stream = Stream.TOKEN,
 ) -> torch.Tensor:
     """Uniform numbers in [0, 1) from a counter-based generator (SplitMix64 rounds).
 
     Args:
         seed, step, position: ``(N,)`` int64.
+        stream: what the numbers are for; streams are independent.
 
     Returns:
         ``(N,)`` float64.
     """
     state = _mix(seed)
     state = _mix(state ^ _mix(step + 1))
-    state = _mix(state ^ _mix(position + (1 << 32)))
+    state = _mix(state ^ _mix(position + (stream << 32)))
     return _shift_right(state, 11).double() * 2.0**-53
 
 
@@ -75,32 +86,39 @@ def filter_logits(
     )
 
 
-def draw_tokens(
+def distribution(
     logits: torch.Tensor,
     mask_id: int,
     temperature: torch.Tensor,
     top_p: torch.Tensor,
     top_k: torch.Tensor,
-    uniform: torch.Tensor,
 ) -> torch.Tensor:
-    """One token a row from ``softmax(logits / temperature)`` after top-p and top-k.
+    """``softmax(logits / temperature)`` without the mask token, after top-p and top-k.
 
-    Both families sample this distribution: LLaDA by Gumbel noise, Dream by a
-    categorical draw. Ours inverts the cumulative distribution with one uniform
-    number a row.
+    Both families sample from it: LLaDA by Gumbel noise, Dream by a categorical draw.
 
     Args:
         logits: ``(N, V)`` float.
-        mask_id: never drawn.
         temperature, top_p: ``(N,)`` float64, temperature above 0.
         top_k: ``(N,)`` int64; 0 keeps all.
+
+    Returns:
+        ``(N, V)`` float64.
+    """
+    scaled = without_token(logits.double(), mask_id) / temperature[:, None]
+    return filter_logits(scaled, top_p, top_k).softmax(dim=-1)
+
+
+def draw(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """One token a row, by inverting the cumulative distribution.
+
+    Args:
+        p: ``(N, V)`` float64.
         uniform: ``(N,)`` float64 in [0, 1).
 
     Returns:
         ``(N,)`` int64 token ids.
     """
-    scaled = without_token(logits.double(), mask_id) / temperature[:, None]
-    p = filter_logits(scaled, top_p, top_k).softmax(dim=-1)
     cumulative = p.cumsum(dim=-1)
     target = uniform * cumulative[:, -1]
     drawn = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]

@@ -1,64 +1,66 @@
-"""d3LLM's unmasking rule over a ragged batch: a few tensor operations, no loops."""
+"""Choosing among the candidates of a ragged batch: a few tensor operations, no loops.
+
+Candidates of all canvases are packed: ``canvas_index`` ``(N,)`` int64 ascending. Ties
+go to the first index.
+"""
 
 from __future__ import annotations
 
 import torch
 
 
-def select_by_entropy(
-    entropy: torch.Tensor,
-    canvas_index: torch.Tensor,
-    in_forced: torch.Tensor,
-    threshold: torch.Tensor,
-    inclusive: bool,
-    global_minimum: bool,
+def ranks(
+    value: torch.Tensor, canvas_index: torch.Tensor, num_canvases: int
 ) -> torch.Tensor:
-    """Which candidates to commit.
-
-    Accepted are candidates with an entropy below the threshold (or equal to it where
-    inclusive), the lowest one of the canvas where global_minimum, and, where nothing
-    inside the forced block was accepted, its lowest one. Ties go to the first index.
+    """Place of each candidate in its canvas, the greatest value first.
 
     Args:
-        entropy: ``(N,)`` float64 nats; the candidates of all canvases, packed.
-        canvas_index: ``(N,)`` int64, ascending: the canvas of each candidate.
-        in_forced: ``(N,)`` bool: inside the canvas's first active block.
-        threshold: ``(B,)`` float64 nats a canvas.
-        inclusive, global_minimum: the family's rule (``families.Family``).
+        value: ``(N,)`` float, no NaN.
 
     Returns:
-        ``(N,)`` bool.
+        ``(N,)`` int64 from 0.
     """
-    num_canvases = len(threshold)
-    limit = threshold[canvas_index]
-    accepted = entropy <= limit if inclusive else entropy < limit
-    if global_minimum:
-        everywhere = torch.ones_like(in_forced)
-        accepted |= _first_minimum(entropy, canvas_index, everywhere, num_canvases)
-    num_progressed = torch.zeros(
-        num_canvases, dtype=torch.int64, device=entropy.device
-    ).index_add_(0, canvas_index, (accepted & in_forced).long())
-    stuck = in_forced & (num_progressed == 0)[canvas_index]
-    return accepted | _first_minimum(entropy, canvas_index, stuck, num_canvases)
+    best_first = value.sort(descending=True, stable=True).indices
+    order = best_first[canvas_index[best_first].sort(stable=True).indices]
+    counts = count(torch.ones_like(order, dtype=torch.bool), canvas_index, num_canvases)
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(value), device=value.device)
+    rank = torch.empty_like(order)
+    rank[order] = place - first[canvas_index]
+    return rank
 
 
-def _first_minimum(
-    values: torch.Tensor,
-    group: torch.Tensor,
-    eligible: torch.Tensor,
-    num_groups: int,
+def count(
+    chosen: torch.Tensor, canvas_index: torch.Tensor, num_canvases: int
 ) -> torch.Tensor:
-    """Per group the first eligible element of least value, as a mask ``(N,)``."""
-    index = torch.arange(len(values), device=values.device)
-    least = torch.full(
-        (num_groups,), torch.inf, dtype=values.dtype, device=values.device
-    ).scatter_reduce(0, group, torch.where(eligible, values, torch.inf), "amin")
-    first = torch.full(
-        (num_groups,), len(values), dtype=torch.int64, device=values.device
-    ).scatter_reduce(
-        0,
-        group,
-        torch.where(eligible & (values == least[group]), index, len(values)),
-        "amin",
+    """``(B,)`` int64: how many of each canvas's candidates are chosen."""
+    total = torch.zeros(num_canvases, dtype=torch.int64, device=chosen.device)
+    return total.index_add_(0, canvas_index, chosen.long())
+
+
+def best_of_group(
+    value: torch.Tensor, group: torch.Tensor, num_groups: int
+) -> torch.Tensor:
+    """``(G,)``: the greatest value of each group, minus infinity of an empty one."""
+    nothing = torch.full(
+        (num_groups,), -torch.inf, dtype=value.dtype, device=value.device
     )
-    return first[group] == index
+    return nothing.scatter_reduce(0, group, value, "amax")
+
+
+def first_best(
+    value: torch.Tensor,
+    canvas_index: torch.Tensor,
+    eligible: torch.Tensor,
+    num_canvases: int,
+) -> torch.Tensor:
+    """Per canvas the first eligible candidate of greatest value, as a mask ``(N,)``."""
+    index = torch.arange(len(value), device=value.device)
+    best = best_of_group(
+        torch.where(eligible, value, -torch.inf), canvas_index, num_canvases
+    )
+    is_best = eligible & (value == best[canvas_index])
+    first = torch.full(
+        (num_canvases,), len(value), dtype=torch.int64, device=value.device
+    ).scatter_reduce(0, canvas_index, torch.where(is_best, index, len(value)), "amin")
+    return first[canvas_index] == index

@@ -1,46 +1,48 @@
-"""What the policies read from the logits: best token and entropy per position."""
+"""What the algorithms read from the logits of a position."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 
-ENTROPY_EPS = 1e-12
-"""Inside the logarithm, as in d3LLM; thresholds are nats over the full vocabulary."""
+Statistic = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From probabilities ``(N, V)`` float64 and tokens ``(N,)`` to a value ``(N,)``;
+the best position has the greatest value."""
 
 _CHUNK_ELEMENTS = 2**24
 """float64 elements held at once (128 MiB), whatever the number of positions."""
 
 
-def argmax_and_entropy(
-    logits: torch.Tensor, mask_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Most likely token, the mask token excluded, and entropy, of each row.
+def row_chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
+    """Slices of rows whose float64 copy stays small."""
+    rows = max(1, _CHUNK_ELEMENTS // vocab_size)
+    for start in range(0, num_rows, rows):
+        yield slice(start, min(start + rows, num_rows))
 
-    The entropy is d3LLM's: ``-sum p ln(p + 1e-12)`` in float64 over the whole row,
-    padding and mask token included. A row with a NaN has infinite entropy, so that
-    a broken row is never accepted before a sound one and never blocks progress.
 
-    Args:
-        logits: ``(N, V)`` float.
-        mask_id: never predicted; a committed mask token would never be decoded.
+def probability(p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """That of the predicted token."""
+    return p.gather(1, tokens[:, None])[:, 0]
 
-    Returns:
-        ``(N,)`` int64 token ids and ``(N,)`` float64 nats.
-    """
-    num_rows, vocab_size = logits.shape
-    rows_per_chunk = max(1, _CHUNK_ELEMENTS // vocab_size)
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    entropy = torch.empty(num_rows, dtype=torch.float64, device=logits.device)
-    for start in range(0, num_rows, rows_per_chunk):
-        chunk = logits[start : start + rows_per_chunk]
-        p = torch.softmax(chunk.double(), dim=-1)
-        entropy[start : start + rows_per_chunk] = -(
-            (p * (p + ENTROPY_EPS).log()).sum(dim=-1)
-        )
-        tokens[start : start + rows_per_chunk] = without_token(chunk, mask_id).argmax(
-            dim=-1
-        )
-    return tokens, torch.nan_to_num(entropy, nan=torch.inf)
+
+def negative_entropy(eps: float) -> Statistic:
+    """``sum p ln(p + eps)`` in nats over the whole row."""
+
+    def statistic(p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return (p * (p + eps).log()).sum(dim=-1)
+
+    return statistic
+
+
+def margin(mask_id: int) -> Statistic:
+    """Difference of the two most likely tokens, the mask token excluded."""
+
+    def statistic(p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        best = without_token(p, mask_id).topk(2, dim=-1).values
+        return best[:, 0] - best[:, 1]
+
+    return statistic
 
 
 def without_token(logits: torch.Tensor, token_id: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from sglang_dllm.demo.tokenizer import EOS, MASK, chat_prompt
 
 # Weight of the EOS tokens after the first one, which say nothing new.
 TAIL_WEIGHT = 0.1
-ORDERED_SHARE, WHOLE_SHARE, FAR_WEIGHT = 0.3, 0.4, 0.15
+ORDERED_SHARE, WHOLE_SHARE, FAR_WEIGHT = 0.4, 0.2, 0.15
 
 
 @dataclass(frozen=True)

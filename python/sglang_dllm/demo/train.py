@@ -61,6 +61,7 @@ class Trainer:
         self.tokenizer = build_tokenizer()
         self.source = BatchSource(self.tokenizer, seed, tokens)
         self.model = DemoModel(ModelShape(self.tokenizer.get_vocab_size()), MAX_LENGTH)
+        self.goes_on = init_from is not None
         if init_from is not None:
             self.model.load_state_dict(load_checkpoint(init_from)[0].state_dict())
         hidden: list[Tensor] = []
@@ -93,11 +94,14 @@ class Trainer:
     @property
     def sheet_share(self) -> float:
         """Mostly bare equations at first, then enough not to forget them."""
-        return 0.5 if self.sheet_ce > 0.15 and self.progress < 0.4 else 0.15
+        at_first = not self.goes_on and self.progress < 0.4
+        return 0.5 if at_first and self.sheet_ce > 0.15 else 0.15
 
     @property
     def max_steps(self) -> int:
         """Reasoning steps of most problems: a curriculum from one to three."""
+        if self.goes_on:
+            return 3
         return 1 if self.progress < 0.2 else 2 if self.progress < 0.35 else 3
 
     def step(self, batch: Batch) -> float:

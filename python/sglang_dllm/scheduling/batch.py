@@ -13,7 +13,8 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.utils.common import ceil_align
 
-from sglang_dllm.decoding.blocks import Blocks
+from sglang_dllm.decoding.algorithm import DecodingState
+from sglang_dllm.decoding.step import sequences
 
 
 class CanvasBatch(ScheduleBatch):
@@ -28,10 +29,14 @@ class CanvasBatch(ScheduleBatch):
 
     def prepare(self) -> None:
         """Set what a forward reads, for the requests' canvases as they are now."""
-        states: list[Blocks] = [req.dllm_algo_state for req in self.reqs]
-        lens = [len(state.canvas) for state in states]
-        pool_indices = torch.tensor([r.req_pool_idx for r in self.reqs])
-        ids = torch.from_numpy(np.concatenate([s.canvas.ids for s in states]))
+        states: list[DecodingState] = [req.dllm_algo_state for req in self.reqs]
+        rows = sequences(states)
+        lens = [len(row) for row in rows]
+        # A guided canvas has a second row. It shares the first one's slots: a forward
+        # attends to its fresh keys and values, and nobody reads those in the pool.
+        owners = [*self.reqs, *(r for r in self.reqs if r.dllm_algo_state.is_guided)]
+        pool_indices = torch.tensor([req.req_pool_idx for req in owners])
+        ids = torch.from_numpy(np.concatenate(rows))
         on_gpu = torch.device(self.device).type == "cuda"
         self.forward_mode = ForwardMode.DLLM_EXTEND
         self.prefill_input_ids_cpu = ids.pin_memory() if on_gpu else ids
@@ -48,10 +53,10 @@ class CanvasBatch(ScheduleBatch):
         self.out_cache_loc = torch.cat(
             [
                 table[r.req_pool_idx, :length]
-                for r, length in zip(self.reqs, lens, strict=True)
+                for r, length in zip(owners, lens, strict=True)
             ]
         ).long()
-        self.multimodal_inputs = [None] * len(self.reqs)
+        self.multimodal_inputs = [None] * len(owners)
 
 
 def try_alloc_canvas_slots(req: Req, canvas_len: int, scheduler: Any) -> bool:
@@ -82,6 +87,6 @@ def release_canvas_slots(req: Req, scheduler: Any) -> None:
     req.dllm_algo_state = None
 
 
-def fill_ids(state: Blocks) -> array[int]:
+def fill_ids(state: DecodingState) -> array[int]:
     """The canvas as SGLang keeps token ids on a request."""
     return array("q", state.canvas.ids.tolist())

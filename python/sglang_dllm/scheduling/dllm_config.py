@@ -17,7 +17,7 @@ class FullAttnDllmConfig(DllmConfig):
 
     Attributes:
         needs_full_prefill: True; SGLang's own block-causal models have no such field.
-        decode: the algorithm's parsed configuration.
+        decode: what requests are decoded with.
         facts: what the checkpoint's config says (mask id, EOS ids, vocabulary).
     """
 
@@ -29,7 +29,8 @@ class FullAttnDllmConfig(DllmConfig):
         super().__init__(
             algorithm=algorithm,
             algorithm_config={},
-            block_size=decode.block_size,
+            # Of SGLang's own models; it sizes a graph runner that is off here.
+            block_size=1,
             mask_id=facts.mask_id,
             max_running_requests=max_reqs,
             # Per-request decoding state travels from round to round on the
@@ -38,6 +39,8 @@ class FullAttnDllmConfig(DllmConfig):
         )
         self.decode = decode
         self.facts = facts
+        # Completed by the scheduler, which has a tokenizer.
+        self.complete_facts: ModelFacts | None = None
 
 
 def hf_config_of(server_args: Any) -> Any:
@@ -59,22 +62,29 @@ def _decode_config(algorithm: str, architecture: str, path: str | None) -> Decod
     return load_decode_config(algorithm, FAMILIES[architecture], path)
 
 
+def decode_config(server_args: Any, hf_config: Any) -> DecodeConfig:
+    """What requests are decoded with, from flags and YAML.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    return _decode_config(
+        server_args.dllm_algorithm,
+        hf_config.architectures[0],
+        server_args.dllm_algorithm_config,
+    )
+
+
 def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
     """The configuration of a full-attention model, from flags, YAML and checkpoint.
 
     Raises:
         ConfigError: a flag, the YAML file or the checkpoint's config is wrong.
     """
-    facts = ModelFacts.from_hf_config(hf_config)
-    decode = _decode_config(
-        server_args.dllm_algorithm,
-        facts.family.architecture,
-        server_args.dllm_algorithm_config,
-    )
     return FullAttnDllmConfig(
         server_args.dllm_algorithm,
-        decode,
-        facts,
+        decode_config(server_args, hf_config),
+        ModelFacts.from_hf_config(hf_config),
         # Only a hint for SGLang's buffers; admission asks the scheduler's own limit.
         max_reqs=server_args.max_running_requests or 1,
     )

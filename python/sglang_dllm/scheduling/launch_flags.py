@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from sglang_dllm.config import ALGORITHMS, load_decode_config
+from sglang_dllm.config import load_decode_config
+from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.families import FAMILIES
 from sglang_dllm.models.tokenizers import plain_tokenizer_path
@@ -84,7 +85,7 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
     if server_args.dllm_algorithm is None:
         raise ConfigError(
             f"{architecture} is a diffusion model: add --dllm-algorithm with one of "
-            f"{', '.join(ALGORITHMS)}"
+            f"{', '.join(algorithms())}"
         )
     load_decode_config(
         server_args.dllm_algorithm,

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.config import Decoding
+from sglang_dllm.decoding.algorithm import DecodingState
 
-CHANNEL = "dllm"
+CHANNEL = "dllm_report"
 """Key under which reports travel in ``Req.customized_info``."""
 
 
 class RequestReport:
-    """A view of a canvas's counters, read when an output is sent."""
+    """A view of a request's decoding, read when an output is sent."""
 
-    def __init__(self, canvas: Canvas) -> None:
-        self.canvas = canvas
+    def __init__(self, state: DecodingState, decoding: Decoding) -> None:
+        self.state = state
+        self.decoding = decoding.to_dict()
 
     def as_customized_info(self) -> dict[str, Any]:
         """The form SGLang carries to ``meta_info``."""
         return {CHANNEL: _OncePerOutput(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        canvas = self.canvas
+        canvas = self.state.canvas
+        most = self.state.options.max_forwards
         return {
+            "dllm": self.decoding,
+            "max_forwards_reached": canvas.num_forwards == most,
             "num_forwards": canvas.num_forwards,
             "num_committed_tokens": canvas.num_committed,
             "canvas_len": len(canvas),

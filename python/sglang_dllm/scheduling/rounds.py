@@ -18,9 +18,10 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.observability.req_time_stats import set_time_batch
 
-from sglang_dllm.decoding.blocks import Blocks
+from sglang_dllm.config import request_options
+from sglang_dllm.decoding.algorithm import DecodingState
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.multi_block import MultiBlockDecoder
+from sglang_dllm.families import ModelFacts
 from sglang_dllm.scheduling.batch import (
     CanvasBatch,
     fill_ids,
@@ -162,7 +163,7 @@ def _start(req: Req, scheduler: Any) -> None:
         params.max_new_tokens,
         mask_id=config.facts.mask_id,
         eos_ids=config.facts.eos_ids,
-        early_stop=config.decode.early_stop and not params.ignore_eos,
+        ignore_eos=params.ignore_eos,
         sampling=SamplingOptions(
             # SamplingParams.normalize turns temperature 0 into top_k 1.
             temperature=0.0 if params.top_k == 1 else params.temperature,
@@ -171,11 +172,23 @@ def _start(req: Req, scheduler: Any) -> None:
             seed=seed if seed is not None else _seed_of(req.rid),
         ),
     )
-    state = MultiBlockDecoder(config.decode, config.facts).start(canvas)
+    decoding = config.decode.resolve(
+        request_options(params.custom_params), canvas.answer_len
+    )
+    facts = _facts(scheduler)
+    state = decoding.algorithm.start(canvas, decoding.options, facts)
     req.dllm_algo_state = state
     req.full_untruncated_fill_ids = fill_ids(state)
     req.set_extend_range(0, len(canvas))
-    req.customized_info = RequestReport(canvas).as_customized_info()
+    req.customized_info = RequestReport(state, decoding).as_customized_info()
+
+
+def _facts(scheduler: Any) -> ModelFacts:
+    """The model's facts with those of the scheduler's tokenizer, made once."""
+    config = scheduler.dllm_config
+    if config.complete_facts is None:
+        config.complete_facts = config.facts.with_tokenizer(scheduler.tokenizer)
+    return config.complete_facts
 
 
 def _seed_of(rid: str) -> int:
@@ -189,7 +202,7 @@ def _emit(req: Req, scheduler: Any) -> bool:
 
     Returns whether there is something to send.
     """
-    state: Blocks = req.dllm_algo_state
+    state: DecodingState = req.dllm_algo_state
     canvas = state.canvas
     before = len(req.output_ids)
     for token in canvas.take_committed_prefix().tolist():

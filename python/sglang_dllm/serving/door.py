@@ -11,9 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_dllm.config import DEFAULT_MAX_NEW_TOKENS
+from sglang_dllm.config import (
+    CUSTOM_PARAMS_KEY,
+    DEFAULT_MAX_NEW_TOKENS,
+    DecodeConfig,
+    request_options,
+)
+from sglang_dllm.errors import OptionError
 from sglang_dllm.serving.fields import check_token_ids
-from sglang_dllm.serving.refusal import Refusal
+from sglang_dllm.serving.refusal import Refusal, refused
 
 # What SGLang's scheduler keeps back of the context or of the KV pool, in tokens.
 _KEPT_OF_PROMPT = 5
@@ -52,8 +58,9 @@ def check_request(
     input_ids: Sequence[int] | None,
     vocab_size: int,
     room: Room,
+    decode: DecodeConfig,
 ) -> None:
-    """Refuse a prompt or an answer length that no canvas can hold.
+    """Refuse a prompt or an answer length that no canvas can hold, or wrong options.
 
     ``params['max_new_tokens']`` is filled in where the request names none.
 
@@ -62,6 +69,7 @@ def check_request(
         input_ids: the prompt.
         vocab_size: ids from 0 to vocab_size - 1 exist.
         room: what a canvas can hold.
+        decode: the server's part of how the request is decoded.
 
     Raises:
         Refusal: with field, value and range.
@@ -84,6 +92,23 @@ def check_request(
             f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
             f"{prompt_len} tokens, max_tokens can be 1 to {most}"
         )
+    _check_options(params.get("custom_params"), decode, max_new_tokens)
+
+
+def _check_options(
+    custom_params: dict[str, Any] | None, decode: DecodeConfig, answer_len: int
+) -> None:
+    """Refuse options that the request cannot be decoded with."""
+    path = f"custom_params.{CUSTOM_PARAMS_KEY}"
+    for key, value in (custom_params or {}).items():
+        if key != CUSTOM_PARAMS_KEY:
+            raise refused(f"custom_params.{key}", value, f"{path} only")
+        if value is not None and not isinstance(value, dict):
+            raise refused(path, value, "an object")
+    try:
+        decode.resolve(request_options(custom_params), answer_len)
+    except OptionError as error:
+        raise refused(f"{path}.{error.key}", error.value, error.expected) from None
 
 
 def default_temperature(

@@ -70,9 +70,8 @@ _Text = Annotated[str, Field(min_length=1)]
 _Texts = Annotated[list[_Text], Field(min_length=1)]
 _IdLists = Annotated[list[_Ids], Field(min_length=1)]
 _Object = Annotated[dict[str, Any], Field(description="an object")]
-_NoOptions = Annotated[
-    dict[str, Any],
-    Field(max_length=0, description="an empty object: requests have no own options"),
+_CustomParams = Annotated[
+    dict[str, Any], Field(description='an object {"dllm": {...}}')
 ]
 
 
@@ -93,7 +92,7 @@ class _Sampling(_Fields):
     ignore_eos: _Bool = False
     no_stop_trim: _Bool = False
     skip_special_tokens: _Bool = True
-    custom_params: _NoOptions | None = None
+    custom_params: _CustomParams | None = None
 
 
 class NativeSampling(_Sampling):

@@ -1,0 +1,43 @@
+"""Adaptive parallel decoding in the form its servers use: the k best above a threshold.
+
+The paper's (arXiv 2506.00413) checks drafts with an autoregressive model; without one,
+what is left is this rule.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
+from sglang_dllm.decoding.blockwise import WholeCanvasState
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.options import Options, Share
+from sglang_dllm.decoding.prediction import confidence
+from sglang_dllm.decoding.selection import ranks
+from sglang_dllm.families import ModelFacts
+
+
+class AdaptiveParallelOptions(Options):
+    max_parallel: Annotated[
+        int, Field(ge=1, le=4096, description="an integer, 1 to 4096")
+    ] = 8
+    threshold: Share = 0.3
+
+
+class AdaptiveParallel(Algorithm):
+    """Up to ``max_parallel`` tokens a step, anywhere in the canvas."""
+
+    options = AdaptiveParallelOptions
+
+    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
+        return WholeCanvasState(canvas, self, options, facts)
+
+    def choose(self, judged: Judged) -> Choice:
+        found = confidence(judged)
+        rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
+        among_best = rank < judged.option("max_parallel", torch.int64)
+        sure = found.value > judged.option("threshold")
+        return Choice((rank == 0) | (among_best & sure), found.tokens)

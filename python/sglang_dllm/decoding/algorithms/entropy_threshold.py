@@ -1,0 +1,31 @@
+"""One block after the other by entropy: d3LLM ``generate``, dParallel."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sglang_dllm.decoding.algorithm import DecodingState
+from sglang_dllm.decoding.algorithms.full_attn_multi_block import FullAttnMultiBlock
+from sglang_dllm.decoding.blocks import Blocks
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options
+from sglang_dllm.families import Family, ModelFacts
+
+
+class EntropyThresholdOptions(Options):
+    block_size: BlockSize = 32
+    threshold: Nats = 0.5
+    early_stop: Bool = False
+
+
+class EntropyThreshold(FullAttnMultiBlock):
+    """Multi-block decoding in which a block joins once the last one is finished."""
+
+    options: ClassVar[type[Options]] = EntropyThresholdOptions
+
+    def defaults(self, family: Family) -> dict[str, Any]:
+        # dParallel's evaluation scripts.
+        return {"threshold": 0.5 if family.lineage == "LLaDA" else 0.45}
+
+    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
+        return Blocks(canvas, self, options, facts, 1.0, 1.0)

@@ -1,0 +1,54 @@
+"""dInfer's hierarchical decoder (arXiv 2510.08666): apart from each other, in parallel.
+
+The best position of every run of masks is decided at once, since positions far from
+each other depend on each other least.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
+from sglang_dllm.decoding.blockwise import BlockwiseState
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.options import BlockSize, Options, Share
+from sglang_dllm.decoding.prediction import confidence
+from sglang_dllm.decoding.selection import best_of_group, ranks
+from sglang_dllm.families import ModelFacts
+
+
+class HierarchicalOptions(Options):
+    block_size: BlockSize = 64
+    threshold: Share = 0.92
+    low_threshold: Share = 0.62
+
+
+class Hierarchical(Algorithm):
+    """Each run's best above a low threshold, and all above a high one."""
+
+    options = HierarchicalOptions
+
+    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
+        return BlockwiseState(canvas, self, options, facts)
+
+    def choose(self, judged: Judged) -> Choice:
+        found = confidence(judged)
+        run = runs(judged.canvas_index, judged.positions)
+        best = best_of_group(found.value, run, len(run))
+        leads = found.value == best[run]
+        rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
+        accepted = (
+            (rank == 0)
+            | (leads & (found.value > judged.option("low_threshold")))
+            | (found.value > judged.option("threshold"))
+        )
+        return Choice(accepted, found.tokens)
+
+
+def runs(canvas_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """``(N,)`` int64 from 0: which run of neighbouring candidates each belongs to."""
+    goes_on = (positions.diff() == 1) & (canvas_index.diff() == 0)
+    begins = torch.nn.functional.pad(~goes_on, (1, 0), value=True)
+    return begins.cumsum(0) - 1

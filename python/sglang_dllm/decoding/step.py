@@ -1,0 +1,143 @@
+"""One denoising step of a mixed batch: rows to compute, then tokens to commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from sglang_dllm.decoding.algorithm import (
+    Algorithm,
+    Choice,
+    DecodingState,
+    Judged,
+    planned,
+)
+from sglang_dllm.decoding.canvas import IdArray
+from sglang_dllm.families import ModelFacts
+
+
+def sequences(states: Sequence[DecodingState]) -> list[IdArray]:
+    """Token ids of every row of the next forward.
+
+    The canvases in order, then the unconditional ones of those that have one.
+    """
+    return [
+        *(state.canvas.ids for state in states),
+        *(state.unconditional_ids() for state in states if state.is_guided),
+    ]
+
+
+def logits_rows(states: Sequence[DecodingState], facts: ModelFacts) -> torch.Tensor:
+    """Which rows of the packed hidden states predict the candidates.
+
+    Args:
+        states: canvases whose step has begun.
+
+    Returns:
+        ``(N + U,)`` int64 on the CPU: candidates of the sequences, in order.
+    """
+    owners = [*states, *(state for state in states if state.is_guided)]
+    ends = accumulate(len(state.canvas) for state in owners)
+    shift = facts.family.shift
+    rows = [
+        end - len(state.canvas) + np.maximum(planned(state).candidates - shift, 0)
+        for state, end in zip(owners, ends, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def commit_step(
+    logits: torch.Tensor, states: Sequence[DecodingState], facts: ModelFacts
+) -> None:
+    """Commit what one forward decides, in every canvas of the batch.
+
+    Args:
+        logits: ``(N + U, V)`` float, the rows named by ``logits_rows``.
+        states: the same canvases in the same order; written in place.
+    """
+    groups = _by_algorithm(states)
+    judged = [_judged(logits, states, group, facts) for group in groups.values()]
+    choices = [
+        algorithm.choose(part) for algorithm, part in zip(groups, judged, strict=True)
+    ]
+    accepted, tokens, notes = _to_host(judged, choices)
+    first = 0
+    for number, state in enumerate(s for part in judged for s in part.states):
+        candidates = planned(state).candidates
+        rows = slice(first, first + len(candidates))
+        first = rows.stop
+        chosen = accepted[rows] | state.is_last_forward
+        state.commit(candidates[chosen], tokens[rows][chosen], int(notes[number]))
+        state.canvas.num_forwards += 1
+
+
+def _by_algorithm(states: Sequence[DecodingState]) -> dict[Algorithm, list[int]]:
+    """Which of the states each algorithm present decodes."""
+    groups: dict[Algorithm, list[int]] = {}
+    for index, state in enumerate(states):
+        groups.setdefault(state.algorithm, []).append(index)
+    return groups
+
+
+def _judged(
+    logits: torch.Tensor,
+    states: Sequence[DecodingState],
+    group: list[int],
+    facts: ModelFacts,
+) -> Judged:
+    """The part of the logits that one algorithm's canvases are decided by."""
+    counts = np.array([len(planned(state).candidates) for state in states])
+    free = np.array([state.is_guided for state in states])
+    canvas = np.repeat(np.arange(len(states)), counts)
+    num_rows = len(canvas)
+    own = np.isin(canvas, group)
+    mine = [states[index] for index in group]
+    positions = np.concatenate(
+        [planned(s).candidates - s.canvas.prompt_len for s in mine]
+    )
+    unconditional = None
+    if free[group].any():
+        free_canvas = canvas[free[canvas]]
+        rows = num_rows + np.flatnonzero(np.isin(free_canvas, group))
+        unconditional = logits[torch.from_numpy(rows).to(logits.device)]
+    if not own.all():
+        logits = logits[torch.from_numpy(np.flatnonzero(own)).to(logits.device)]
+    else:
+        logits = logits[:num_rows]
+    index = np.repeat(np.arange(len(group)), counts[group])
+    return Judged(
+        states=mine,
+        logits=logits,
+        canvas_index=torch.from_numpy(index).to(logits.device),
+        positions=torch.from_numpy(positions).to(logits.device),
+        unconditional=unconditional,
+        facts=facts,
+    )
+
+
+def _to_host(
+    judged: Sequence[Judged], choices: Sequence[Choice]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Accepted and tokens of all candidates, notes of all canvases, group by group.
+
+    The one place where a step waits for the device.
+    """
+    num = sum(len(choice.tokens) for choice in choices)
+    device = choices[0].tokens.device
+    packed = torch.cat(
+        [
+            *(choice.accepted.long() for choice in choices),
+            *(choice.tokens for choice in choices),
+            *(
+                torch.zeros(part.num_canvases, dtype=torch.int64, device=device)
+                if choice.notes is None
+                else choice.notes
+                for part, choice in zip(judged, choices, strict=True)
+            ),
+        ]
+    )
+    host = packed.cpu().numpy()
+    return host[:num].astype(bool), host[num : 2 * num], host[2 * num :]

@@ -1,0 +1,144 @@
+"""Every algorithm of docs/algorithms.md by its name, with the documented defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reference.canvas import GREEDY, Sampling
+from reference.confidence import (
+    ada_block,
+    adaptive_parallel,
+    credit,
+    fast_dllm,
+    hierarchical,
+    local_leap,
+)
+from reference.decoding import LogitsFn, Result, first_eos, multi_block, single_block
+from reference.samplers import dream, llada
+
+_BY_ENTROPY = {"EntropyThreshold": single_block, "FullAttnMultiBlock": multi_block}
+_OTHERS = {
+    "LLaDA": llada,
+    "Dream": dream,
+    "FastDLLM": fast_dllm,
+    "LocalLeap": local_leap,
+    "AdaptiveParallel": adaptive_parallel,
+    "Hierarchical": hierarchical,
+    "Credit": credit,
+    "AdaBlock": ada_block,
+}
+
+
+def _defaults(family: str) -> dict[str, dict[str, Any]]:
+    """Algorithm -> options. None: no limit, or found from the answer or the model."""
+    is_llada = family == "llada"
+    fast_dllm_length = {"block_size": 32} if is_llada else {"steps": None}
+    options: dict[str, dict[str, Any]] = {
+        "EntropyThreshold": {
+            "block_size": 32,
+            "threshold": 0.5 if is_llada else 0.45,
+            "early_stop": False,
+        },
+        "FullAttnMultiBlock": {
+            "block_size": 32,
+            "threshold": 0.5 if is_llada else 0.4,
+            "block_add_threshold": 0.1,
+            "decoded_token_threshold": 0.95,
+            "early_stop": is_llada,
+        },
+        "LLaDA": {
+            "block_size": 32,
+            "steps": None,  # one a token
+            "remasking": "low_confidence",
+            "cfg_scale": 0.0,
+            "logits_eos_inf": False,
+            "confidence_eos_eot_inf": False,
+        },
+        "Dream": {
+            "steps": None,  # one a token
+            "alg": "entropy",
+            "alg_temp": 0.0,
+            "eps": 0.001,
+        },
+        # steps: one per 32 tokens
+        "FastDLLM": {"threshold": 0.9, "factor": None, **fast_dllm_length},
+        "LocalLeap": {
+            "block_size": 32,
+            "anchor_threshold": 0.9,
+            "neighbor_threshold": 0.75,
+            "radius": 4,
+        },
+        "AdaptiveParallel": {"max_parallel": 8, "threshold": 0.3},
+        "Hierarchical": {"block_size": 64, "threshold": 0.92, "low_threshold": 0.62},
+        "Credit": {
+            "block_size": 32,
+            "threshold": 0.9,
+            "credit_alpha": 0.7,
+            "boost_gamma": 0.2,
+            "decay_beta": 0.8,
+        },
+        "AdaBlock": {
+            "block_size": 32,
+            "threshold": 0.9,
+            "delimiter_threshold": 0.3 if is_llada else 0.5,
+            "delimiter_ids": None,  # the newline tokens, told by the caller
+        },
+    }
+    return {name: {**keys, "max_forwards": None} for name, keys in options.items()}
+
+
+DEFAULTS = {family: _defaults(family) for family in ("llada", "dream")}
+
+
+def run(
+    algorithm: str,
+    model: Any,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    options: dict[str, Any],
+    sampling: Sampling = GREEDY,
+    *,
+    unconditional: LogitsFn | None = None,
+    **facts: Any,
+) -> Result:
+    """Decode the whole answer by the algorithm of that name.
+
+    Args:
+        model: a `LogitsFn`, see `reference.decoding`.
+        options: keys of docs/algorithms.md; the missing ones get the defaults.
+        unconditional: for LLaDA's guidance, see `reference.samplers.llada`.
+        facts: family, mask_id, eos_id, turn_end_id, delimiter_ids; what is not given
+            is read from the model object.
+    """
+    family = facts.get("family") or model.family
+    defaults = DEFAULTS[family][algorithm]
+    if unknown := options.keys() - defaults.keys():
+        raise ValueError(f"{algorithm} on {family} has no {sorted(unknown)}")
+    options = defaults | options
+    if algorithm in _BY_ENTROPY:
+        if sampling.temperature != 0:
+            raise ValueError(f"{algorithm}: the reference knows temperature 0 only")
+        needed = {k: facts[k] for k in ("family", "mask_id", "eos_id") if k in facts}
+        decode = _BY_ENTROPY[algorithm]
+        return decode(model, prompt_ids, max_new_tokens, **options, **needed)
+    if algorithm == "LLaDA":
+        facts["unconditional"] = unconditional
+    decode = _OTHERS[algorithm]
+    return decode(
+        model, prompt_ids, max_new_tokens, options=options, sampling=sampling, **facts
+    )
+
+
+def nfe_at_visible(result: Result, eos_id: int) -> int:
+    """Forwards a server runs that ends once the visible answer is committed.
+
+    That is when the first EOS and all before it are. Nothing can move the first EOS
+    later: the positions before it are all committed by then.
+    """
+    eos_at = first_eos(result.ids, eos_id)
+    if eos_at is None:
+        return result.nfe
+    writers = result.commit_order[: eos_at + 1]
+    if None in writers:  # only ids behind an EOS are filled in by no forward
+        raise AssertionError(f"an id up to the first EOS has no forward: {writers}")
+    return max(writers) + 1

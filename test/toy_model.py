@@ -1,0 +1,129 @@
+"""A toy model and a loop around our decoding, for tests without SGLang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from reference.canvas import Sampling
+from sglang_dllm.config import Decoding, parse_decode_config
+from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.sampling import Stream, counter_uniform
+from sglang_dllm.decoding.step import commit_step, logits_rows, sequences
+from sglang_dllm.families import FAMILIES, ModelFacts
+
+MASK, EOS, TURN_END, NEWLINE, VOCAB = 3, 5, 6, 7, 11
+FAMILY = {"llada": FAMILIES["LLaDAModelLM"], "dream": FAMILIES["DreamModel"]}
+
+
+class ToyModel:
+    """Logits that depend on the whole canvas, position by position.
+
+    Coarse values make ties common; scales from flat to saturated spread confidences.
+    """
+
+    def __init__(self, seed: int, eos_bias: float = 0.0, coarse: bool = False) -> None:
+        self.seed, self.eos_bias, self.coarse = seed, eos_bias, coarse
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        state = self.seed
+        for token in ids.tolist():
+            state = (state * 1_000_003 + token + 1) % (1 << 61)
+        generator = torch.Generator().manual_seed(state)
+        logits = torch.randn(len(ids), VOCAB, generator=generator)
+        logits *= torch.rand(len(ids), 1, generator=generator) * 12
+        if self.coarse:
+            logits = logits.round()
+        logits[:, EOS] += self.eos_bias
+        return logits
+
+    def shifted(self, family: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What the references call logits: row i predicts position i."""
+
+        def logits(ids: torch.Tensor) -> torch.Tensor:
+            raw = self(ids)
+            return torch.cat([raw[:1], raw[:-1]]) if FAMILY[family].shift else raw
+
+        return logits
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to a toy model."""
+
+    model: ToyModel
+    prompt: tuple[int, ...]
+    length: int
+    algorithm: str
+    options: dict[str, Any]
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    ignore_eos: bool = False
+
+
+def facts_of(family: str) -> ModelFacts:
+    return ModelFacts(FAMILY[family], MASK, (EOS,), VOCAB, TURN_END, (NEWLINE,))
+
+
+def resolve(family: str, request: Request) -> Decoding:
+    server = parse_decode_config("FullAttnMultiBlock", FAMILY[family], {})
+    options = {"algorithm": request.algorithm, **request.options}
+    return server.resolve(options, request.length)
+
+
+def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
+    """All requests in one batch, until each canvas is full."""
+    facts = facts_of(family)
+    states = []
+    for request in requests:
+        canvas = Canvas.from_prompt(
+            request.prompt,
+            request.length,
+            mask_id=MASK,
+            eos_ids=(EOS,),
+            ignore_eos=request.ignore_eos,
+            sampling=request.sampling,
+        )
+        decoding = resolve(family, request)
+        states.append(decoding.algorithm.start(canvas, decoding.options, facts))
+    canvases = [state.canvas for state in states]
+    active = list(zip([r.model for r in requests], states, strict=True))
+    while active := [(m, s) for m, s in active if s.begin_step() is not None]:
+        batch = [state for _, state in active]
+        models = [model for model, _ in active]
+        models += [model for model, state in active if state.is_guided]
+        packed = torch.cat(
+            [
+                model(torch.from_numpy(ids))
+                for model, ids in zip(models, sequences(batch), strict=True)
+            ]
+        )
+        commit_step(packed[logits_rows(batch, facts)], batch, facts)
+    return canvases
+
+
+def reference_sampling(options: SamplingOptions) -> Sampling:
+    """The same sampling for the references, with our random numbers."""
+    streams = {"token": Stream.TOKEN, "order": Stream.ORDER}
+
+    def uniform(stream: str, step: int, position: int) -> float:
+        numbers = [torch.tensor([n]) for n in (options.seed, step, position)]
+        return float(counter_uniform(*numbers, streams[stream]))
+
+    return Sampling(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        seed=options.seed,
+        uniform=uniform,
+    )
+
+
+def answer(canvas: Canvas) -> list[int]:
+    return canvas.ids[canvas.prompt_len :].tolist()
+
+
+def visible(ids: list[int]) -> list[int]:
+    return ids[: ids.index(EOS)] if EOS in ids else ids
