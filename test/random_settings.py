@@ -1,0 +1,134 @@
+"""Random settings of every algorithm, as requests name them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_dllm.decoding.canvas import SamplingOptions
+
+ALGORITHMS = (
+    *("LLaDA", "Dream", "FastDLLM", "EntropyThreshold", "FullAttnMultiBlock"),
+    *("LocalLeap", "AdaptiveParallel", "Hierarchical", "Credit", "AdaBlock"),
+)
+BY_ENTROPY = ("EntropyThreshold", "FullAttnMultiBlock")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request; ``options`` is its ``dllm`` object without the algorithm."""
+
+    prompt: tuple[int, ...]
+    length: int
+    algorithm: str
+    options: dict[str, Any]
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    ignore_eos: bool = False
+
+    def sampling_params(self) -> dict[str, Any]:
+        """As /generate takes them."""
+        params: dict[str, Any] = {
+            "max_new_tokens": self.length,
+            "temperature": self.sampling.temperature,
+            "skip_special_tokens": False,
+            "ignore_eos": self.ignore_eos,
+            "custom_params": {"dllm": {"algorithm": self.algorithm, **self.options}},
+        }
+        if not self.sampling.greedy:
+            params["top_p"] = self.sampling.top_p
+            params["top_k"] = self.sampling.top_k or -1
+        return {**params, "sampling_seed": self.sampling.seed}
+
+
+def random_case(
+    rng: random.Random, algorithm: str, lineage: str, tokens: list[int]
+) -> Case:
+    """A request with about half of the algorithm's keys given."""
+    length = rng.choice([1, 2, 5, 13, 16, 31, 32, 33, 40, 64, 65, 96])
+    keys = _keys(rng, algorithm, lineage, length, tokens)
+    options = {key: value for key, value in keys.items() if rng.random() < 0.6}
+    if {"threshold", "factor"} <= options.keys():
+        del options[rng.choice(["threshold", "factor"])]
+    if rng.random() < 0.15:
+        options["max_forwards"] = rng.choice([1, 2, 5, 20])
+    sampling = SamplingOptions(seed=rng.randrange(2**40))
+    # The references of the entropy rules know temperature 0 only.
+    if algorithm not in BY_ENTROPY and rng.random() < 0.4:
+        sampling = SamplingOptions(
+            temperature=rng.choice([0.3, 1.0]),
+            top_p=rng.choice([1.0, 0.9]),
+            top_k=rng.choice([0, 5]),
+            seed=sampling.seed,
+        )
+    return Case(
+        prompt=tuple(rng.choices(tokens, k=rng.choice([1, 2, 7, 19, 40]))),
+        length=length,
+        algorithm=algorithm,
+        options=options,
+        sampling=sampling,
+        ignore_eos=rng.random() < 0.3,
+    )
+
+
+def _keys(
+    rng: random.Random, algorithm: str, lineage: str, length: int, tokens: list[int]
+) -> dict[str, Any]:
+    share = round(rng.random(), 2)
+    nats = rng.choice([0.0, 0.2, 0.5, 1.0, 2.0, 999.0])
+    block = {"block_size": rng.choice([4, 8, 15, 32])}
+    if algorithm == "EntropyThreshold":
+        return {**block, "threshold": nats}
+    if algorithm == "FullAttnMultiBlock":
+        return {
+            **block,
+            "threshold": nats,
+            "block_add_threshold": share,
+            "decoded_token_threshold": rng.choice([0.5, 0.95, 1.0]),
+            "early_stop": rng.random() < 0.5,
+        }
+    if algorithm == "LLaDA":
+        return {
+            **block,
+            "steps": rng.randint(-(-length // 4), 2 * length + 24),
+            "remasking": rng.choice(["low_confidence", "random"]),
+            "cfg_scale": rng.choice([0.0, 0.5, 1.5]),
+            "logits_eos_inf": rng.random() < 0.5,
+            "confidence_eos_eot_inf": rng.random() < 0.5,
+        }
+    if algorithm == "Dream":
+        return {
+            "steps": rng.choice([1, 3, 8, 20, 64]),
+            "alg": rng.choice(["origin", "maskgit_plus", "topk_margin", "entropy"]),
+            "alg_temp": rng.choice([0.0, 0.3]),
+            "eps": rng.choice([0.001, 0.1]),
+        }
+    if algorithm == "FastDLLM":
+        own = block if lineage == "LLaDA" else {"steps": rng.choice([1, 3, 8, 20])}
+        return {**own, "threshold": share, "factor": rng.choice([0.5, 1.0, 2.0])}
+    if algorithm == "LocalLeap":
+        return {
+            **block,
+            "anchor_threshold": share,
+            "neighbor_threshold": round(share * 0.7, 3),
+            "radius": rng.randrange(6),
+        }
+    if algorithm == "AdaptiveParallel":
+        return {"max_parallel": rng.randint(1, 9), "threshold": share}
+    if algorithm == "Hierarchical":
+        return {**block, "threshold": share, "low_threshold": round(share * 0.7, 3)}
+    if algorithm == "Credit":
+        return {
+            **block,
+            "threshold": share,
+            "credit_alpha": rng.choice([0.0, 0.7, 3.0]),
+            "boost_gamma": rng.choice([0.2, 1.0]),
+            "decay_beta": rng.choice([0.5, 0.8]),
+        }
+    assert algorithm == "AdaBlock", algorithm
+    return {
+        **block,
+        "threshold": share,
+        "delimiter_threshold": round(share * 0.5, 3),
+        "delimiter_ids": rng.sample(tokens, 60),
+    }
