@@ -61,7 +61,12 @@ def _check(manager: Any, params: dict[str, Any], input_ids: Any) -> None:
         params,
         input_ids,
         manager.model_config.vocab_size,
-        Room(manager.max_req_input_len, manager.server_args.page_size),
+        Room(
+            manager.max_req_input_len,
+            manager.server_args.page_size,
+            manager.server_args.max_running_requests,
+            manager.server_args.max_prefill_tokens,
+        ),
         decode_config(manager.server_args, manager.model_config.hf_config),
     )
 

@@ -180,3 +180,18 @@ def test_what_is_not_json_is_located(raw: bytes, field: str) -> None:
     message = str(explain_malformed(raw, "why"))
     assert field in message
     message.encode()
+
+
+def test_guidance_needs_room_for_a_second_row() -> None:
+    guided = {"dllm": {"algorithm": "LLaDA", "cfg_scale": 0.5}}
+
+    def check(room: Room) -> None:
+        params = {"max_new_tokens": 20, "custom_params": guided}
+        check_request(params, [1] * 10, 100, room, DECODE)
+
+    check(Room(1000, max_rows=2, max_round_tokens=60))
+    with pytest.raises(Refusal, match=r"cfg_scale=0.5 .*--max-running-requests 1"):
+        check(Room(1000, max_rows=1))
+    for tight in (Room(1000, max_rows=2, max_round_tokens=59), Room(54)):
+        with pytest.raises(Refusal, match=r"cfg_scale=0.5 .*up to 29 each"):
+            check(tight)

@@ -88,7 +88,7 @@ class DecodingState(ABC):
     @property
     def is_guided(self) -> bool:
         """Whether each forward also computes ``unconditional_ids``."""
-        return False
+        return self.algorithm.is_guided(self.options)
 
     def unconditional_ids(self) -> IdArray:
         """``(L,)`` int64: the canvas with its prompt masked, for guidance."""
@@ -216,6 +216,10 @@ class Algorithm(ABC):
             OptionError: an option does not fit that length.
         """
         return options
+
+    def is_guided(self, options: Any) -> bool:
+        """Whether each forward also computes the unconditional canvas."""
+        return False
 
     @abstractmethod
     def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:

@@ -8,6 +8,7 @@ that SGLang derives later (memory shares, graph capture, buffers).
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from typing import Any
 
@@ -71,6 +72,7 @@ def architecture_of(server_args: Any) -> str | None:
         config, _ = PretrainedConfig.get_config_dict(
             server_args.model_path, revision=server_args.revision
         )
+        config |= json.loads(server_args.json_model_override_args)
     except (OSError, ValueError):
         return None
     return (config.get("architectures") or [None])[0]

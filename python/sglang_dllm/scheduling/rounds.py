@@ -18,7 +18,7 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.observability.req_time_stats import set_time_batch
 
-from sglang_dllm.config import request_options
+from sglang_dllm.config import Decoding, request_options
 from sglang_dllm.decoding.algorithm import DecodingState
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.families import ModelFacts
@@ -108,8 +108,9 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     """Move waiting requests to the running batch, in the scheduler's order.
 
     A canvas is admitted when a request slot and all its KV slots are free, and the
-    round stays within --max-prefill-tokens (one canvas is always let in). The first
-    that does not fit waits and holds back the rest, so that none starves.
+    round stays within --max-prefill-tokens (one canvas is always let in) and, in rows,
+    within --max-running-requests. The first that does not fit waits and holds back the
+    rest, so that none starves.
     """
     if not scheduler.waiting_queue:
         return []
@@ -118,19 +119,25 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     admitted: list[Req] = []
     rejected: list[Req] = []
     taken = 0
-    round_tokens = sum(len(req.dllm_algo_state.canvas) for req in active)
+    # Rows with guidance share slots, so that slots alone do not bound a round.
+    max_round_tokens = min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens)
+    round_rows = sum(_num_rows(req, scheduler) for req in active)
+    round_tokens = sum(
+        _num_rows(req, scheduler) * len(req.dllm_algo_state.canvas) for req in active
+    )
     for req in scheduler.waiting_queue:
         if req.finished() or req.to_finish is not None:
             req.update_finish_state(0)
             rejected.append(req)
             taken += 1
             continue
-        num_active = len(active) + len(admitted)
-        if scheduler.get_num_allocatable_reqs(num_active) <= 0:
+        num_rows = _num_rows(req, scheduler)
+        if scheduler.get_num_allocatable_reqs(round_rows) < num_rows:
             break
         canvas_len = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
-        fits_round = round_tokens + canvas_len <= scheduler.max_prefill_tokens
-        if num_active and not fits_round:
+        row_tokens = num_rows * canvas_len
+        fits_round = round_tokens + row_tokens <= max_round_tokens
+        if round_rows and not fits_round:
             break
         if req.sampling_params.max_new_tokens == 0:
             # SGLang's n > 1 first asks for an empty answer to warm a prefix cache.
@@ -139,7 +146,8 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
         elif try_alloc_canvas_slots(req, canvas_len, scheduler):
             _start(req, scheduler)
             admitted.append(req)
-            round_tokens += canvas_len
+            round_rows += num_rows
+            round_tokens += row_tokens
         else:
             break
         taken += 1
@@ -148,6 +156,18 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     if rejected:
         scheduler.output_streamer.stream_output(rejected, False)
     return admitted
+
+
+def _num_rows(req: Req, scheduler: Any) -> int:
+    """Rows of the forward batch that the request takes: two with guidance."""
+    decoding = _decoding(req, scheduler)
+    return 1 + decoding.algorithm.is_guided(decoding.options)
+
+
+def _decoding(req: Req, scheduler: Any) -> Decoding:
+    params = req.sampling_params
+    request = request_options(params.custom_params)
+    return scheduler.dllm_config.decode.resolve(request, params.max_new_tokens)
 
 
 def _start(req: Req, scheduler: Any) -> None:
@@ -172,9 +192,7 @@ def _start(req: Req, scheduler: Any) -> None:
             seed=seed if seed is not None else _seed_of(req.rid),
         ),
     )
-    decoding = config.decode.resolve(
-        request_options(params.custom_params), canvas.answer_len
-    )
+    decoding = _decoding(req, scheduler)
     facts = _facts(scheduler)
     state = decoding.algorithm.start(canvas, decoding.options, facts)
     req.dllm_algo_state = state

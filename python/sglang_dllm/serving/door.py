@@ -15,6 +15,7 @@ from sglang_dllm.config import (
     CUSTOM_PARAMS_KEY,
     DEFAULT_MAX_NEW_TOKENS,
     DecodeConfig,
+    Decoding,
     request_options,
 )
 from sglang_dllm.errors import OptionError
@@ -32,10 +33,14 @@ class Room:
     Attributes:
         max_req_input_len: the scheduler's own limit; a prompt is shorter.
         page_size: tokens of a KV page.
+        max_rows: rows of a forward batch (--max-running-requests).
+        max_round_tokens: tokens of a forward batch (--max-prefill-tokens).
     """
 
     max_req_input_len: int
     page_size: int = 1
+    max_rows: int = 2
+    max_round_tokens: int = 2**31 - 1
 
     @property
     def max_prompt_len(self) -> int:
@@ -92,12 +97,14 @@ def check_request(
             f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
             f"{prompt_len} tokens, max_tokens can be 1 to {most}"
         )
-    _check_options(params.get("custom_params"), decode, max_new_tokens)
+    decoding = _check_options(params.get("custom_params"), decode, max_new_tokens)
+    if decoding.algorithm.is_guided(decoding.options):
+        _check_second_row(decoding, prompt_len + max_new_tokens, room)
 
 
 def _check_options(
     custom_params: dict[str, Any] | None, decode: DecodeConfig, answer_len: int
-) -> None:
+) -> Decoding:
     """Refuse options that the request cannot be decoded with."""
     path = f"custom_params.{CUSTOM_PARAMS_KEY}"
     for key, value in (custom_params or {}).items():
@@ -106,9 +113,27 @@ def _check_options(
         if value is not None and not isinstance(value, dict):
             raise refused(path, value, "an object")
     try:
-        decode.resolve(request_options(custom_params), answer_len)
+        return decode.resolve(request_options(custom_params), answer_len)
     except OptionError as error:
         raise refused(f"{path}.{error.key}", error.value, error.expected) from None
+
+
+def _check_second_row(decoding: Decoding, canvas_len: int, room: Room) -> None:
+    """Refuse guidance where the unconditional canvas does not fit beside its own."""
+    field = f"custom_params.{CUSTOM_PARAMS_KEY}.cfg_scale"
+    value = decoding.to_dict()["cfg_scale"]
+    if room.max_rows < 2:
+        raise refused(field, value, "0 on a server with --max-running-requests 1")
+    # SGLang's buffers for a forward are as large as the pool, which may be no larger
+    # than the longest request.
+    most = min(room.max_round_tokens, room.max_req_input_len + _KEPT_OF_PROMPT) // 2
+    if canvas_len > most:
+        raise refused(
+            field,
+            value,
+            f"0 with a canvas of {canvas_len} tokens: guidance computes two, which "
+            f"can have up to {most} each",
+        )
 
 
 def default_temperature(

@@ -60,10 +60,6 @@ class ScheduledState(BlockwiseState):
         masks = self.canvas.masked[self.start : self.end]
         return Step(self.start + np.flatnonzero(masks), quota=quota)
 
-    @property
-    def is_guided(self) -> bool:
-        return bool(self.options.cfg_scale > 0)
-
 
 class LLaDA(Algorithm):
     """The most confident masks of the block, or random ones, by a schedule."""
@@ -82,6 +78,9 @@ class LLaDA(Algorithm):
                 f"{options.block_size} tokens",
             )
         return options
+
+    def is_guided(self, options: Any) -> bool:
+        return bool(options.cfg_scale > 0)
 
     def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
         return ScheduledState(canvas, self, options, facts)
