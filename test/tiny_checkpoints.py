@@ -81,7 +81,7 @@ def write_llada(
     num_rows = vocab_size if embedding_size is None else embedding_size
     mask_id, eos_id = LLADA_TOKENS["<|mdm_mask|>"], LLADA_TOKENS["<|endoftext|>"]
     rng = torch.Generator().manual_seed(seed)
-    top = _random_top(rng, d_model, vocab_size, num_rows, mask_id, eos_id, head_scale)
+    top = random_top(rng, d_model, vocab_size, num_rows, mask_id, eos_id, head_scale)
     tensors = {
         "model.transformer.wte.weight": top["embed"],
         "model.transformer.ln_f.weight": top["norm"],
@@ -101,7 +101,7 @@ def write_llada(
     if include_qkv_bias:
         names |= {f"{x}.bias": f"{x}_proj.bias" for x in "qkv"}
     for layer in range(n_layers):
-        block = _random_block(rng, d_model, n_heads, n_kv_heads, mlp_hidden_size)
+        block = random_block(rng, d_model, n_heads, n_kv_heads, mlp_hidden_size)
         for ours, theirs in names.items():
             tensors[f"model.transformer.blocks.{layer}.{theirs}"] = block[ours]
     config = {
@@ -157,10 +157,10 @@ def write_llada(
         "vocab_size": vocab_size,
         "weight_tying": False,
     }
-    path = _write_model(path, config, tensors, num_shards, dtype)
+    path = write_model(path, config, tensors, num_shards, dtype)
     named = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
     named["bos_token"] = "<|startoftext|>"
-    _write_tokenizer(path, LLADA_TOKENS, vocab_size, LLADA_TEMPLATE, named)
+    write_tokenizer(path, LLADA_TOKENS, vocab_size, LLADA_TEMPLATE, named)
     return path
 
 
@@ -182,7 +182,7 @@ def write_dream(
     """Write a DreamModel folder and return it (`head_scale` as in `write_llada`)."""
     mask_id, eos_id = DREAM_TOKENS["<|mask|>"], DREAM_TOKENS["<|endoftext|>"]
     rng = torch.Generator().manual_seed(seed)
-    top = _random_top(
+    top = random_top(
         rng, hidden_size, vocab_size, vocab_size, mask_id, eos_id, head_scale
     )
     tensors = {
@@ -203,7 +203,7 @@ def write_dream(
         names[f"{x}.bias"] = f"self_attn.{x}_proj.bias"
     for layer in range(num_hidden_layers):
         heads = num_attention_heads, num_key_value_heads
-        block = _random_block(rng, hidden_size, *heads, intermediate_size)
+        block = random_block(rng, hidden_size, *heads, intermediate_size)
         for ours, theirs in names.items():
             tensors[f"model.layers.{layer}.{theirs}"] = block[ours]
     config = {
@@ -254,15 +254,15 @@ def write_dream(
         "top_p": None,
         "transformers_version": "4.46.2",
     }
-    path = _write_model(path, config, tensors, num_shards, dtype)
-    _write_json(path / "generation_config.json", generation_config)
+    path = write_model(path, config, tensors, num_shards, dtype)
+    write_json(path / "generation_config.json", generation_config)
     named = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
     named["mask_token"] = "<|mask|>"
-    _write_tokenizer(path, DREAM_TOKENS, vocab_size, DREAM_TEMPLATE, named)
+    write_tokenizer(path, DREAM_TOKENS, vocab_size, DREAM_TEMPLATE, named)
     return path
 
 
-def _random_top(
+def random_top(
     rng: torch.Generator,
     width: int,
     vocab_size: int,
@@ -293,7 +293,7 @@ def _random_top(
     return {"embed": embed, "norm": gain, "head": head}
 
 
-def _random_block(
+def random_block(
     rng: torch.Generator, width: int, n_heads: int, n_kv_heads: int, mlp_width: int
 ) -> dict[str, torch.Tensor]:
     """One transformer block under neutral names; biases are there for who uses them."""
@@ -323,7 +323,7 @@ def _random_block(
     }
 
 
-def _write_model(
+def write_model(
     path: str | Path,
     config: dict[str, Any],
     tensors: dict[str, torch.Tensor],
@@ -332,7 +332,7 @@ def _write_model(
 ) -> Path:
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    _write_json(path / "config.json", config)
+    write_json(path / "config.json", config)
     tensors = {name: t.to(dtype).contiguous() for name, t in tensors.items()}
     if num_shards == 1:
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
@@ -347,15 +347,15 @@ def _write_model(
         weight_map |= dict.fromkeys(part, file)
     total_size = sum(t.numel() * t.element_size() for t in tensors.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    _write_json(path / "model.safetensors.index.json", index)
+    write_json(path / "model.safetensors.index.json", index)
     return path
 
 
-def _write_tokenizer(
+def write_tokenizer(
     path: Path,
     special_tokens: dict[str, int],
     vocab_size: int,
-    chat_template: str,
+    chat_template: str | None,
     named_tokens: dict[str, str],
 ) -> None:
     """Byte-level tokenizer: id b is byte b, then special and reserved tokens.
@@ -386,7 +386,7 @@ def _write_tokenizer(
     config = json.loads((path / "tokenizer_config.json").read_text())
     # transformers 5 writes its own new class name, which 4 cannot load.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    _write_json(path / "tokenizer_config.json", config)
+    write_json(path / "tokenizer_config.json", config)
 
 
 def _byte_symbols() -> list[str]:
@@ -396,5 +396,5 @@ def _byte_symbols() -> list[str]:
     return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")

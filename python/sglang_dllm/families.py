@@ -38,6 +38,9 @@ FAMILIES = {
     for row in (
         Family("LLaDAModelLM", lineage="LLaDA", shift=0, turn_end="<|eot_id|>"),
         Family("DreamModel", lineage="Dream", shift=1, turn_end="<|im_end|>"),
+        Family("LLaDAMoEModelLM", lineage="LLaDA", shift=0, turn_end="<|role_end|>"),
+        Family("LLaDAMoEModel", lineage="LLaDA", shift=0, turn_end="<|role_end|>"),
+        Family("DiffuLlamaModel", lineage="Dream", shift=1),
     )
 }
 
@@ -78,7 +81,8 @@ class ModelFacts:
             if not isinstance(value, int) or not 0 <= value < hf_config.vocab_size:
                 raise ConfigError(
                     f"the checkpoint's config.json has {field}={value!r}; "
-                    f"expected an id from 0 to {hf_config.vocab_size - 1}"
+                    f"expected an id from 0 to {hf_config.vocab_size - 1}; "
+                    "give it with --json-model-override-args"
                 )
         return cls(family, mask_id, eos_ids, hf_config.vocab_size)
 

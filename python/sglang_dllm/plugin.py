@@ -32,10 +32,18 @@ def register() -> None:
 def _register_models() -> None:
     from sglang.srt.models.registry import ModelRegistry
 
+    from sglang_dllm.models.diffullama import DiffuLlamaModel
     from sglang_dllm.models.dream import DreamModel
     from sglang_dllm.models.llada import LLaDAModelLM
+    from sglang_dllm.models.llada_moe import LLaDAMoEModel, LLaDAMoEModelLM
 
-    for model in (LLaDAModelLM, DreamModel):
+    for model in (
+        LLaDAModelLM,
+        DreamModel,
+        LLaDAMoEModelLM,
+        LLaDAMoEModel,
+        DiffuLlamaModel,
+    ):
         ModelRegistry.models[model.__name__] = model
 
 

@@ -1,9 +1,9 @@
 """Runs checkpoints through SGLang's ModelRunner, outside of a server.
 
-``python run_logits.py JOB.pt OUT.pt``: JOB holds (checkpoint folder, batches) pairs, a
-batch being a list of canvases' token ids; OUT gets, of each, the float32 logits nested
-alike and the quantizable layers, or the error. A process of its own: SGLang's parallel
-state is global.
+``python run_logits.py JOB.pt OUT.pt``: JOB holds (checkpoint folder, launch flags,
+batches) triples, a batch being a list of canvases' token ids; OUT gets, of each, the
+float32 logits nested alike and the quantizable layers, or the error. A process of its
+own: SGLang's parallel state is global.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def main(job: str, out: str) -> None:
 
     load_plugins()
     outcomes = []
-    for path, batches in torch.load(job):
+    for path, flags, batches in torch.load(job):
         try:
-            runner = load(path)
+            runner = load(path, *flags)
         except ValueError as error:
             outcomes.append({"error": str(error)})
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -15,6 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from reference.models import load
 from tiny_checkpoints import write_dream, write_llada
+from tiny_llama_checkpoints import (
+    DIFFULLAMA_FLAGS,
+    LLADA_MOE_FLAGS,
+    write_diffullama,
+    write_llada_moe,
+)
 
 TOLERANCE = 1e-4
 VARIANTS: dict[str, Callable[[Path], Path]] = {
@@ -30,7 +37,29 @@ VARIANTS: dict[str, Callable[[Path], Path]] = {
     "dream-two-shards": lambda path: write_dream(
         path, num_key_value_heads=4, num_shards=2, seed=18
     ),
+    "moe-ungrouped-heads": lambda path: write_llada_moe(path, seed=21),
+    "moe-inner-name": lambda path: write_llada_moe(
+        path, architecture="LLaDAMoEModel", seed=22
+    ),
+    "moe-grouped-heads": lambda path: write_llada_moe(
+        path, num_key_value_heads=2, seed=23
+    ),
+    "moe-three-shards": lambda path: write_llada_moe(path, num_shards=3, seed=24),
+    "moe-more-experts": lambda path: write_llada_moe(
+        path, num_experts=24, num_experts_per_tok=8, seed=25
+    ),
+    "moe-shares-scaled-to-one": lambda path: write_llada_moe(
+        path, norm_topk_prob=True, seed=26
+    ),
+    "diffullama-ungrouped-heads": lambda path: write_diffullama(path, seed=27),
+    "diffullama-grouped-heads": lambda path: write_diffullama(
+        path, num_key_value_heads=2, seed=28
+    ),
+    "diffullama-two-shards": lambda path: write_diffullama(path, num_shards=2, seed=29),
 }
+FLAGS = {"moe": LLADA_MOE_FLAGS, "diffullama": DIFFULLAMA_FLAGS}
+"""Launch flags by the first word of a variant's name."""
+
 BATCH_LENS = [[33], [1], [8, 8, 8], [1, 2], [5, 40, 3], [64, 64], [9, 1, 130, 17, 2]]
 BATCH_LENS += [[3, 50, 50, 7, 19, 1, 88]]
 
@@ -39,12 +68,36 @@ def without_a_tensor(path: Path) -> Path:
     return _edit(write_llada(path, seed=19), lambda t: t.pop(_DOWN))
 
 
+def without_a_piece(path: Path) -> Path:
+    return _edit(write_llada(path, seed=30), lambda t: t.pop(_KEY))
+
+
+def without_an_experts_tensor(path: Path) -> Path:
+    return _edit(write_llada_moe(path, seed=31), lambda t: t.pop(_EXPERT))
+
+
+def with_another_expert(path: Path) -> Path:
+    extra = {"model.layers.0.mlp.experts.8.up_proj.weight": torch.zeros(32, 64)}
+    return _edit(write_llada_moe(path, seed=32), lambda t: t.update(extra))
+
+
+def with_a_shared_expert(path: Path) -> Path:
+    write_llada_moe(path, seed=33)
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    config["shared_expert_intermediate_size"] = 32
+    file.write_text(json.dumps(config))
+    return path
+
+
 def with_an_unknown_tensor(path: Path) -> Path:
     extra = {"model.transformer.blocks.0.router.weight": torch.zeros(4, 4)}
     return _edit(write_llada(path, seed=20), lambda t: t.update(extra))
 
 
 _DOWN = "model.transformer.blocks.1.ff_out.weight"
+_KEY = "model.transformer.blocks.1.k_proj.weight"
+_EXPERT = "model.layers.1.mlp.experts.5.up_proj.weight"
 
 
 def _edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -57,6 +110,10 @@ def _edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Pa
 BROKEN: dict[str, Callable[[Path], Path]] = {
     "lacks": without_a_tensor,
     "unknown": with_an_unknown_tensor,
+    "lacks-a-piece": without_a_piece,
+    "moe-lacks": without_an_experts_tensor,
+    "moe-unknown": with_another_expert,
+    "moe-unsupported": with_a_shared_expert,
 }
 
 
@@ -78,8 +135,8 @@ def outcomes(
     """Ours, of every checkpoint and batch, from one process."""
     folder = tmp_path_factory.mktemp("logits")
     jobs = [
-        (str(path), random_batches(seed))
-        for seed, path in enumerate(checkpoints.values())
+        (str(path), FLAGS.get(name.split("-")[0], ()), random_batches(seed))
+        for seed, (name, path) in enumerate(checkpoints.items())
     ]
     torch.save(jobs, folder / "job.pt")
     script = Path(__file__).with_name("run_logits.py")
@@ -113,7 +170,10 @@ def test_the_logits_say_something(outcomes: dict[str, dict[str, Any]]) -> None:
     assert padded.shape == (33, 320)
 
 
-@pytest.mark.parametrize("variant", ["llada-grouped-heads", "dream-grouped-heads"])
+@pytest.mark.parametrize(
+    "variant",
+    ["llada-grouped-heads", "dream-grouped-heads", "diffullama-grouped-heads"],
+)
 def test_a_quantization_config_reaches_every_linear_layer(
     variant: str, outcomes: dict[str, dict[str, Any]]
 ) -> None:
@@ -130,11 +190,39 @@ def test_a_quantization_config_reaches_every_linear_layer(
     assert asked["lm_head"] == "ParallelLMHead"
 
 
-def test_a_missing_tensor_is_named(outcomes: dict[str, dict[str, Any]]) -> None:
-    assert "layers.1.mlp.down_proj.weight" in outcomes["lacks"]["error"]
+def test_a_quantization_config_reaches_the_experts_and_not_the_router(
+    outcomes: dict[str, dict[str, Any]],
+) -> None:
+    asked = outcomes["moe-grouped-heads"]["quantized"]
+    for layer in range(2):
+        assert asked[f"layers.{layer}.mlp.experts"] == "FusedMoE"
+        assert asked[f"layers.{layer}.self_attn.qkv_proj"] == "QKVParallelLinear"
+    assert not [name for name in asked if name.endswith(".gate")]
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        ("lacks", "layers.1.mlp.down_proj.weight"),
+        # The other pieces of the fused parameter are all there.
+        ("lacks-a-piece", "layers.1.self_attn.k_proj.weight"),
+        ("moe-lacks", "layers.1.mlp.experts.5.up_proj.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(
+    variant: str, name: str, outcomes: dict[str, dict[str, Any]]
+) -> None:
+    assert name in outcomes[variant]["error"]
 
 
 def test_an_unknown_tensor_is_named(outcomes: dict[str, dict[str, Any]]) -> None:
     """By the checkpoint's name for it, not ours."""
     error = outcomes["unknown"]["error"]
     assert "model.transformer.blocks.0.router.weight" in error
+    error = outcomes["moe-unknown"]["error"]
+    assert "model.layers.0.mlp.experts.8.up_proj.weight" in error
+
+
+def test_an_unsupported_field_is_named(outcomes: dict[str, dict[str, Any]]) -> None:
+    error = outcomes["moe-unsupported"]["error"]
+    assert "shared_expert_intermediate_size=32" in error

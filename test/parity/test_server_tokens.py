@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
-
 from random_settings import ALGORITHMS, Case, random_case
+from toy_model import reference_sampling
+
 from reference.algorithms import nfe_at_visible, run
 from reference.decoding import Result
 from reference.models import ReferenceModel, load
 from serving_harness import Server
 from tiny_checkpoints import LLADA_TOKENS, write_dream, write_llada
-from toy_model import reference_sampling
 
 NOISE = 2e-5
 """Nats, logits or probabilities: float32 differences of batched and single forwards

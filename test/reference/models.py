@@ -100,13 +100,19 @@ def shift_right(logits: torch.Tensor) -> torch.Tensor:
 
 
 def load(path: str | Path, **options: Any) -> ReferenceModel:
-    """Load either family, told apart by `architectures` as the real configs do."""
-    architecture = _read_config(path)["architectures"][0]
+    """Load any family, told apart by `architectures` as the real configs do."""
+    from reference.llama_models import load_diffullama, load_llada_moe
+
+    architecture = read_config(path)["architectures"][0]
     if architecture == "LLaDAModelLM":
         return load_llada(path, **options)
     if architecture == "DreamModel":
         return load_dream(path, **options)
-    raise ValueError(f"expected LLaDAModelLM or DreamModel, found {architecture}")
+    if architecture in ("LLaDAMoEModelLM", "LLaDAMoEModel"):
+        return load_llada_moe(path, **options)
+    if architecture == "LlamaForCausalLM":
+        return load_diffullama(path, **options)
+    raise ValueError(f"not the architecture of a family: {architecture}")
 
 
 def load_llada(
@@ -116,7 +122,7 @@ def load_llada(
     device: str = "cpu",
 ) -> ReferenceModel:
     """Load a LLaDA folder (Hugging Face layout) as a bidirectional Llama."""
-    config = _read_config(path)
+    config = read_config(path)
     for key, wanted in _LLADA_REQUIRED.items():
         if config[key] != wanted:
             raise ValueError(f"LLaDA {key}: expected {wanted!r}, found {config[key]!r}")
@@ -134,13 +140,13 @@ def load_llada(
         tie_word_embeddings=False,
         attn_implementation="eager",
     )
-    tensors = {_llama_name(k): v for k, v in _read_tensors(path).items()}
+    tensors = {_llama_name(k): v for k, v in read_tensors(path).items()}
     if config["include_qkv_bias"]:
         # Llama's one switch also gives o_proj a bias; LLaDA has none there.
         for layer in range(config["n_layers"]):
             name = f"model.layers.{layer}.self_attn.o_proj.bias"
             tensors[name] = torch.zeros(config["d_model"])
-    module = _build(LlamaForCausalLM, llama_config, tensors, dtype, device)
+    module = build(LlamaForCausalLM, llama_config, tensors, dtype, device)
     return ReferenceModel(
         module, "llada", config["mask_token_id"], config["eos_token_id"]
     )
@@ -153,7 +159,7 @@ def load_dream(
     device: str = "cpu",
 ) -> ReferenceModel:
     """Load a Dream folder (Hugging Face layout) as a bidirectional Qwen2."""
-    config = _read_config(path)
+    config = read_config(path)
     if config["use_sliding_window"] or config["tie_word_embeddings"]:
         raise ValueError("Dream: expected no sliding window and an untied LM head")
     qwen_config = Qwen2Config(
@@ -170,13 +176,13 @@ def load_dream(
         tie_word_embeddings=False,
         attn_implementation="eager",
     )
-    module = _build(Qwen2ForCausalLM, qwen_config, _read_tensors(path), dtype, device)
+    module = build(Qwen2ForCausalLM, qwen_config, read_tensors(path), dtype, device)
     return ReferenceModel(
         module, "dream", config["mask_token_id"], config["eos_token_id"]
     )
 
 
-def _build(
+def build(
     cls: type[Any],
     config: Any,
     tensors: dict[str, torch.Tensor],
@@ -201,11 +207,11 @@ def _llama_name(name: str) -> str:
     return f"model.layers.{match[1]}.{_LLADA_BLOCK_NAMES[match[2]]}.{match[3]}"
 
 
-def _read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, Any]:
     return json.loads((Path(path) / "config.json").read_text())
 
 
-def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(Path(path).glob("*.safetensors")):
         tensors.update(load_file(shard))

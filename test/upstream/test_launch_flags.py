@@ -80,6 +80,12 @@ def test_the_architecture_is_read_without_loading_anything(tmp_path: Path) -> No
     assert architecture_of(raw_args(model_path=str(tmp_path))) is None
 
 
+def test_an_architecture_given_by_hand_counts() -> None:
+    override = '{"architectures": ["DiffuLlamaModel"]}'
+    args = raw_args(json_model_override_args=override)
+    assert architecture_of(args) == "DiffuLlamaModel"
+
+
 def test_a_wrong_yaml_ends_the_launch_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "dllm.yaml"
     file.write_text("threshold: -1\n")

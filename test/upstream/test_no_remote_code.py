@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from sglang_dllm.models.configs import DreamConfig, LLaDAConfig, register_configs
+from sglang_dllm.models.configs import (
+    DreamConfig,
+    LLaDAConfig,
+    LLaDAMoEConfig,
+    register_configs,
+)
 from sglang_dllm.models.tokenizers import plain_tokenizer_path
 from tiny_checkpoints import DREAM_TEMPLATE, write_dream, write_llada
+from tiny_llama_checkpoints import write_llada_moe
 
 
 @pytest.mark.parametrize("trust", [False, True])
@@ -26,6 +32,23 @@ def test_config_classes_are_ours(tmp_path: Path, trust: bool) -> None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         assert type(config) is kind
         assert config.hidden_size == 64 and config.num_key_value_heads == 2
+
+
+@pytest.mark.parametrize("architecture", ["LLaDAMoEModelLM", "LLaDAMoEModel"])
+@pytest.mark.parametrize("model_type", ["llada", "llada_moe"])
+def test_a_moe_under_the_dense_models_type_gets_its_own_config(
+    tmp_path: Path, architecture: str, model_type: str
+) -> None:
+    register_configs()
+    write_llada_moe(tmp_path, architecture=architecture, num_key_value_heads=2)
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"model_type": model_type})
+    )
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is LLaDAMoEConfig
+    assert config.num_key_value_heads == 2 and config.num_experts == 8
+    assert config.norm_topk_prob is False
 
 
 def byte_level_vocab() -> dict[str, int]:

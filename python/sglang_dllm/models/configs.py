@@ -2,9 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
+
+from sglang_dllm.errors import ConfigError
+
+LLADA_MOE_ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
+
+
+class LLaDAMoEConfig(PretrainedConfig):
+    """config.json of LLaDA-MoE-7B-A1B.
+
+    The published ones have ``model_type`` ``llada``, as the dense models do, and
+    come here through ``LLaDAConfig.from_dict``.
+    """
+
+    model_type = "llada_moe"
+
+    def __init__(
+        self,
+        vocab_size: int = 157184,
+        hidden_size: int = 2048,
+        expert_intermediate_size: int = 1024,
+        num_hidden_layers: int = 16,
+        num_attention_heads: int = 16,
+        num_key_value_heads: int | None = None,
+        num_experts: int = 64,
+        num_experts_per_tok: int = 8,
+        norm_topk_prob: bool | None = None,
+        max_position_embeddings: int = 8192,
+        rms_norm_eps: float = 1e-5,
+        rope_theta: float = 50000.0,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.expert_intermediate_size = expert_intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = (
+            num_key_value_heads
+            if num_key_value_heads is not None
+            else num_attention_heads
+        )
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.norm_topk_prob = bool(norm_topk_prob)
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.rope_theta = rope_theta
+        # SGLang computes with this field where there is one, and null is no number.
+        if kwargs.get("shared_expert_intermediate_size") is None:
+            kwargs.pop("shared_expert_intermediate_size", None)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
 class LLaDAConfig(PretrainedConfig):
@@ -51,6 +104,13 @@ class LLaDAConfig(PretrainedConfig):
         self.weight_tying = weight_tying
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Of a LLaDA-MoE, which shares our model_type, its own config."""
+        if (config_dict.get("architectures") or [None])[0] in LLADA_MOE_ARCHITECTURES:
+            return LLaDAMoEConfig.from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
 
 class DreamConfig(PretrainedConfig):
     """config.json of Dream-v0, Dream-Coder, DiffuCoder and d3LLM-Dream."""
@@ -86,7 +146,29 @@ class DreamConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+def check_fields(
+    config: Any, architecture: str, required: Mapping[str, object]
+) -> None:
+    """Refuse what an architecture can express but our module does not compute.
+
+    Args:
+        required: by field name, the one value supported; a field that is absent or
+            null counts as having it.
+
+    Raises:
+        ConfigError: naming field, value and what is expected.
+    """
+    for field, wanted in required.items():
+        found = getattr(config, field, wanted)
+        if found is not None and found != wanted:
+            raise ConfigError(
+                f"config.json: {field}={found!r} is not supported for "
+                f"{architecture}; expected {wanted!r}"
+            )
+
+
 def register_configs() -> None:
     """Make transformers' AutoConfig know our model types."""
     AutoConfig.register("llada", LLaDAConfig, exist_ok=True)
+    AutoConfig.register("llada_moe", LLaDAMoEConfig, exist_ok=True)
     AutoConfig.register("Dream", DreamConfig, exist_ok=True)

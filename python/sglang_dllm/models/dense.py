@@ -1,13 +1,13 @@
-"""The dense bidirectional transformer that LLaDA and Dream share.
+"""The bidirectional transformer that all supported architectures share.
 
 Pre-norm blocks of RMSNorm, rotary grouped-query attention without a causal mask and
-a gated SiLU MLP, in SGLang's tensor-parallel layers. The two architectures differ in
-biases and tensor names, which their own files hold.
+a gated SiLU MLP, in SGLang's tensor-parallel layers. The architectures differ in
+biases, norms, MLP and tensor names, which their own files hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,17 +28,20 @@ from sglang.srt.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sglang_dllm.forward_plan import current_plan
+from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
 
 @dataclass(frozen=True)
 class DenseShape:
-    """Sizes of the transformer, whatever the checkpoint's config calls them."""
+    """Sizes of the transformer, whatever the checkpoint's config calls them.
+
+    ``qk_norm``: an RMSNorm of each query and key head before its rotation.
+    """
 
     hidden_size: int
     num_layers: int
@@ -51,6 +54,7 @@ class DenseShape:
     rms_norm_eps: float
     qkv_bias: bool
     tie_embeddings: bool
+    qk_norm: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -71,7 +75,7 @@ class Attention(nn.Module):
         tp_size = get_parallel().tp_size
         self.num_heads = shape.num_heads // tp_size
         self.num_kv_heads = max(1, shape.num_kv_heads // tp_size)
-        head_dim = shape.head_dim
+        self.head_dim = head_dim = shape.head_dim
         self.qkv_proj = QKVParallelLinear(
             shape.hidden_size,
             head_dim,
@@ -88,6 +92,8 @@ class Attention(nn.Module):
             quant_config=quant_config,
             prefix=add_prefix("o_proj", prefix),
         )
+        self.q_norm = _norm(shape, head_dim) if shape.qk_norm else None
+        self.k_norm = _norm(shape, head_dim) if shape.qk_norm else None
         self.rotary_emb = get_rope(
             head_dim,
             rotary_dim=head_dim,
@@ -115,6 +121,9 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         qkv, _ = self.qkv_proj(x)
         q, k, v = qkv.split(self.split_sizes, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = self.q_norm(q.reshape(-1, self.head_dim)).view(q.shape)
+            k = self.k_norm(k.reshape(-1, self.head_dim)).view(k.shape)
         q, k = self.rotary_emb(positions, q, k)
         out, _ = self.o_proj(self.attn(q, k, v, forward_batch))
         return out
@@ -156,16 +165,17 @@ class Block(nn.Module):
         self,
         shape: DenseShape,
         layer_id: int,
+        mlp: nn.Module,
         quant_config: QuantizationConfig | None,
         prefix: str,
     ) -> None:
         super().__init__()
-        self.input_layernorm = _norm(shape)
+        self.input_layernorm = _norm(shape, shape.hidden_size)
         self.self_attn = Attention(
             shape, layer_id, quant_config, add_prefix("self_attn", prefix)
         )
-        self.post_attention_layernorm = _norm(shape)
-        self.mlp = GatedMLP(shape, quant_config, add_prefix("mlp", prefix))
+        self.post_attention_layernorm = _norm(shape, shape.hidden_size)
+        self.mlp = mlp
 
     def forward(
         self,
@@ -183,11 +193,9 @@ class Block(nn.Module):
         return self.mlp(x), residual
 
 
-def _norm(shape: DenseShape) -> RMSNorm:
-    # Both families cast to the model's dtype before multiplying by the weight.
-    return RMSNorm(
-        shape.hidden_size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True
-    )
+def _norm(shape: DenseShape, size: int) -> RMSNorm:
+    # All families cast to the model's dtype before multiplying by the weight.
+    return RMSNorm(size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True)
 
 
 class DenseDiffusionLM(nn.Module):
@@ -210,10 +218,10 @@ class DenseDiffusionLM(nn.Module):
             prefix=add_prefix("embed_tokens", prefix),
         )
         self.layers = nn.ModuleList(
-            Block(shape, i, quant_config, add_prefix(f"layers.{i}", prefix))
+            self._make_block(shape, i, quant_config, add_prefix(f"layers.{i}", prefix))
             for i in range(shape.num_layers)
         )
-        self.norm = _norm(shape)
+        self.norm = _norm(shape, shape.hidden_size)
         if shape.tie_embeddings:
             self.lm_head = self.embed_tokens
         else:
@@ -224,6 +232,29 @@ class DenseDiffusionLM(nn.Module):
                 prefix=add_prefix("lm_head", prefix),
             )
         self.logits_processor = LogitsProcessor(config, return_full_logits=True)
+
+    def _make_block(
+        self,
+        shape: DenseShape,
+        layer_id: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> Block:
+        mlp = self.make_mlp(shape, layer_id, quant_config, add_prefix("mlp", prefix))
+        return Block(shape, layer_id, mlp, quant_config, prefix)
+
+    def make_mlp(
+        self,
+        shape: DenseShape,
+        layer_id: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> nn.Module:
+        """What a block does after attention, ``(T, hidden)`` to ``(T, hidden)``.
+
+        Called while the model is built, with ``self.config`` already set.
+        """
+        return GatedMLP(shape, quant_config, prefix)
 
     @torch.no_grad()
     def forward(
@@ -256,46 +287,7 @@ class DenseDiffusionLM(nn.Module):
         self,
         weights: Iterable[tuple[str, torch.Tensor]],
         rename: Callable[[str], str | None],
+        experts: Sequence[ExpertPiece] = (),
     ) -> None:
-        """Load a checkpoint's tensors under our names.
-
-        Args:
-            weights: name and tensor pairs of the checkpoint.
-            rename: from a checkpoint's name to ours, with ``q_proj`` and the like
-                unfused; None for a tensor to ignore.
-
-        Raises:
-            ValueError: a tensor of ours is missing, or one of theirs unknown.
-        """
-        params = dict(self.named_parameters())
-        needed = set(params)
-        for their_name, tensor in weights:
-            name = rename(their_name)
-            if name is None:
-                continue
-            target, shard = name, None
-            for part, fused, shard_id in _FUSED:
-                if f".{part}." in name:
-                    target, shard = name.replace(part, fused), shard_id
-                    break
-            if target not in params:
-                raise ValueError(f"unknown tensor {their_name!r} in the checkpoint")
-            param = params[target]
-            loader = getattr(param, "weight_loader", default_weight_loader)
-            if shard is None:
-                loader(param, tensor)
-            else:
-                loader(param, tensor, shard)
-            needed.discard(target)
-        needed = {name for name in needed if name.endswith(("weight", "bias"))}
-        if needed:
-            raise ValueError(f"the checkpoint lacks {sorted(needed)[0]!r} and others")
-
-
-_FUSED: tuple[tuple[str, str, str | int], ...] = (
-    ("q_proj", "qkv_proj", "q"),
-    ("k_proj", "qkv_proj", "k"),
-    ("v_proj", "qkv_proj", "v"),
-    ("gate_proj", "gate_up_proj", 0),
-    ("up_proj", "gate_up_proj", 1),
-)
+        """``weights.load_tensors`` into this model."""
+        load_tensors(self, weights, rename, experts)

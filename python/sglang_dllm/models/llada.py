@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 
-from sglang_dllm.errors import ConfigError
+from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 
 _TOP = {
@@ -66,13 +66,7 @@ class LLaDAModelLM(DenseDiffusionLM):
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
-        for field, required in _REQUIRED.items():
-            found = getattr(config, field, required)
-            if found is not None and found != required:
-                raise ConfigError(
-                    f"config.json: {field}={found!r} is not supported for "
-                    f"LLaDAModelLM; expected {required!r}"
-                )
+        check_fields(config, "LLaDAModelLM", _REQUIRED)
         shape = DenseShape(
             hidden_size=config.d_model,
             num_layers=config.n_layers,

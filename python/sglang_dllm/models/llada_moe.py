@@ -1,0 +1,140 @@
+"""LLaDA-MoE-7B-A1B (arXiv 2509.24389): LLaDA with routed experts in every layer.
+
+The experts are SGLang's fused layer: its kernels on CUDA, its plain torch path on a
+machine without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
+from sglang.srt.layers.moe.topk import TopK
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.utils import add_prefix
+from torch import nn
+
+from sglang_dllm.models.configs import check_fields
+from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
+
+# What the architecture can express but this module does not compute.
+_REQUIRED: dict[str, object] = {
+    "attention_bias": False,
+    "clip_qkv": None,
+    "hidden_act": "silu",
+    "moe_router_enable_expert_bias": False,
+    "moe_router_score_function": "softmax",
+    "partial_rotary_factor": 1,
+    "qk_layernorm": True,
+    "rope_scaling": None,
+    "routed_scaling_factor": 1,
+    "router_num_group": None,
+    "router_topk_group": None,
+    "shared_expert_intermediate_size": None,
+}
+
+
+def rename(name: str) -> str | None:
+    """Our name of a LLaDA-MoE tensor."""
+    if "rotary_emb.inv_freq" in name:
+        return None
+    return name.removeprefix("model.")
+
+
+class RoutedExperts(nn.Module):
+    """``sum_e p_e * expert_e(x)`` over the ``num_experts_per_tok`` likeliest experts.
+
+    ``p`` is the float32 softmax over all experts; with ``norm_topk_prob`` the chosen
+    ones are scaled to sum to one.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        layer_id: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        # Small, and decisive for which weights are used at all: never quantized.
+        self.gate = ReplicatedLinear(
+            config.hidden_size,
+            config.num_experts,
+            bias=False,
+            quant_config=None,
+            prefix=add_prefix("gate", prefix),
+        )
+        self.topk = TopK(
+            top_k=config.num_experts_per_tok,
+            layer_id=layer_id,
+            renormalize=config.norm_topk_prob,
+        )
+        self.experts = FusedMoE(
+            num_experts=config.num_experts,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.expert_intermediate_size,
+            layer_id=layer_id,
+            top_k=config.num_experts_per_tok,
+            reduce_results=True,
+            quant_config=quant_config,
+            prefix=add_prefix("experts", prefix),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: ``(T, hidden)``, possibly overwritten -> ``(T, hidden)``."""
+        scores, _ = self.gate(x)
+        return self.experts(x, self.topk(x, scores))
+
+
+class LLaDAMoEModelLM(DenseDiffusionLM):
+    """LLaDA-MoE: Llama blocks with normed query and key heads, and experts."""
+
+    def __init__(
+        self,
+        config: Any,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        every_layer = {"moe_layer_freq": [1] * config.num_hidden_layers}
+        check_fields(config, type(self).__name__, _REQUIRED | every_layer)
+        shape = DenseShape(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            intermediate_size=config.expert_intermediate_size,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+            rope_theta=config.rope_theta,
+            rms_norm_eps=config.rms_norm_eps,
+            qkv_bias=False,
+            tie_embeddings=bool(config.tie_word_embeddings),
+            qk_norm=True,
+        )
+        super().__init__(config, shape, quant_config, prefix)
+
+    def make_mlp(
+        self,
+        shape: DenseShape,
+        layer_id: int,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> nn.Module:
+        """This layer's experts."""
+        return RoutedExperts(self.config, layer_id, quant_config, prefix)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:  # type: ignore[override]
+        experts = FusedMoE.make_expert_params_mapping(
+            ckpt_gate_proj_name="gate_proj",
+            ckpt_down_proj_name="down_proj",
+            ckpt_up_proj_name="up_proj",
+            num_experts=self.config.num_experts,
+        )
+        super().load_weights(weights, rename, experts)
+
+
+class LLaDAMoEModel(LLaDAMoEModelLM):
+    """The same, by the name of its inner module, which some config.json carry."""
