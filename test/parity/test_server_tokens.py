@@ -20,47 +20,90 @@ from reference.algorithms import nfe_at_visible, run
 from reference.decoding import Result
 from reference.models import ReferenceModel, load
 from serving_harness import Server
-from tiny_checkpoints import LLADA_TOKENS, write_dream, write_llada
+from tiny_checkpoints import DREAM_TOKENS, LLADA_TOKENS, write_dream, write_llada
+from tiny_llama_checkpoints import (
+    DIFFULLAMA_FLAGS,
+    LLADA_MOE_FLAGS,
+    LLADA_MOE_TOKENS,
+    write_diffullama,
+    write_llada_moe,
+)
 
 NOISE = 2e-5
 """Nats, logits or probabilities: float32 differences of batched and single forwards
 stay below."""
 
 NEWLINE = 10  # the tiny tokenizers are of bytes
-TURN_END = {"llada": LLADA_TOKENS["<|eot_id|>"], "dream": 259}
-LINEAGE = {"llada": "LLaDA", "dream": "Dream"}
-YAML = {
-    "llada": {"threshold": 0.3, "algorithms": {"FastDLLM": {"threshold": 0.7}}},
-    "dream": {},
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One architecture: its checkpoint, how it is launched, how many cases it gets."""
+
+    lineage: str
+    write: Callable[[Path], Path]
+    turn_end: int | None = None
+    flags: tuple[str, ...] = ()
+    yaml: dict[str, Any] = field(default_factory=dict)
+    cases: int = 10
+
+
+KINDS = {
+    "llada": Kind(
+        "LLaDA",
+        lambda path: write_llada(path, n_kv_heads=2, num_shards=3, seed=1),
+        LLADA_TOKENS["<|eot_id|>"],
+        yaml={"threshold": 0.3, "algorithms": {"FastDLLM": {"threshold": 0.7}}},
+    ),
+    "dream": Kind(
+        "Dream",
+        lambda path: write_dream(path, seed=2),
+        DREAM_TOKENS["<|im_end|>"],
+    ),
+    # What differs from the two above is the model, which test_logits compares.
+    "llada-moe": Kind(
+        "LLaDA",
+        lambda path: write_llada_moe(path, seed=3),
+        LLADA_MOE_TOKENS["<|role_end|>"],
+        LLADA_MOE_FLAGS,
+        cases=2,
+    ),
+    "diffullama": Kind(
+        "Dream",
+        lambda path: write_diffullama(path, seed=4),
+        flags=DIFFULLAMA_FLAGS,
+        cases=2,
+    ),
 }
 
 
 @dataclass
 class Setup:
-    family: str
+    kind: Kind
     server: Server
     model: ReferenceModel
-    results: dict[int, Result] = field(default_factory=dict)
 
     @property
     def tokens(self) -> list[int]:
         vocab_size = self.model.module.config.vocab_size
         return [t for t in range(vocab_size) if t != self.model.eos_id]
 
-    def cases(self, algorithm: str, seed: int, num: int) -> list[Case]:
+    def cases(self, algorithm: str, seed: int) -> list[Case]:
         rng = random.Random(f"{algorithm}-{seed}")
-        lineage = LINEAGE[self.family]
-        return [random_case(rng, algorithm, lineage, self.tokens) for _ in range(num)]
+        return [
+            random_case(rng, algorithm, self.kind.lineage, self.tokens)
+            for _ in range(self.kind.cases)
+        ]
 
     def expected(self, case: Case) -> Result:
-        given = YAML[self.family]
+        given = self.kind.yaml
         defaults = dict(given.get("algorithms", {}).get(case.algorithm, {}))
         if case.algorithm == "FullAttnMultiBlock":
             defaults = {key: given[key] for key in given if key != "algorithms"}
         if "factor" in case.options:
             defaults = {"threshold": None}
         options = {**defaults, **case.options}
-        if case.ignore_eos and case.algorithm in ("FullAttnMultiBlock",):
+        if case.ignore_eos and case.algorithm == "FullAttnMultiBlock":
             options["early_stop"] = False
         return run(
             case.algorithm,
@@ -69,10 +112,10 @@ class Setup:
             case.length,
             options,
             reference_sampling(case.sampling),
-            family=self.family,
+            family=self.kind.lineage.lower(),
             mask_id=self.model.mask_id,
             eos_id=self.model.eos_id,
-            turn_end_id=TURN_END[self.family],
+            turn_end_id=self.kind.turn_end,
             delimiter_ids=options.get("delimiter_ids") or [NEWLINE],
         )
 
@@ -101,26 +144,23 @@ class Setup:
         return True
 
 
-@pytest.fixture(scope="module", params=["llada", "dream"])
+@pytest.fixture(scope="module", params=KINDS)
 def setup(
     request: pytest.FixtureRequest,
     start_server: Callable[..., Server],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Setup]:
-    family = request.param
-    folder = tmp_path_factory.mktemp(family)
-    if family == "llada":
-        checkpoint: Path = write_llada(folder, n_kv_heads=2, num_shards=3, seed=1)
-    else:
-        checkpoint = write_dream(folder, seed=2)
+    kind = KINDS[request.param]
+    checkpoint = kind.write(tmp_path_factory.mktemp(request.param))
     file = tmp_path_factory.mktemp("yaml") / "dllm.yaml"
-    file.write_text(yaml.safe_dump(YAML[family]))
+    file.write_text(yaml.safe_dump(kind.yaml))
     server = start_server(
         checkpoint,
         *("--dllm-algorithm", "FullAttnMultiBlock"),
         *("--dllm-algorithm-config", str(file)),
+        *kind.flags,
     )
-    yield Setup(family, server, load(checkpoint))
+    yield Setup(kind, server, load(checkpoint))
     server.stop()
 
 
@@ -146,14 +186,14 @@ def crowd_of_16(
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_alone(setup: Setup, algorithm: str) -> None:
-    cases = setup.cases(algorithm, 1, 8)
+    cases = setup.cases(algorithm, 1)
     equal = [setup.check(case, setup.ask(case)) for case in cases]
     assert sum(equal) >= len(cases) - 1, "too many cases within noise"
 
 
 def test_mixed_in_crowds_of_16_arriving_at_random_times(setup: Setup) -> None:
     rng = random.Random(4)
-    cases = [case for name in ALGORITHMS for case in setup.cases(name, 2, 10)]
+    cases = [case for name in ALGORITHMS for case in setup.cases(name, 2)]
     rng.shuffle(cases)
     answers = crowd_of_16(setup, cases, rng)
     equal = [setup.check(c, a) for c, a in zip(cases, answers, strict=True)]
@@ -180,7 +220,7 @@ def test_a_prompt_of_mask_tokens_stays_as_it_is(setup: Setup) -> None:
 def test_yaml_gives_the_defaults(setup: Setup) -> None:
     for algorithm in ("FullAttnMultiBlock", "FastDLLM"):
         answer = setup.ask(Case((65,), 8, algorithm, {}))
-        wanted = YAML[setup.family].get("algorithms", {}).get(algorithm, {})
+        wanted = setup.kind.yaml.get("algorithms", {}).get(algorithm, {})
         if algorithm == "FullAttnMultiBlock":
-            wanted = {k: v for k, v in YAML[setup.family].items() if k == "threshold"}
+            wanted = {k: v for k, v in setup.kind.yaml.items() if k == "threshold"}
         assert wanted.items() <= answer["meta_info"]["dllm"].items()

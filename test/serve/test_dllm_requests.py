@@ -202,8 +202,8 @@ def test_max_forwards_ends_a_request_honestly(
     assert meta["finish_reason"]["type"] == "length"
 
 
-def test_a_third_party_adds_an_algorithm(
-    start_server: Callable[..., Server],
+def test_a_third_party_adds_an_algorithm_and_seeds_outlive_a_restart(
+    start_server: Callable[..., Server], demo_server: Server
 ) -> None:
     path = os.pathsep.join([str(THIRD_PARTY), os.environ.get("PYTHONPATH", "")])
     server = start_server(
@@ -230,7 +230,14 @@ def test_a_third_party_adds_an_algorithm(
     )
     assert refused.status_code == 400
     assert "width=0 is not allowed; expected an integer, 1 to 64" in refused.text
-    ours = {"dllm": {"algorithm": "FastDLLM"}}
-    assert server.generate([5], max_new_tokens=4, custom_params=ours)
+    for dllm in EIGHT:
+        sampled = {
+            "max_new_tokens": 24,
+            "temperature": 0.8,
+            "sampling_seed": 11,
+            "custom_params": {"dllm": dllm},
+        }
+        fresh, old = (s.generate([5, 6], **sampled) for s in (server, demo_server))
+        assert fresh["output_ids"] == old["output_ids"], dllm
     assert "NoSuchClass" in server.log.read_text()
     server.stop()

@@ -160,6 +160,8 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
 
 def _num_rows(req: Req, scheduler: Any) -> int:
     """Rows of the forward batch that the request takes: two with guidance."""
+    if req.dllm_algo_state is not None:
+        return 1 + req.dllm_algo_state.is_guided
     decoding = _decoding(req, scheduler)
     return 1 + decoding.algorithm.is_guided(decoding.options)
 
