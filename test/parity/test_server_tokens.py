@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from random_settings import ALGORITHMS, Case, random_case
-from toy_model import reference_sampling
 
+from random_settings import ALGORITHMS, Case, random_case
 from reference.algorithms import nfe_at_visible, run
 from reference.decoding import Result
 from reference.models import ReferenceModel, load
@@ -28,6 +27,7 @@ from tiny_llama_checkpoints import (
     write_diffullama,
     write_llada_moe,
 )
+from toy_model import reference_sampling
 
 NOISE = 2e-5
 """Nats, logits or probabilities: float32 differences of batched and single forwards

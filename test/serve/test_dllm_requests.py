@@ -13,8 +13,8 @@ from typing import Any
 import openai
 import pytest
 from conftest import DEMO
-from random_settings import ALGORITHMS
 
+from random_settings import ALGORITHMS
 from serving_harness import Server
 from sglang_dllm.demo.problems import problems
 

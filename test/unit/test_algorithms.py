@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from reference.algorithms import run
+from reference.decoding import Result
+from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from toy_model import (
     EOS,
     MASK,
@@ -19,10 +23,6 @@ from toy_model import (
     reference_sampling,
     visible,
 )
-
-from reference.algorithms import run
-from reference.decoding import Result
-from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 
 share = st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.7, 0.9, 1.0])
 blocks = st.sampled_from([1, 4, 5, 8, 32])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toy_model import EOS, MASK, VOCAB, Request, ToyModel, answer, decode, facts_of
 
 from sglang_dllm.decoding.algorithm import Judged, Step
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
@@ -18,6 +17,7 @@ from sglang_dllm.decoding.sampling import (
     filter_logits,
 )
 from sglang_dllm.decoding.statistics import margin, negative_entropy
+from toy_model import EOS, MASK, VOCAB, Request, ToyModel, answer, decode, facts_of
 
 
 def judged(logits: torch.Tensor) -> Judged:

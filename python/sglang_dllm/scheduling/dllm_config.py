@@ -24,13 +24,19 @@ class FullAttnDllmConfig(DllmConfig):
     needs_full_prefill = True
 
     def __init__(
-        self, algorithm: str, decode: DecodeConfig, facts: ModelFacts, max_reqs: int
+        self,
+        algorithm: str,
+        decode: DecodeConfig,
+        facts: ModelFacts,
+        max_reqs: int,
+        page_size: int,
     ) -> None:
         super().__init__(
             algorithm=algorithm,
             algorithm_config={},
-            # Of SGLang's own models; it sizes a graph runner that is off here.
-            block_size=1,
+            # SGLang's own models have blocks of one size; with us it only bounds the
+            # page size from above, and no page size is wrong.
+            block_size=page_size,
             mask_id=facts.mask_id,
             max_running_requests=max_reqs,
             # Per-request decoding state travels from round to round on the
@@ -87,4 +93,5 @@ def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
         ModelFacts.from_hf_config(hf_config),
         # Only a hint for SGLang's buffers; admission asks the scheduler's own limit.
         max_reqs=server_args.max_running_requests or 1,
+        page_size=server_args.page_size or 1,
     )

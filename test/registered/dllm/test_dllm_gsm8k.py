@@ -9,31 +9,19 @@ By default the demo model on its held-out problems. A real checkpoint:
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gsm8k import Client, Settings, last_number, read_problems, run
 from serving_harness import Server
-
-ROOT = Path(__file__).parents[3]
 
 # The shipped weights get about 40 %; the aim is 0.8 (docs/demo_model.md).
 DEMO_ACCURACY = 0.25
 DEMO_TOKENS_PER_FORWARD = 1.3
-
-
-def load_benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("gsm8k", ROOT / "benchmark/gsm8k.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def heldout_file(folder: Path, num: int) -> Path:
@@ -59,16 +47,16 @@ def test_accuracy_and_tokens_per_forward(
         if model
         else request.getfixturevalue("demo_server")
     )
-    gsm8k = load_benchmark()
     file = Path(data) if data else heldout_file(tmp_path, option("num"))
-    summary, _ = gsm8k.run(
-        server.base_url,
-        gsm8k.read_problems(file, option("num")),
+    settings = Settings(
         prompt=option("prompt"),
         max_new_tokens=option("max-new-tokens") or (256 if model else 64),
-        progress=False,
     )
+    problems = read_problems(file, option("num"))
+    summary = run(Client(server.base_url), problems, settings, progress=False).summary
     print(summary)
+    assert summary.problems == len(problems)
+    assert summary.tokens_per_forward is not None, "our server tells its forwards"
     assert summary.accuracy >= (
         option("min-accuracy") or (0 if model else DEMO_ACCURACY)
     )
@@ -88,4 +76,4 @@ def test_accuracy_and_tokens_per_forward(
     ],
 )
 def test_the_number_read_from_an_answer(text: str, number: str | None) -> None:
-    assert load_benchmark().last_number(text) == number
+    assert last_number(text) == number

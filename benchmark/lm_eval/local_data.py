@@ -1,0 +1,31 @@
+"""Word problems from a local JSONL file, for the tasks beside this file.
+
+    lm-eval run … --metadata '{"data": "FILE.jsonl"}'
+
+Or the environment variable GSM8K_DATA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+
+def problems(data: str | None = None, **_: Any) -> dict[str, Dataset]:
+    """The test split: rows of ``question`` and ``answer``."""
+    file = data or os.environ.get("GSM8K_DATA")
+    if not file:
+        raise SystemExit(
+            'which problems? --metadata \'{"data": "FILE.jsonl"}\' or GSM8K_DATA=FILE'
+        )
+    text = Path(file).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    return {
+        "test": Dataset.from_list(
+            [{"question": row["question"], "answer": row["answer"]} for row in rows]
+        )
+    }

@@ -1,0 +1,19 @@
+"""Known ways to break the decoding, each with the tests that must go red.
+
+`test/mutation.py` applies them one at a time to a copy of the package.
+"""
+
+from mutations.by_confidence import BY_CONFIDENCE_MUTATIONS
+from mutations.by_entropy import BY_ENTROPY_MUTATIONS
+from mutations.mutation import Mutation
+from mutations.samplers import SAMPLER_MUTATIONS
+from mutations.shared import SHARED_MUTATIONS
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *SHARED_MUTATIONS,
+    *SAMPLER_MUTATIONS,
+    *BY_ENTROPY_MUTATIONS,
+    *BY_CONFIDENCE_MUTATIONS,
+)
+
+__all__ = ["MUTATIONS", "Mutation"]

@@ -1,0 +1,340 @@
+"""Each algorithm's own decisions where they are close: equality, ties, quotas.
+
+`test/mutation.py` breaks the decoding one way at a time and expects these tests to
+notice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from told_model import Told, decode, even, peak, steps_of, word
+
+from sglang_dllm.decoding.algorithms.hierarchical import runs
+from sglang_dllm.decoding.canvas import SamplingOptions
+from toy_model import EOS, MASK, NEWLINE, TURN_END, VOCAB, Request
+from toy_model import decode as decode_batch
+
+# --- by entropy -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
+def test_dream_forces_progress_where_nothing_is_certain(algorithm: str) -> None:
+    frame = word(0.3, 0.5, 0.4)
+    assert steps_of(Told("dream", frame), algorithm, threshold=0.1) == [[1], [2], [0]]
+
+
+@pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
+def test_llada_takes_the_lowest_entropy_of_all_live_blocks(algorithm: str) -> None:
+    frame = [even(4), even(8), even(4)]
+    assert steps_of(Told("llada", frame), algorithm, threshold=1.0)[0] == [0]
+
+
+@pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
+def test_the_entropy_adds_next_to_nothing_inside_its_logarithm(algorithm: str) -> None:
+    # 1.94e-7 nats; with 1e-8 inside the logarithm it would be 1.77e-7.
+    nearly = even(2)
+    nearly[1] = math.log(1e-8)
+    frame = [nearly, even(1)]
+    steps = steps_of(Told("dream", frame), algorithm, threshold=1.85e-7)
+    assert steps == [[1], [0]]
+
+
+def test_published_entropy_thresholds() -> None:
+    def num_steps(family: str, algorithm: str, entropy: float) -> int:
+        low, high = 0.5, 1.0
+        for _ in range(60):  # the p of two tokens that has this entropy
+            p = (low + high) / 2
+            is_above = -p * math.log(p) - (1 - p) * math.log(1 - p) > entropy
+            low, high = (p, high) if is_above else (low, p)
+        row = even(2)
+        row[0] = math.log(p / (1 - p))
+        return len(steps_of(Told(family, [row, row]), algorithm))
+
+    for family, algorithm, threshold in (
+        ("llada", "EntropyThreshold", 0.5),
+        ("dream", "EntropyThreshold", 0.45),
+        ("llada", "FullAttnMultiBlock", 0.5),
+        ("dream", "FullAttnMultiBlock", 0.4),
+    ):
+        assert num_steps(family, algorithm, threshold - 0.01) == 1
+        assert num_steps(family, algorithm, threshold + 0.01) == 2
+
+
+def test_a_block_is_created_at_its_threshold_or_when_the_last_one_is_done() -> None:
+    # Half of the first block is decoded by the first step.
+    frame = [even(1), even(1), even(4), even(4), *[even(1)] * 4]
+    options = {"threshold": 0.1, "block_size": 4}
+    steps = steps_of(
+        Told("llada", frame), "FullAttnMultiBlock", block_add_threshold=0.5, **options
+    )
+    assert steps == [[0, 1], [2, 4, 5, 6, 7], [3]]
+    steps = steps_of(Told("llada", frame), "EntropyThreshold", **options)
+    assert steps == [[0, 1], [2], [3], [4, 5, 6, 7]]
+
+
+def test_a_block_behind_a_finished_one_is_forced_to_move() -> None:
+    frame = [even(1), even(4), even(4), even(4)]
+    for progress in (0.5, 1.0):
+        options = {"block_add_threshold": 0.5, "decoded_token_threshold": progress}
+        model = Told("dream", frame)
+        steps = steps_of(
+            model, "FullAttnMultiBlock", threshold=0.1, block_size=2, **options
+        )
+        assert steps == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
+def test_early_stop_fills_and_the_filled_compete_once(algorithm: str) -> None:
+    first = [even(4), peak((EOS, 0.9999)), even(4), even(4)]
+    later = [even(4), even(1), even(2), even(4)]
+    options = {"threshold": 0.1, "early_stop": True}
+    model = Told("llada", first, later)
+    tokens, _ = decode(model, algorithm, **options)
+    # Step 2 sees the fill, but its lowest entropy is behind the EOS.
+    assert [ids[1:] for ids in model.seen] == [
+        [MASK] * 4,
+        [MASK, EOS, EOS, EOS],
+        [MASK, EOS, EOS, EOS],
+    ]
+    assert tokens == [0, EOS, EOS, EOS]
+    model = Told("llada", first, later)
+    decode(model, algorithm, ignore_eos=True, **options)
+    assert model.seen[1][1:] == [MASK, EOS, MASK, MASK]
+
+
+# --- the models' own samplers -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "want"),
+    [
+        (3, [4, 4, 4]),
+        (7, [2, 1, 1, 2, 2, 2, 2]),  # 3, 2, 2 steps for blocks of 4
+        (30, [1] * 12),  # 10 steps for 4 masks: the other 6 run no forward
+    ],
+)
+def test_llada_schedule(steps: int, want: list[int]) -> None:
+    got = steps_of(Told("llada", [even(2)] * 12), "LLaDA", block_size=4, steps=steps)
+    assert [len(step) for step in got] == want
+
+
+def test_llada_guidance() -> None:
+    # 2 + 2 (1 - 2) = 0 for token 0, 0 + 2 (.5 - 0) = 1 for token 1.
+    seeing, blind = (torch.full((VOCAB,), -30.0) for _ in range(2))
+    seeing[:2], blind[:2] = torch.tensor([1.0, 0.5]), torch.tensor([2.0, 0.0])
+    model = Told("llada", [seeing] * 2, blind=[blind] * 2)
+    assert decode(model, "LLaDA", cfg_scale=1.0) == ([1, 1], [[0], [1]])
+    assert model.seen == [[1, MASK, MASK], [1, 1, MASK]]
+    assert model.seen_blind == [[MASK] * 3, [MASK, 1, MASK]]
+
+
+def test_llada_eos_options() -> None:
+    frame = [peak((EOS, 0.6), (2, 0.3)), peak((1, 0.4)), peak((TURN_END, 0.9))]
+
+    def got(**options: bool) -> tuple[list[int], list[list[int]]]:
+        return decode(Told("llada", frame), "LLaDA", **options)
+
+    assert got() == ([EOS, 1, TURN_END], [[2], [0], [1]])
+    # Never predicted; token 2 has .75 of what is left of its row.
+    assert got(logits_eos_inf=True) == ([2, 1, TURN_END], [[2], [0], [1]])
+    # Predicted, but last.
+    hidden = got(confidence_eos_eot_inf=True)
+    assert hidden == ([EOS, 1, TURN_END], [[1], [0], [2]])
+
+
+@pytest.mark.parametrize(
+    ("length", "steps", "want"),
+    [
+        (256, 8, [31, *[32] * 6, 33]),
+        (64, 64, [*[1] * 62, 2]),  # step 0 would commit none and runs no forward
+    ],
+)
+def test_dream_schedule(length: int, steps: int, want: list[int]) -> None:
+    got = steps_of(Told("dream", [even(2)] * length), "Dream", steps=steps)
+    assert [len(step) for step in got] == want
+
+
+def test_dream_times_are_float32() -> None:
+    # 3 (1 - 2/3) is less than 1 in float32.
+    got = steps_of(Told("dream", [even(2)] * 3), "Dream", steps=3, eps=0.0)
+    assert got == [[0], [1, 2]]
+
+
+def test_dream_measures() -> None:
+    frame = [
+        peak((0, 0.55), (1, 0.4494)),  # two candidates: least entropy
+        peak((0, 0.56), (1, 0.24)),  # the best one is best
+        peak((0, 0.50)),  # the others have .05 each: largest margin
+    ]
+    options = {"steps": 3, "eps": 0.0}
+    for alg, first in (("maskgit_plus", 1), ("topk_margin", 2), ("entropy", 0)):
+        assert steps_of(Told("dream", frame), "Dream", alg=alg, **options)[0] == [first]
+
+
+def test_dream_margin_ignores_the_mask_token() -> None:
+    # .6 - .3 against .5 - .1: as a token the mask would leave the second only .1.
+    frame = [peak((0, 0.6), (1, 0.3)), peak((0, 0.5), (1, 0.1), (MASK, 0.4))]
+    options = {"alg": "topk_margin", "steps": 2, "eps": 0.0}
+    assert steps_of(Told("dream", frame), "Dream", **options) == [[1], [0]]
+
+
+def test_a_low_alg_temp_leaves_the_order_to_the_measure() -> None:
+    frame = word(*[0.2 + i / 10 for i in range(7)])
+    options = {"alg": "maskgit_plus", "alg_temp": 0.001, "steps": 8, "eps": 0.0}
+    for seed in range(5):
+        got = steps_of(
+            Told("dream", frame), "Dream", SamplingOptions(seed=seed), **options
+        )
+        assert got[0] == [6]
+
+
+# --- by confidence ----------------------------------------------------------------
+
+
+def test_fast_dllm_at_its_threshold() -> None:
+    frame = [even(4), even(2), even(1), even(2)]
+    assert steps_of(Told("llada", frame), "FastDLLM", threshold=0.5) == [[1, 2, 3], [0]]
+
+
+def test_fast_dllm_factor() -> None:
+    # Factor 1: ranks 2, 3, 4 need 2/3, 3/4, 4/5.
+    for confidences, first in (
+        ((0.4, 0.35, 0.3), [0]),  # the first needs nothing
+        ((0.9, 0.1), [0, 1]),  # only the last one fails: taken all the same
+        ((0.9, 0.7, 0.74, 0.2), [0, 2]),  # rank 3 has .7 < .75
+        ((0.8, 0.6, 0.95, 0.78, 0.5), [0, 2, 3]),
+    ):
+        got = steps_of(Told("llada", word(*confidences)), "FastDLLM", factor=1.0)
+        assert got[0] == first
+    # Factor 1.5: rank 2 needs 1/2, and equal is enough; rank 3 needs 5/8.
+    frame = [even(1), even(2), even(4), even(4)]
+    assert steps_of(Told("llada", frame), "FastDLLM", factor=1.5)[0] == [0, 1]
+
+
+def test_fast_dllm_shares_on_dream() -> None:
+    # Shares of 7 in 3 steps: 3, 2, 2. Considered: 0 4 3, two left 1. With 2 more:
+    # 3 2 1, the best. With 2 more all that remain, then what was left.
+    frame = word(0.95, 0.5, 0.6, 0.7, 0.92, 0.4, 0.3)
+    got = steps_of(Told("dream", frame), "FastDLLM", steps=3)
+    assert got == [[0, 4], [3], [2], [1], [5], [6]]
+    got = steps_of(Told("dream", word(*[0.95] * 7)), "FastDLLM", steps=3)
+    assert [len(step) for step in got] == [3, 2, 2]
+    # Of 4 in 2 steps the ranks are those of the 2 considered.
+    frame = word(0.9, 0.1, 0.2, 0.3)
+    got = steps_of(Told("dream", frame), "FastDLLM", steps=2, factor=1.0)
+    assert got == [[0, 3], [1, 2]]
+
+
+def test_local_leap_at_its_thresholds() -> None:
+    frame = [even(8), even(4), even(2), even(4), even(8)]
+    options = {"anchor_threshold": 0.5, "neighbor_threshold": 0.25}
+    model = Told("llada", [even(1), even(8), even(8), even(8), even(8), *frame])
+    got = steps_of(model, "LocalLeap", radius=1, **options)
+    assert got[0] == [0, 6, 7, 8]
+
+
+def test_local_leap_radius_reaches_to_both_sides() -> None:
+    frame = [even(4)] * 7
+    frame[3] = even(1)
+    options = {"anchor_threshold": 1.0, "neighbor_threshold": 0.25}
+    got = steps_of(Told("llada", frame), "LocalLeap", radius=2, **options)
+    assert got[0] == [1, 2, 3, 4, 5]
+
+
+def test_local_leap_anchors_stay_in_their_canvas() -> None:
+    models = [Told("llada", [even(1)] * 4), Told("llada", word(0.6, 0.7))]
+    crowd = [Request(m, (1,), len(m.frames[0]), "LocalLeap", {}) for m in models]
+    decode_batch("llada", crowd)
+    assert [ids[1:] for ids in models[1].seen] == [[MASK, MASK], [MASK, 1]]
+
+
+def test_adaptive_parallel_at_its_threshold_and_number() -> None:
+    frame = [even(4), even(1), even(2), even(4)]
+    got = steps_of(Told("llada", frame), "AdaptiveParallel", threshold=0.25)
+    assert got == [[1, 2], [0], [3]]
+    got = steps_of(Told("llada", [even(2)] * 5), "AdaptiveParallel", max_parallel=2)
+    assert got == [[0, 1], [2, 3], [4]]
+
+
+def test_hierarchical_at_its_thresholds() -> None:
+    # One run: its best, and what is above .5 strictly.
+    frame = [even(2), even(1), even(2)]
+    options = {"threshold": 0.5, "low_threshold": 0.25}
+    got = steps_of(Told("llada", frame), "Hierarchical", **options)
+    assert got == [[1], [0, 2]]
+    # Runs 0 and 2 3 behind the first step: .5 is not above .5.
+    frame = [even(2), even(1), even(2), even(4)]
+    options = {"threshold": 0.9, "low_threshold": 0.5}
+    got = steps_of(Told("llada", frame), "Hierarchical", **options)
+    assert got == [[1], [0], [2], [3]]
+
+
+def test_hierarchical_runs_end_where_a_position_is_missing() -> None:
+    # After 1 and 4: the runs 0, 2 3 and 5.
+    frame = word(0.7, 0.99, 0.65, 0.3, 0.98, 0.66)
+    got = steps_of(Told("llada", frame), "Hierarchical")
+    assert got == [[1, 4], [0, 2, 5], [3]]
+    canvas = torch.tensor([0, 0, 1, 1, 1])
+    positions = torch.tensor([0, 1, 2, 3, 5])
+    assert runs(canvas, positions).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_credit_at_its_threshold_and_next_to_the_best() -> None:
+    frame = [even(2), even(1), even(4)]
+    got = steps_of(Told("llada", frame), "Credit", threshold=0.5, credit_alpha=0.0)
+    assert got == [[0, 1], [2]]
+    frame = word(0.5, 0.499995, 0.49998)
+    assert steps_of(Told("llada", frame), "Credit", credit_alpha=0.0) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_credit_grows_and_decays(gamma: float) -> None:
+    # .5 has the credit b = .5 ** gamma after its first step, .8 b + b after the second.
+    def raised(credit: float) -> float:
+        return 0.5 * (1 + credit) ** 3 / (0.5 + 0.5 * (1 + credit) ** 3)
+
+    boost = 0.5**gamma
+    options = {"credit_alpha": 3.0, "boost_gamma": gamma}
+    for bound, sure, unsure in (
+        (raised(boost), [[0, 1]], [[1], [0]]),
+        (raised(1.8 * boost), [[2], [0, 1]], [[2], [1], [0]]),
+    ):
+        for threshold, want in ((bound - 1e-6, sure), (bound + 1e-6, unsure)):
+            first = word(0.5, 0.999) if len(sure) == 1 else word(0.5, 0.6, 0.999)
+            model = Told("llada", first)
+            got = steps_of(model, "Credit", threshold=threshold, **options)
+            assert got[: len(want)] == want
+
+
+def test_ada_block_at_its_thresholds() -> None:
+    # 8 tokens: the window has 2. A newline of .5 ends the block at itself.
+    newline = even(2).roll(NEWLINE)
+    frame = [even(4), newline, *[even(2)] * 6]
+    options = {"threshold": 0.5, "block_size": 4}
+    got = steps_of(Told("llada", frame), "AdaBlock", delimiter_threshold=0.5, **options)
+    assert got == [[1], [0], [2, 3, 4, 5], [6, 7]]
+    got = steps_of(Told("llada", frame), "AdaBlock", delimiter_threshold=0.6, **options)
+    assert got == [[1, 2, 3], [0], [4, 5, 6, 7]]
+
+
+def test_ada_block_ends_at_the_best_delimiter_in_its_window() -> None:
+    # 16 tokens: the window has 4; the newline at 4 is behind it, 1 and 2 tie.
+    newlines = {1: 0.6, 2: 0.6, 4: 0.8}
+    frame = word(*[0.5] * 16)
+    for i, c in newlines.items():
+        frame[i] = peak((NEWLINE, c))
+    options = {"block_size": 5, "delimiter_threshold": 0.5}
+    got = steps_of(Told("llada", frame), "AdaBlock", **options)
+    # Blocks: 0 1, then 2 to 4, whose newline is the best, then none: 5 to 9.
+    assert got[:5] == [[1], [0], [4], [2], [3]]
+    assert got[5:10] == [[5], [6], [7], [8], [9]]
+
+
+def test_published_delimiter_thresholds() -> None:
+    for family, threshold in (("llada", 0.3), ("dream", 0.5)):
+        for c, first in ((threshold - 0.01, [1]), (threshold + 0.01, [0])):
+            frame = [peak((NEWLINE, c)), *word(*[0.6] * 3)]
+            assert steps_of(Told(family, frame), "AdaBlock")[0] == first
