@@ -40,7 +40,7 @@ format: .venv/.ready
 	$(BIN)/python -m sglang_dllm.patches
 
 bench: .venv/.ready
-	$(BIN)/python benchmark/round_cost.py
+	$(BIN)/python benchmark/compare_reference.py
 	$(BIN)/python benchmark/attention_cost.py
 
 doctor: .venv/.ready

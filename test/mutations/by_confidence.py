@@ -13,9 +13,7 @@ ADA = "algorithms/ada_block.py"
 ONE_BY_ONE = f"{SHARED}equal_positions_go_lower_first"
 FOR_EVER = "a request whose model is unsure runs for ever"
 A_FORWARD_LATE = "a position at the threshold waits for another forward"
-A_FORWARD_EARLY = (
-    "a position at the threshold is written, where the published rule waits"
-)
+A_FORWARD_EARLY = "a position at the threshold is written too early"
 
 BY_CONFIDENCE_MUTATIONS = (
     one(

@@ -1,4 +1,4 @@
-"""Breaking what the algorithms share: ranks, ties, the shift, the mask, the last step."""
+"""Breaking what the algorithms share: ranks, the shift, the mask, the last step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from mutations.mutation import (
     EDGES,
     EVERY,
     RANKED,
+    SHARED,
     Mutation,
     each,
     without,
