@@ -6,7 +6,7 @@ MODEL ?= $(shell $(BIN)/python -m sglang_dllm demo-path)
 ALGORITHM ?= FullAttnMultiBlock
 BIN := .venv/bin
 
-.PHONY: serve test test-unit lint format bench doctor clean
+.PHONY: serve test test-unit mutation lint format bench doctor clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,9 @@ test: .venv/.ready
 
 test-unit: .venv/.ready
 	$(BIN)/python -m pytest test/unit
+
+mutation: .venv/.ready
+	$(BIN)/python test/mutation.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

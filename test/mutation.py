@@ -17,17 +17,17 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+# The slow imports happen here, once: each mutation is tested in a fork.
+import hypothesis
 import pytest
+import torch
+from hypothesis.configuration import set_hypothesis_home_dir
 from mutations import MUTATIONS, Mutation
-
-# Imported here once; each mutation is a fork, which then starts in no time.
-import hypothesis  # isort: skip
-import torch  # isort: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "sglang_dllm"
@@ -64,7 +64,9 @@ class Recorder:
         self.outcome = outcome
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         name = item.nodeid.rpartition("unit/")[2]
         if call.excinfo is not None:
@@ -105,6 +107,7 @@ def run_tests(folder: Path, tests: Sequence[str], sender: Connection) -> None:
     os.environ["PYTHONPATH"] = str(folder)
     sys.dont_write_bytecode = True
     torch.set_num_threads(1)
+    set_hypothesis_home_dir(folder)
     # The first counterexample will do, and none is kept: every run is the same.
     hypothesis.settings.register_profile(
         "mutation",
@@ -145,7 +148,9 @@ def outcome_of(mutation: Mutation | None, tests: Sequence[str]) -> Outcome:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         copy_package(folder, mutation)
-        process = fork.Process(target=run_tests, args=(folder, tests, sender))
+        process = fork.Process(
+            target=run_tests, args=(folder, tests, sender), daemon=True
+        )
         process.start()
         sender.close()
         try:

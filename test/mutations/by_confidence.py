@@ -198,6 +198,15 @@ BY_CONFIDENCE_MUTATIONS = (
     ),
     one(
         "Hierarchical",
+        "of equals in a run only the first",
+        HIERARCHICAL,
+        "leads = found.value == best[run]",
+        "leads = (found.value == best[run]) & (run.roll(1) != run)",
+        "more forwards than published",
+        f"{EDGES}hierarchical_takes_all_that_are_best_in_a_run",
+    ),
+    one(
+        "Hierarchical",
         "runs reach over a gap",
         HIERARCHICAL,
         "(positions.diff() == 1)",
@@ -248,6 +257,15 @@ BY_CONFIDENCE_MUTATIONS = (
         "Choice(found.value >= threshold",
         "Choice(found.value > threshold",
         A_FORWARD_LATE,
+        f"{EDGES}credit_at_its_threshold_and_next_to_the_best",
+    ),
+    one(
+        "Credit",
+        "no guaranteed progress",
+        CREDIT,
+        "best[judged.canvas_index] - TIE",
+        'judged.option("threshold")',
+        FOR_EVER,
         f"{EDGES}credit_at_its_threshold_and_next_to_the_best",
     ),
     one(

@@ -29,7 +29,7 @@ SAMPLER_MUTATIONS = (
         "algorithms/llada.py",
         "uniforms(judged, Stream.ORDER)",
         "uniforms(judged, Stream.TOKEN)",
-        "rare tokens are written first",
+        "at a temperature, tokens of high id are written first",
         f"{REFERENCE}[LLaDA-llada]",
     ),
     one(
@@ -147,7 +147,7 @@ SAMPLER_MUTATIONS = (
         "algorithms/dream.py",
         "lucky = uniforms(judged, Stream.ORDER) < share",
         "lucky = uniforms(judged, Stream.TOKEN) < share",
-        "tokens of low id are written first",
+        "at a temperature, tokens of low id are written first",
         f"{REFERENCE}[Dream-dream]",
     ),
 )

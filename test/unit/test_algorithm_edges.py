@@ -158,9 +158,9 @@ def test_dream_schedule(length: int, steps: int, want: list[int]) -> None:
 
 
 def test_dream_times_are_float32() -> None:
-    # 3 (1 - 2/3) is less than 1 in float32.
-    got = steps_of(Told("dream", [even(2)] * 3), "Dream", steps=3, eps=0.0)
-    assert got == [[0], [1, 2]]
+    # The third of 4 steps would commit one of two; in float32 that is none.
+    got = steps_of(Told("dream", [even(2)] * 4), "Dream", steps=4, eps=0.0)
+    assert got == [[0], [1], [2, 3]]
 
 
 def test_dream_measures() -> None:
@@ -245,7 +245,7 @@ def test_local_leap_radius_reaches_to_both_sides() -> None:
 
 
 def test_local_leap_anchors_stay_in_their_canvas() -> None:
-    models = [Told("llada", [even(1)] * 4), Told("llada", word(0.6, 0.7))]
+    models = [Told("llada", [even(1)] * 4), Told("llada", word(0.8, 0.85))]
     crowd = [Request(m, (1,), len(m.frames[0]), "LocalLeap", {}) for m in models]
     decode_batch("llada", crowd)
     assert [ids[1:] for ids in models[1].seen] == [[MASK, MASK], [MASK, 1]]
@@ -280,6 +280,12 @@ def test_hierarchical_runs_end_where_a_position_is_missing() -> None:
     canvas = torch.tensor([0, 0, 1, 1, 1])
     positions = torch.tensor([0, 1, 2, 3, 5])
     assert runs(canvas, positions).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_hierarchical_takes_all_that_are_best_in_a_run() -> None:
+    frame = [even(2), even(2), even(4)]
+    got = steps_of(Told("llada", frame), "Hierarchical", low_threshold=0.4)
+    assert got == [[0, 1], [2]]
 
 
 def test_credit_at_its_threshold_and_next_to_the_best() -> None:

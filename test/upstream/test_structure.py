@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,16 @@ def test_the_package_imports_no_test_helper() -> None:
     helpers = {p.stem for p in (ROOT / "test").glob("*")} - {"__pycache__"}
     found = [(f.name, n) for f in files for n in imports(f)]
     assert [x for x in found if x[1].split(".")[0] in helpers | {"reference"}] == []
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        ".".join(file.parent.relative_to(ROOT / "python").parts)
+        for file in PACKAGE.rglob("__init__.py")
+    }
+    packages = set(listed["tool"]["setuptools"]["packages"])
+    assert packages == {*found, "sglang_dllm.patches"}
 
 
 @pytest.mark.parametrize("folder", ["python", "patches", "benchmark", "test"])
