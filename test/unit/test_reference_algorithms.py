@@ -127,7 +127,7 @@ def test_dream_rankings() -> None:
         row((0, 0.50)),  # the others have 1/14 each: largest margin
     ]
     for alg, first in (("maskgit_plus", 1), ("topk_margin", 2), ("entropy", 0)):
-        # 3 (1 - .6666667) is less than 1 in float32: step 0 commits none.
+        # In float32 3 (1 - .6666667) is 1 and 2 (1 - .5) less: 1, none, then 2.
         _, got = decode("Dream", Script("dream", rows), alg=alg, steps=3, eps=0.0)
         assert sizes(got) == [1, 2] and got[0] == [first]
 
