@@ -51,23 +51,32 @@ async def check_prompts(manager: Any, body: dict[str, Any]) -> None:
 
 
 def _check(manager: Any, params: dict[str, Any], input_ids: Any) -> None:
+    from sglang.srt.utils import get_bool_env_var
+
     from sglang_dllm.scheduling.dllm_config import decode_config
     from sglang_dllm.serving.door import Room, check_request
 
     preferred = manager.preferred_sampling_params or {}
-    if params.get("max_new_tokens") is None and preferred.get("max_new_tokens"):
-        params["max_new_tokens"] = preferred["max_new_tokens"]
+    for key in ("max_new_tokens", "custom_params"):
+        if params.get(key) is None and preferred.get(key) is not None:
+            params[key] = preferred[key]
+    args = manager.server_args
+    # Both make attention read keys and values from the pool, where the two rows of a
+    # guided canvas would overwrite each other.
+    one_row = args.enable_deterministic_inference or get_bool_env_var(
+        "SGLANG_FLASHINFER_USE_PAGED"
+    )
     check_request(
         params,
         input_ids,
         manager.model_config.vocab_size,
         Room(
             manager.max_req_input_len,
-            manager.server_args.page_size,
-            manager.server_args.max_running_requests,
-            manager.server_args.max_prefill_tokens,
+            args.page_size,
+            1 if one_row else args.max_running_requests,
+            args.max_prefill_tokens,
         ),
-        decode_config(manager.server_args, manager.model_config.hf_config),
+        decode_config(args, manager.model_config.hf_config),
     )
 
 

@@ -100,7 +100,7 @@ def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
                 for model, ids in zip(models, sequences(batch), strict=True)
             ]
         )
-        commit_step(packed[logits_rows(batch, facts)], batch, facts)
+        commit_step(packed[logits_rows(batch)], batch)
     return canvases
 
 

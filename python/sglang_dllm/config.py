@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.options import Options
@@ -118,18 +118,16 @@ def _parse(algorithm: Algorithm, options: Mapping[str, Any]) -> Options:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         if not first["loc"]:
-            pair = {key: options.get(key) for key in model.exclusive}
-            raise OptionError(
-                " and ".join(model.exclusive), pair, "one of them"
-            ) from None
+            keys = model.exclusive or tuple(options)
+            given = {key: options.get(key) for key in keys}
+            wanted = "one of them" if model.exclusive else first["msg"]
+            raise OptionError(" and ".join(keys), given, wanted) from None
         key = str(first["loc"][0])
-        raise OptionError(key, options[key], _expected(model, key)) from None
+        raise OptionError(key, options.get(key), expected_of(model, key)) from None
 
 
-def _expected(model: type[Options], key: str) -> str:
+def expected_of(model: type[BaseModel], key: str) -> str:
     """The description of a field, also where its annotation is ``... | None``."""
-    from typing import get_args
-
     field = model.model_fields[key]
     found = field.description
     for option in get_args(field.annotation):
@@ -172,8 +170,17 @@ def parse_decode_config(
             "and under algorithms; expected one of the two"
         )
     given = {**others, **({algorithm: own} if own else {})}
+    given = {
+        name: {key: value for key, value in keys.items() if value is not None}
+        for name, keys in given.items()
+    }
     config = DecodeConfig(family, algorithm, given)
-    for name, keys in {algorithm: own, **given}.items():
+    for name, keys in {algorithm: {}, **given}.items():
+        if "algorithm" in keys:
+            raise ConfigError(
+                f"--dllm-algorithm-config: algorithm={keys['algorithm']!r} is not "
+                "allowed; expected the algorithm's options: --dllm-algorithm names it"
+            )
         try:
             DecodeConfig(family, algorithm, {}).resolve({"algorithm": name, **keys})
         except OptionError as error:

@@ -110,8 +110,10 @@ def _check_hooks(out: TextIO) -> str | None:
     from sglang.srt.dllm.algorithm import algo_name_to_cls
     from sglang.srt.models.registry import ModelRegistry
 
+    from sglang_dllm.scheduling.dllm_config import SGLANG_NAME
+
     missing = (set(FAMILIES) - set(ModelRegistry.models)) | (
-        set(algorithms()) - set(algo_name_to_cls)
+        {SGLANG_NAME} - set(algo_name_to_cls)
     )
     if missing:
         return f"not registered with SGLang: {', '.join(sorted(missing))}"

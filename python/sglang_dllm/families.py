@@ -1,6 +1,6 @@
 """What is known of each model architecture: one frozen row, looked up by name.
 
-Token ids are never here: they come from the checkpoint's config.json and tokenizer.
+Mask and EOS ids are never here: they come from the checkpoint's config.json.
 """
 
 from __future__ import annotations
@@ -110,4 +110,5 @@ def _newline_ids(tokenizer: Any, lineage: Lineage) -> tuple[int, ...]:
         if all("\n" in tokenizer.decode([i]) for i in found) and found:
             return tuple(found)
     ids = tokenizer.encode("\n", add_special_tokens=False)
-    return tuple(ids) if len(ids) == 1 else ()
+    # SentencePiece puts a space of its own before the newline.
+    return tuple(i for i in ids if tokenizer.decode([i]) == "\n")

@@ -50,8 +50,7 @@ def _register_models() -> None:
 def _register_algorithms() -> None:
     from sglang.srt.dllm.algorithm import algo_name_to_cls
 
-    from sglang_dllm.decoding.registry import algorithms
     from sglang_dllm.scheduling.algorithm import FullAttnAlgorithm
+    from sglang_dllm.scheduling.dllm_config import SGLANG_NAME
 
-    for name in algorithms():
-        algo_name_to_cls[name] = FullAttnAlgorithm
+    algo_name_to_cls[SGLANG_NAME] = FullAttnAlgorithm

@@ -118,8 +118,8 @@ SHARED_MUTATIONS = (
         "max_forwards: the last step sees its block only",
         without("Dream", "AdaptiveParallel"),
         "algorithm.py",
-        "self.step = replace(self.step, candidates=masks)",
-        "self.step = replace(self.step)",
+        "step = replace(step, candidates=masks)",
+        "step = replace(step)",
         "a request goes on, a block a forward, behind its max_forwards",
         each(
             "the_last_of_max_forwards_commits_all_that_is_left",

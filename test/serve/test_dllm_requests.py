@@ -86,6 +86,8 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"algorithm": "AdaBlock", "delimiter_threshold": 1.1}, "delimiter_threshold"),
     ({"algorithm": "AdaBlock", "delimiter_ids": [-1]}, "delimiter_ids"),
     ({"algorithm": "AdaBlock", "delimiter_ids": "\n"}, "delimiter_ids"),
+    ({"algorithm": "AdaBlock", "delimiter_ids": [2**63]}, "delimiter_ids"),
+    ({"algorithm": "AdaBlock", "delimiter_ids": [100_000]}, "delimiter_ids"),
     ({"algorithm": "LowConfidence"}, "dllm.algorithm"),
 ]
 
@@ -197,9 +199,33 @@ def test_max_forwards_ends_a_request_honestly(
     )
     meta = answer["meta_info"]
     assert meta["num_forwards"] <= 2
-    assert meta["max_forwards_reached"] is (meta["num_forwards"] == 2)
+    if algorithm in ("LLaDA", "Dream", "AdaptiveParallel"):
+        assert meta["max_forwards_reached"] is True
     assert meta["completion_tokens"] == meta["num_committed_tokens"] == 40
     assert meta["finish_reason"]["type"] == "length"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_routes_that_would_drop_it_refuse_it(demo_server: Server, path: str) -> None:
+    response = demo_server.post(
+        path,
+        model="demo",
+        max_tokens=8,
+        messages=[{"role": "user", "content": "a"}],
+        input="a",
+        custom_params={"dllm": {"algorithm": "LLaDA"}},
+    )
+    assert response.status_code == 400
+    assert "custom_params" in response.text
+
+
+def test_the_turn_end_is_held_back_on_request(demo_server: Server) -> None:
+    """The demo model is sure of its turn end, so that holding it back shows."""
+    question = "Tom has 23 apples. He buys 15 more. How many apples does Tom have?"
+    steps = {"algorithm": "LLaDA", "max_forwards": 3}
+    plain = ask(demo_server, question, steps).choices[0].message.content
+    late = {**steps, "confidence_eos_eot_inf": True}
+    assert ask(demo_server, question, late).choices[0].message.content != plain
 
 
 def test_a_third_party_adds_an_algorithm_and_seeds_outlive_a_restart(
@@ -240,4 +266,18 @@ def test_a_third_party_adds_an_algorithm_and_seeds_outlive_a_restart(
         fresh, old = (s.generate([5, 6], **sampled) for s in (server, demo_server))
         assert fresh["output_ids"] == old["output_ids"], dllm
     assert "NoSuchClass" in server.log.read_text()
+    for where in ("start", "plan_step", "choose", "commit", "shape"):
+        broken = {"dllm": {"algorithm": "Faulty", "where": where}}
+        with ThreadPoolExecutor(2) as pool:
+            sound = pool.submit(server.generate, [5], max_new_tokens=9, ignore_eos=True)
+            failed = pool.submit(
+                server.post,
+                "/generate",
+                input_ids=[5],
+                sampling_params={"max_new_tokens": 9, "custom_params": broken},
+            )
+            assert failed.result().status_code == 500, where
+            assert where in failed.result().text
+            assert sound.result()["meta_info"]["num_forwards"] == 9
+    server.wait_until_idle()
     server.stop()

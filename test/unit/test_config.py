@@ -125,7 +125,6 @@ def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> No
         ("threshold", float("nan")),
         ("threshold", float("inf")),
         ("threshold", "low"),
-        ("threshold", None),
         ("block_add_threshold", 1.1),
         ("decoded_token_threshold", -1),
         ("decoded_token_threshold", [0.5]),
@@ -160,6 +159,8 @@ def test_progress_thresholds_belong_to_multi_block_only() -> None:
         {"algorithms": {"LLaDA": 3}},
         {"algorithms": {"Nope": {}}},
         {"algorithms": {"LLaDA": {"steps": 0}}},
+        {"algorithm": "FastDLLM"},
+        {"algorithms": {"LLaDA": {"algorithm": "Dream"}}},
         {"threshold": 1.0, "algorithms": {"FullAttnMultiBlock": {"threshold": 2.0}}},
     ],
 )

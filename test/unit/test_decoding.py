@@ -110,6 +110,9 @@ def test_top_p_keeps_the_token_that_crosses_it() -> None:
     one, zero = torch.ones(1).double(), torch.zeros(1).long()
     kept = filter_logits(logits, 0.6 * one, zero) > -torch.inf
     assert kept.tolist() == [[True, True, False]]
+    # Ten equal tokens: two of them sum to exactly 0.2, and the third stays.
+    even = filter_logits(torch.zeros(1, 10).double(), 0.2 * one, zero) > -torch.inf
+    assert even.sum() == 3
 
 
 def test_counter_uniform_is_uniform_and_keyed_by_all_its_arguments() -> None:

@@ -8,6 +8,7 @@ state commits.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,11 @@ import torch
 from sglang_dllm.decoding.canvas import Canvas, IdArray, SamplingOptions
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.families import Family, ModelFacts
+
+logger = logging.getLogger(__name__)
+
+MAX_FORWARDS = 100_000
+"""Of one request; the most steps that any option asks for."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,37 @@ class DecodingState(ABC):
         self.options = options
         self.facts = facts
         self.step: Step | None = None
+        self.failure: str | None = None
 
     def begin_step(self) -> Step | None:
         """Plan the next forward and keep the plan in ``step``.
 
-        Returns None when the canvas needs no forward any more.
+        Returns None when the canvas needs no forward any more, or when the algorithm
+        failed; ``failure`` then says how.
         """
-        self.step = None if self.canvas.finished else self.plan_step()
-        if self.step is not None and self.is_last_forward:
+        self.step = None
+        if self.canvas.finished:
+            return None
+        try:
+            step = self.plan_step()
+            if self.canvas.num_forwards >= MAX_FORWARDS:
+                raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
+        except Exception as error:  # may be a third party's code
+            self.fail(error)
+            return None
+        if self.canvas.finished:
+            # Planning filled what was left behind an EOS.
+            return None
+        if self.is_last_forward:
             masks = np.flatnonzero(self.canvas.masked)
-            self.step = replace(self.step, candidates=masks)
-        return self.step
+            step = replace(step, candidates=masks)
+        self.step = step
+        return step
+
+    def fail(self, error: Exception) -> None:
+        """Give the request up; the others of its batch go on."""
+        logger.error("%s failed", self.algorithm.name, exc_info=error)
+        self.failure = f"{self.algorithm.name}: {error}"
 
     @property
     def is_last_forward(self) -> bool:
@@ -72,7 +98,7 @@ class DecodingState(ABC):
         return most is not None and self.canvas.num_forwards + 1 >= most
 
     @abstractmethod
-    def plan_step(self) -> Step | None:
+    def plan_step(self) -> Step:
         """What the next forward decides, for a canvas with masks left."""
 
     def commit(self, positions: IdArray, token_ids: IdArray, note: int) -> None:
@@ -176,7 +202,8 @@ class Choice:
     """What an algorithm decided.
 
     Attributes:
-        accepted: ``(N,)`` bool: the candidates to commit.
+        accepted: ``(N,)`` bool: the candidates to commit, at least one of a canvas
+            now and then.
         tokens: ``(N,)`` int64: the token of every candidate, accepted or not.
         notes: ``(B,)`` int64 for ``DecodingState.commit``, or None.
     """

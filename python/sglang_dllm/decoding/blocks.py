@@ -65,7 +65,7 @@ class Blocks(DecodingState):
             # The prompt counts as a finished block before the first one.
             self._create(active=activate_progress <= 1.0)
 
-    def plan_step(self) -> Step | None:
+    def plan_step(self) -> Step:
         """Bring the block states up to date and say what the next forward decides.
 
         The candidates are taken before an EOS fills what follows it, as in the
@@ -79,8 +79,6 @@ class Blocks(DecodingState):
         eos = canvas.first_eos() if stops else None
         if eos is not None:
             self._stop_at(eos)
-            if canvas.finished:
-                return None
         previous_progress = 1.0
         for block in self.blocks:
             if not block.active and previous_progress >= self.activate_progress:

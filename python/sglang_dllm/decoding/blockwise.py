@@ -24,7 +24,7 @@ class BlockwiseState(DecodingState):
         self.start = self.end = canvas.prompt_len
         self.block_index = -1
 
-    def plan_step(self) -> Step | None:
+    def plan_step(self) -> Step:
         if not self.canvas.masked[self.start : self.end].any():
             self.begin_block()
         return self.plan_in_block()
@@ -44,7 +44,7 @@ class BlockwiseState(DecodingState):
 class WholeCanvasState(DecodingState):
     """All masks of the answer are candidates from the first step on."""
 
-    def plan_step(self) -> Step | None:
+    def plan_step(self) -> Step:
         return Step(np.flatnonzero(self.canvas.masked))
 
 

@@ -41,6 +41,7 @@ class Canvas:
         ignore_eos: decode and return the whole canvas.
         num_forwards: denoising steps run.
         num_committed: answer positions filled by the policy (not by an EOS fill).
+        cut_short: whether ``max_forwards`` committed what its algorithm would not have.
         num_emitted: length of the contiguous committed prefix handed out so far.
     """
 
@@ -52,6 +53,7 @@ class Canvas:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     num_forwards: int = 0
     num_committed: int = 0
+    cut_short: bool = False
     num_emitted: int = 0
     masked: BoolArray = field(init=False)
 

@@ -13,7 +13,7 @@ Nats = Annotated[float, Field(ge=0, le=1000, description="nats, 0 to 1000")]
 Share = Annotated[float, Field(ge=0, le=1, description="a number, 0 to 1")]
 Bool = Annotated[bool, Field(description="true or false")]
 TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0)]],
+    list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
     Field(max_length=256, description="a list of up to 256 token ids"),
 ]
 

@@ -76,10 +76,12 @@ def filter_logits(
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     p = ordered.softmax(dim=-1)
-    better = p.cumsum(dim=-1) - p
+    # Shifted, not subtracted: a sum that is exactly top_p must stay it.
+    better = torch.nn.functional.pad(p.cumsum(dim=-1)[:, :-1], (1, 0))
     rank = torch.arange(logits.shape[-1], device=logits.device)
     limit = torch.where(top_k > 0, top_k, logits.shape[-1])
-    dropped = (better > top_p[:, None]) | (rank >= limit[:, None])
+    outside = (better > top_p[:, None]) & (top_p[:, None] < 1)
+    dropped = outside | (rank >= limit[:, None])
     dropped[:, 0] = False
     return logits.masked_fill(
         torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf

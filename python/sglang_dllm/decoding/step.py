@@ -16,7 +16,6 @@ from sglang_dllm.decoding.algorithm import (
     planned,
 )
 from sglang_dllm.decoding.canvas import IdArray
-from sglang_dllm.families import ModelFacts
 
 
 def sequences(states: Sequence[DecodingState]) -> list[IdArray]:
@@ -30,7 +29,7 @@ def sequences(states: Sequence[DecodingState]) -> list[IdArray]:
     ]
 
 
-def logits_rows(states: Sequence[DecodingState], facts: ModelFacts) -> torch.Tensor:
+def logits_rows(states: Sequence[DecodingState]) -> torch.Tensor:
     """Which rows of the packed hidden states predict the candidates.
 
     Args:
@@ -41,7 +40,7 @@ def logits_rows(states: Sequence[DecodingState], facts: ModelFacts) -> torch.Ten
     """
     owners = [*states, *(state for state in states if state.is_guided)]
     ends = accumulate(len(state.canvas) for state in owners)
-    shift = facts.family.shift
+    shift = states[0].facts.family.shift
     rows = [
         end - len(state.canvas) + np.maximum(planned(state).candidates - shift, 0)
         for state, end in zip(owners, ends, strict=True)
@@ -49,9 +48,7 @@ def logits_rows(states: Sequence[DecodingState], facts: ModelFacts) -> torch.Ten
     return torch.from_numpy(np.concatenate(rows))
 
 
-def commit_step(
-    logits: torch.Tensor, states: Sequence[DecodingState], facts: ModelFacts
-) -> None:
+def commit_step(logits: torch.Tensor, states: Sequence[DecodingState]) -> None:
     """Commit what one forward decides, in every canvas of the batch.
 
     Args:
@@ -59,19 +56,40 @@ def commit_step(
         states: the same canvases in the same order; written in place.
     """
     groups = _by_algorithm(states)
-    judged = [_judged(logits, states, group, facts) for group in groups.values()]
-    choices = [
-        algorithm.choose(part) for algorithm, part in zip(groups, judged, strict=True)
-    ]
+    judged = [_judged(logits, states, group) for group in groups.values()]
+    choices = [_choice(a, part) for a, part in zip(groups, judged, strict=True)]
     accepted, tokens, notes = _to_host(judged, choices)
     first = 0
     for number, state in enumerate(s for part in judged for s in part.states):
         candidates = planned(state).candidates
         rows = slice(first, first + len(candidates))
         first = rows.stop
-        chosen = accepted[rows] | state.is_last_forward
-        state.commit(candidates[chosen], tokens[rows][chosen], int(notes[number]))
+        if state.failure is not None:
+            continue
+        chosen = accepted[rows]
+        if state.is_last_forward:
+            state.canvas.cut_short = not chosen.all()
+            chosen = np.ones_like(chosen)
+        try:
+            state.commit(candidates[chosen], tokens[rows][chosen], int(notes[number]))
+        except Exception as error:  # may be a third party's code
+            state.fail(error)
         state.canvas.num_forwards += 1
+
+
+def _choice(algorithm: Algorithm, judged: Judged) -> Choice:
+    """What the algorithm decides; where it fails, its requests alone are given up."""
+    try:
+        choice = algorithm.choose(judged)
+        shape = judged.positions.shape
+        if not choice.accepted.shape == choice.tokens.shape == shape:
+            raise ValueError(f"accepted and tokens must have the shape {tuple(shape)}")
+        return choice
+    except Exception as error:  # may be a third party's code
+        for state in judged.states:
+            state.fail(error)
+        nothing = torch.zeros_like(judged.positions)
+        return Choice(nothing.bool(), nothing)
 
 
 def _by_algorithm(states: Sequence[DecodingState]) -> dict[Algorithm, list[int]]:
@@ -83,10 +101,7 @@ def _by_algorithm(states: Sequence[DecodingState]) -> dict[Algorithm, list[int]]
 
 
 def _judged(
-    logits: torch.Tensor,
-    states: Sequence[DecodingState],
-    group: list[int],
-    facts: ModelFacts,
+    logits: torch.Tensor, states: Sequence[DecodingState], group: list[int]
 ) -> Judged:
     """The part of the logits that one algorithm's canvases are decided by."""
     counts = np.array([len(planned(state).candidates) for state in states])
@@ -114,7 +129,7 @@ def _judged(
         canvas_index=torch.from_numpy(index).to(logits.device),
         positions=torch.from_numpy(positions).to(logits.device),
         unconditional=unconditional,
-        facts=facts,
+        facts=mine[0].facts,
     )
 
 

@@ -8,15 +8,10 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 
 from sglang_dllm.decoding.step import commit_step, logits_rows
 from sglang_dllm.forward_plan import ForwardPlan, forward_plan
-from sglang_dllm.scheduling.dllm_config import FullAttnDllmConfig
 
 
 class FullAttnAlgorithm(DllmAlgorithm):
     """Runs one forward over whole canvases and commits what their algorithms pick."""
-
-    def __init__(self, config: FullAttnDllmConfig) -> None:
-        super().__init__(config)
-        self.facts = config.facts
 
     def run(
         self, model_runner: Any, forward_batch: Any, algo_states: Any = None
@@ -29,10 +24,10 @@ class FullAttnAlgorithm(DllmAlgorithm):
                 place.
         """
         lens = forward_batch.extend_seq_lens_cpu
-        rows = logits_rows(algo_states, self.facts)
+        rows = logits_rows(algo_states)
         device = forward_batch.input_ids.device
         with forward_plan(ForwardPlan(lens, rows.to(device, non_blocking=True))):
             out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
-        commit_step(out.logits_output.full_logits, algo_states, self.facts)
+        commit_step(out.logits_output.full_logits, algo_states)
         out.logits_output.full_logits = None
         return out.logits_output, [], None, None, out.can_run_graph

@@ -11,6 +11,10 @@ from sglang.srt.dllm.config import DllmConfig
 from sglang_dllm.config import DecodeConfig, load_decode_config
 from sglang_dllm.families import FAMILIES, ModelFacts
 
+SGLANG_NAME = "sglang_dllm"
+"""What SGLang's table of algorithms calls ours, all of which one object runs: a
+third party's algorithm may have the name of one of SGLang's own."""
+
 
 class FullAttnDllmConfig(DllmConfig):
     """A dLLM whose every forward is a prefill of whole canvases.
@@ -25,14 +29,13 @@ class FullAttnDllmConfig(DllmConfig):
 
     def __init__(
         self,
-        algorithm: str,
         decode: DecodeConfig,
         facts: ModelFacts,
         max_reqs: int,
         page_size: int,
     ) -> None:
         super().__init__(
-            algorithm=algorithm,
+            algorithm=SGLANG_NAME,
             algorithm_config={},
             # SGLang's own models have blocks of one size; with us it only bounds the
             # page size from above, and no page size is wrong.
@@ -88,7 +91,6 @@ def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
         ConfigError: a flag, the YAML file or the checkpoint's config is wrong.
     """
     return FullAttnDllmConfig(
-        server_args.dllm_algorithm,
         decode_config(server_args, hf_config),
         ModelFacts.from_hf_config(hf_config),
         # Only a hint for SGLang's buffers; admission asks the scheduler's own limit.

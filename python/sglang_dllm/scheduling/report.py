@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_dllm.config import Decoding
-from sglang_dllm.decoding.algorithm import DecodingState
+from sglang_dllm.decoding.canvas import Canvas
 
 CHANNEL = "dllm_report"
 """Key under which reports travel in ``Req.customized_info``."""
 
 
 class RequestReport:
-    """A view of a request's decoding, read when an output is sent."""
+    """A view of a canvas's counters, read when an output is sent."""
 
-    def __init__(self, state: DecodingState, decoding: Decoding) -> None:
-        self.state = state
+    def __init__(self, canvas: Canvas, decoding: Decoding) -> None:
+        self.canvas = canvas
         self.decoding = decoding.to_dict()
 
     def as_customized_info(self) -> dict[str, Any]:
@@ -23,11 +23,10 @@ class RequestReport:
         return {CHANNEL: _OncePerOutput(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        canvas = self.state.canvas
-        most = self.state.options.max_forwards
+        canvas = self.canvas
         return {
             "dllm": self.decoding,
-            "max_forwards_reached": canvas.num_forwards == most,
+            "max_forwards_reached": canvas.cut_short,
             "num_forwards": canvas.num_forwards,
             "num_committed_tokens": canvas.num_committed,
             "canvas_len": len(canvas),

@@ -8,9 +8,14 @@ own queue until their canvas fits.
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import (
+    FINISH_ABORT,
     FINISH_LENGTH,
     BaseFinishReason,
     Req,
@@ -18,7 +23,7 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.observability.req_time_stats import set_time_batch
 
-from sglang_dllm.config import Decoding, request_options
+from sglang_dllm.config import request_options
 from sglang_dllm.decoding.algorithm import DecodingState
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.families import ModelFacts
@@ -29,6 +34,8 @@ from sglang_dllm.scheduling.batch import (
     try_alloc_canvas_slots,
 )
 from sglang_dllm.scheduling.report import RequestReport
+
+logger = logging.getLogger(__name__)
 
 
 class FinishEos(BaseFinishReason):
@@ -49,8 +56,11 @@ def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | No
     if not running_batch.reqs:
         return None
     for req in running_batch.reqs:
-        step = req.dllm_algo_state.begin_step()
-        assert step is not None, "a finished canvas is still active"
+        req.dllm_algo_state.begin_step()
+    _give_up_failed(running_batch.reqs)
+    finish_aborted(scheduler, running_batch)
+    if not running_batch.reqs:
+        return None
     batch = CanvasBatch.init_new(
         list(running_batch.reqs),
         scheduler.req_to_token_pool,
@@ -69,6 +79,7 @@ def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | No
 def finish_round(scheduler: Any, batch: CanvasBatch, result: Any) -> None:
     """Hand out the tokens that became final and free what finished."""
     running = scheduler.running_batch
+    _give_up_failed(batch.reqs)
     progressed = [req for req in batch.reqs if _emit(req, scheduler)]
     _release_finished(scheduler, running)
     scheduler.output_streamer.stream_output(progressed, batch.return_logprob)
@@ -92,6 +103,14 @@ def finish_aborted(scheduler: Any, running_batch: ScheduleBatch) -> None:
         req.update_finish_state(0)
     _release_finished(scheduler, running_batch)
     scheduler.output_streamer.stream_output(aborted, False)
+
+
+def _give_up_failed(reqs: Iterable[Req]) -> None:
+    """Mark the requests whose algorithm failed, which is answered with status 500."""
+    for req in reqs:
+        failure = req.dllm_algo_state.failure
+        if failure is not None:
+            req.to_finish = FINISH_ABORT(failure, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _release_finished(scheduler: Any, running_batch: ScheduleBatch) -> None:
@@ -121,9 +140,10 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     taken = 0
     # Rows with guidance share slots, so that slots alone do not bound a round.
     max_round_tokens = min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens)
-    round_rows = sum(_num_rows(req, scheduler) for req in active)
+    round_rows = sum(1 + req.dllm_algo_state.is_guided for req in active)
     round_tokens = sum(
-        _num_rows(req, scheduler) * len(req.dllm_algo_state.canvas) for req in active
+        (1 + req.dllm_algo_state.is_guided) * len(req.dllm_algo_state.canvas)
+        for req in active
     )
     for req in scheduler.waiting_queue:
         if req.finished() or req.to_finish is not None:
@@ -131,25 +151,30 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
             rejected.append(req)
             taken += 1
             continue
-        num_rows = _num_rows(req, scheduler)
-        if scheduler.get_num_allocatable_reqs(round_rows) < num_rows:
-            break
-        canvas_len = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
-        row_tokens = num_rows * canvas_len
-        fits_round = round_tokens + row_tokens <= max_round_tokens
-        if round_rows and not fits_round:
-            break
         if req.sampling_params.max_new_tokens == 0:
             # SGLang's n > 1 first asks for an empty answer to warm a prefix cache.
             req.finished_reason = FINISH_LENGTH(length=0)
             rejected.append(req)
-        elif try_alloc_canvas_slots(req, canvas_len, scheduler):
-            _start(req, scheduler)
-            admitted.append(req)
-            round_rows += num_rows
-            round_tokens += row_tokens
-        else:
+            taken += 1
+            continue
+        state = _state_of(req, scheduler)
+        if state is None:
+            rejected.append(req)
+            taken += 1
+            continue
+        num_rows = 1 + state.is_guided
+        if round_rows and scheduler.get_num_allocatable_reqs(round_rows) < num_rows:
             break
+        canvas_len = len(state.canvas)
+        row_tokens = num_rows * canvas_len
+        if round_rows and round_tokens + row_tokens > max_round_tokens:
+            break
+        if not try_alloc_canvas_slots(req, canvas_len, scheduler):
+            break
+        req.set_extend_range(0, canvas_len)
+        admitted.append(req)
+        round_rows += num_rows
+        round_tokens += row_tokens
         taken += 1
     scheduler.waiting_queue = scheduler.waiting_queue[taken:]
     running_batch.reqs = active + admitted
@@ -158,25 +183,26 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     return admitted
 
 
-def _num_rows(req: Req, scheduler: Any) -> int:
-    """Rows of the forward batch that the request takes: two with guidance."""
+def _state_of(req: Req, scheduler: Any) -> DecodingState | None:
+    """The request's canvas, made when admission first looks at it and kept.
+
+    A retracted request goes on with the canvas it has. None where the algorithm
+    failed; the request is then finished.
+    """
     if req.dllm_algo_state is not None:
-        return 1 + req.dllm_algo_state.is_guided
-    decoding = _decoding(req, scheduler)
-    return 1 + decoding.algorithm.is_guided(decoding.options)
+        return req.dllm_algo_state
+    try:
+        state = _start(req, scheduler)
+    except Exception as error:  # may be a third party's code
+        logger.error("request %s could not start", req.rid, exc_info=error)
+        req.finished_reason = FINISH_ABORT(str(error), HTTPStatus.INTERNAL_SERVER_ERROR)
+        return None
+    req.dllm_algo_state = state
+    return state
 
 
-def _decoding(req: Req, scheduler: Any) -> Decoding:
-    params = req.sampling_params
-    request = request_options(params.custom_params)
-    return scheduler.dllm_config.decode.resolve(request, params.max_new_tokens)
-
-
-def _start(req: Req, scheduler: Any) -> None:
-    """Give an admitted request its canvas; a retracted one goes on with its own."""
-    if req.dllm_algo_state is not None:
-        req.set_extend_range(0, len(req.dllm_algo_state.canvas))
-        return
+def _start(req: Req, scheduler: Any) -> DecodingState:
+    """A canvas with nothing decoded, and what the request's responses report of it."""
     config = scheduler.dllm_config
     params = req.sampling_params
     seed = params.sampling_seed
@@ -194,13 +220,13 @@ def _start(req: Req, scheduler: Any) -> None:
             seed=seed if seed is not None else _seed_of(req.rid),
         ),
     )
-    decoding = _decoding(req, scheduler)
-    facts = _facts(scheduler)
-    state = decoding.algorithm.start(canvas, decoding.options, facts)
-    req.dllm_algo_state = state
+    request = request_options(params.custom_params)
+    decoding = config.decode.resolve(request, canvas.answer_len)
+    state = decoding.algorithm.start(canvas, decoding.options, _facts(scheduler))
+    decoding = replace(decoding, options=state.options)
     req.full_untruncated_fill_ids = fill_ids(state)
-    req.set_extend_range(0, len(canvas))
-    req.customized_info = RequestReport(state, decoding).as_customized_info()
+    req.customized_info = RequestReport(canvas, decoding).as_customized_info()
+    return state
 
 
 def _facts(scheduler: Any) -> ModelFacts:

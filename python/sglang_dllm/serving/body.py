@@ -94,7 +94,12 @@ def check_body(path: str, body: Any, model: ServedModel) -> Any:
         check_generate(_an_object(body), model.vocab_size)
         return _without_nulls(body)
     if path in ("/v1/messages", "/v1/responses"):
-        return {"temperature": model.temperature, **_without_nulls(_an_object(body))}
+        body = _without_nulls(_an_object(body))
+        if "custom_params" in body:
+            # SGLang's own models of these routes would drop it.
+            other = "it on /v1/chat/completions, /v1/completions or /generate"
+            raise refused("custom_params", body["custom_params"], other)
+        return {"temperature": model.temperature, **body}
     if path == "/vertex_generate":
         return _check_vertex(_an_object(body), model.vocab_size)
     if path in ("/detokenize", "/v1/detokenize"):

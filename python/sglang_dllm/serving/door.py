@@ -22,6 +22,8 @@ from sglang_dllm.errors import OptionError
 from sglang_dllm.serving.fields import check_token_ids
 from sglang_dllm.serving.refusal import Refusal, refused
 
+_OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
+
 # What SGLang's scheduler keeps back of the context or of the KV pool, in tokens.
 _KEPT_OF_PROMPT = 5
 
@@ -33,7 +35,8 @@ class Room:
     Attributes:
         max_req_input_len: the scheduler's own limit; a prompt is shorter.
         page_size: tokens of a KV page.
-        max_rows: rows of a forward batch (--max-running-requests).
+        max_rows: rows of a forward batch (--max-running-requests); 1 where two rows
+            cannot share KV slots.
         max_round_tokens: tokens of a forward batch (--max-prefill-tokens).
     """
 
@@ -98,6 +101,8 @@ def check_request(
             f"{prompt_len} tokens, max_tokens can be 1 to {most}"
         )
     decoding = _check_options(params.get("custom_params"), decode, max_new_tokens)
+    delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
+    check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, vocab_size)
     if decoding.algorithm.is_guided(decoding.options):
         _check_second_row(decoding, prompt_len + max_new_tokens, room)
 
@@ -106,24 +111,31 @@ def _check_options(
     custom_params: dict[str, Any] | None, decode: DecodeConfig, answer_len: int
 ) -> Decoding:
     """Refuse options that the request cannot be decoded with."""
-    path = f"custom_params.{CUSTOM_PARAMS_KEY}"
     for key, value in (custom_params or {}).items():
         if key != CUSTOM_PARAMS_KEY:
-            raise refused(f"custom_params.{key}", value, f"{path} only")
+            raise refused(f"custom_params.{key}", value, f"{_OPTIONS} only")
         if value is not None and not isinstance(value, dict):
-            raise refused(path, value, "an object")
+            raise refused(_OPTIONS, value, "an object")
     try:
         return decode.resolve(request_options(custom_params), answer_len)
     except OptionError as error:
-        raise refused(f"{path}.{error.key}", error.value, error.expected) from None
+        field = f"{_OPTIONS}.{error.key}"
+        if error.key not in request_options(custom_params) and " " not in error.key:
+            field += " (the server's default)"
+        raise refused(field, error.value, error.expected) from None
 
 
 def _check_second_row(decoding: Decoding, canvas_len: int, room: Room) -> None:
     """Refuse guidance where the unconditional canvas does not fit beside its own."""
-    field = f"custom_params.{CUSTOM_PARAMS_KEY}.cfg_scale"
-    value = decoding.to_dict()["cfg_scale"]
+    field = f"{_OPTIONS}.cfg_scale"
+    value = decoding.to_dict().get("cfg_scale", decoding.algorithm.name)
     if room.max_rows < 2:
-        raise refused(field, value, "0 on a server with --max-running-requests 1")
+        raise refused(
+            field,
+            value,
+            "0 on a server with --max-running-requests 1 or "
+            "--enable-deterministic-inference",
+        )
     # SGLang's buffers for a forward are as large as the pool, which may be no larger
     # than the longest request.
     most = min(room.max_round_tokens, room.max_req_input_len + _KEPT_OF_PROMPT) // 2

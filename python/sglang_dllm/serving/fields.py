@@ -8,10 +8,11 @@ a field is what an error message says is allowed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sglang_dllm.config import expected_of
 from sglang_dllm.serving.refusal import Refusal, refused
 
 MAX_COPIES = 128
@@ -236,24 +237,12 @@ def check_fields(
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         key = str(first["loc"][0])
-        expected = _expected(model, key)
+        expected = expected_of(model, key)
         if key not in given:
             raise Refusal(f"{prefix}{key} is missing; expected {expected}") from None
         raise refused(prefix + key, given[key], expected) from None
     if given.get("top_k") == 0:
-        raise refused(prefix + "top_k", 0, _expected(model, "top_k"))
-
-
-def _expected(model: type[BaseModel], key: str) -> str:
-    """The description of a field, also where its annotation is ``... | None``."""
-    field = model.model_fields[key]
-    if field.description:
-        return field.description
-    for option in get_args(field.annotation):
-        for info in getattr(option, "__metadata__", ()):
-            if info.description:
-                return str(info.description)
-    raise AssertionError(f"{model.__name__}.{key} has no description")
+        raise refused(prefix + "top_k", 0, expected_of(model, "top_k"))
 
 
 def check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:

@@ -51,11 +51,6 @@ class AdaBlockState(BlockwiseState):
         ahead = int(WINDOW * self.canvas.answer_len)
         return min(self.start + ahead, len(self.canvas))
 
-    @property
-    def delimiter_ids(self) -> list[int]:
-        given = self.options.delimiter_ids
-        return list(self.facts.newline_ids) if given is None else given
-
     def plan_in_block(self) -> Step:
         end = max(self.end, self.window_end) if self.is_open else self.end
         masks = self.canvas.masked[self.start : end]
@@ -73,9 +68,12 @@ class AdaBlock(Algorithm):
     options = AdaBlockOptions
 
     def defaults(self, family: Family) -> dict[str, Any]:
-        return {"delimiter_threshold": 0.5 if family.lineage == "Dream" else 0.3}
+        return {"delimiter_threshold": 0.5} if family.lineage == "Dream" else {}
 
     def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
+        if options.delimiter_ids is None:
+            newlines = list(facts.newline_ids)
+            options = options.model_copy(update={"delimiter_ids": newlines})
         return AdaBlockState(canvas, self, options, facts)
 
     def choose(self, judged: Judged) -> Choice:
@@ -119,7 +117,7 @@ def block_ends(judged: Judged, found: Prediction) -> torch.Tensor:
 
 def is_delimiter(judged: Judged, tokens: torch.Tensor) -> torch.Tensor:
     """``(N,)`` bool: whether each token is one of its canvas's delimiters."""
-    lists = [state.delimiter_ids for state in judged.states]  # type: ignore[attr-defined]
+    lists = [state.options.delimiter_ids for state in judged.states]
     most = max(map(len, lists))
     padded = [ids + [-1] * (most - len(ids)) for ids in lists]
     ids = judged.per_canvas(padded, torch.int64).view(len(lists), most)

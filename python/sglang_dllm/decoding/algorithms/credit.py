@@ -11,7 +11,7 @@ from pydantic import Field
 from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
 from sglang_dllm.decoding.blockwise import BlockwiseState
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.options import BlockSize, Options, Share
+from sglang_dllm.decoding.options import Options, Share
 from sglang_dllm.decoding.prediction import confidence, plain_prediction
 from sglang_dllm.decoding.selection import best_of_group
 from sglang_dllm.families import ModelFacts
@@ -21,7 +21,9 @@ TIE = 1e-5
 
 
 class CreditOptions(Options):
-    block_size: BlockSize = 32
+    block_size: Annotated[
+        int, Field(ge=1, le=512, description="an integer, 1 to 512")
+    ] = 32
     threshold: Share = 0.9
     credit_alpha: Annotated[
         float, Field(ge=0, le=100, description="a number, 0 to 100")
@@ -36,10 +38,11 @@ class CreditState(BlockwiseState):
     """A block with the credit of what was predicted in it.
 
     Attributes:
-        tokens, credit: ``(answer, S)`` int64 and float64 after S steps of the block:
-            column s has the tokens that step s predicted for the first time, -1 where
-            a position's token was predicted before. A table of the whole vocabulary
-            would be nearly empty.
+        tokens, credit: ``(block + 1, S)`` int64 and float64 after S steps of the
+            block: column s has the tokens that step s predicted for the first time,
+            -1 where a position's token was predicted before. A table of the whole
+            vocabulary would be nearly empty. The last row stands for the positions
+            behind the block, candidates in a last forward only, and has no credit.
     """
 
     tokens: torch.Tensor
@@ -47,28 +50,29 @@ class CreditState(BlockwiseState):
 
     def begin_block(self) -> None:
         super().begin_block()
-        self.tokens = torch.empty((self.canvas.answer_len, 0), dtype=torch.int64)
-        self.credit = torch.empty((self.canvas.answer_len, 0), dtype=torch.float64)
+        num_rows = self.end - self.start + 1
+        self.tokens = torch.empty((num_rows, 0), dtype=torch.int64)
+        self.credit = torch.empty((num_rows, 0), dtype=torch.float64)
+
+    def rows(self, answer_positions: torch.Tensor) -> torch.Tensor:
+        """The table's row of each position."""
+        inside = answer_positions - (self.start - self.canvas.prompt_len)
+        return inside.clamp(max=self.end - self.start)
 
     def add(
-        self, answer_positions: torch.Tensor, tokens: torch.Tensor, boost: torch.Tensor
+        self, rows: torch.Tensor, tokens: torch.Tensor, boost: torch.Tensor
     ) -> None:
-        """Let all credit decay, then add ``boost`` to what was predicted just now.
-
-        Positions behind the block, candidates in a last forward only, get none.
-        """
-        device = tokens.device
-        inside = answer_positions < self.end - self.canvas.prompt_len
-        boost = torch.where(inside, boost, 0)
-        known = self.tokens.to(device)
-        fresh = torch.full((len(known), 1), -1, dtype=torch.int64, device=device)
-        again = known[answer_positions] == tokens[:, None]
-        fresh[answer_positions, 0] = torch.where(again.any(dim=1), -1, tokens)
+        """Let all credit decay, then add ``boost`` to what was predicted just now."""
+        known = self.tokens.to(tokens.device)
+        fresh = torch.full((len(known), 1), -1, dtype=torch.int64, device=known.device)
+        again = known[rows] == tokens[:, None]
+        fresh[rows, 0] = torch.where(again.any(dim=1), -1, tokens)
         self.tokens = torch.cat([known, fresh], dim=1)
-        decayed = self.credit.to(device) * self.options.decay_beta
+        decayed = self.credit.to(tokens.device) * self.options.decay_beta
         self.credit = torch.nn.functional.pad(decayed, (0, 1))
-        now = self.tokens[answer_positions] == tokens[:, None]
-        self.credit[answer_positions] += now * boost[:, None]
+        now = self.tokens[rows] == tokens[:, None]
+        self.credit[rows] += torch.where(now, boost[:, None], 0)
+        self.tokens[-1], self.credit[-1] = -1, 0
 
 
 class Credit(Algorithm):
@@ -95,7 +99,7 @@ class Credit(Algorithm):
 def _update(judged: Judged) -> tuple[torch.Tensor, torch.Tensor]:
     """The candidates' credit after this forward: tokens and credit, ``(N, S)``."""
     predicted = plain_prediction(judged)
-    boost = predicted.value ** judged.option("boost_gamma")
+    boost = predicted.value.clamp(min=0) ** judged.option("boost_gamma")
     counts = [len(step.candidates) for step in judged.steps]
     tables: list[tuple[torch.Tensor, torch.Tensor]] = []
     for state, positions, tokens, added in zip(
@@ -106,8 +110,9 @@ def _update(judged: Judged) -> tuple[torch.Tensor, torch.Tensor]:
         strict=True,
     ):
         assert isinstance(state, CreditState)
-        state.add(positions, tokens, added)
-        tables.append((state.tokens[positions], state.credit[positions]))
+        rows = state.rows(positions)
+        state.add(rows, tokens, added)
+        tables.append((state.tokens[rows], state.credit[rows]))
     widest = max(tokens.shape[1] for tokens, _ in tables)
 
     def packed(which: int, nothing: int) -> torch.Tensor:

@@ -56,20 +56,21 @@ class TimeState(DecodingState):
         super().__init__(canvas, algorithm, options, facts)
         self.steps_done = 0
         # float32 as published: in float64 some schedules differ by a token.
-        self.times = torch.linspace(1, options.eps, options.steps + 1)
+        times = torch.linspace(1, options.eps, options.steps + 1).numpy()
+        self.shares = 1 - times[1:] / times[:-1]
+        self.shares[-1] = 1
 
-    def plan_step(self) -> Step | None:
+    def plan_step(self) -> Step:
         masks = np.flatnonzero(self.canvas.masked)
-        while True:
-            now, then = self.times[self.steps_done : self.steps_done + 2]
+        shares = self.shares[self.steps_done :]
+        if self.options.alg == "origin":
             self.steps_done += 1
-            is_last = self.steps_done == self.options.steps
-            share = 1.0 if is_last else float(1 - then / now)
-            if self.options.alg == "origin":
-                return Step(masks, share=share)
-            quota = len(masks) if is_last else int(len(masks) * (1 - then / now))
-            if quota:
-                return Step(masks, quota=quota)
+            return Step(masks, share=float(shares[0]))
+        quotas = (len(masks) * shares).astype(np.int64)
+        # Steps that commit nothing run no forward.
+        skipped = int(np.argmax(quotas > 0))
+        self.steps_done += skipped + 1
+        return Step(masks, quota=int(quotas[skipped]))
 
 
 class Dream(Algorithm):

@@ -25,7 +25,7 @@ class EntropyThreshold(FullAttnMultiBlock):
 
     def defaults(self, family: Family) -> dict[str, Any]:
         # dParallel's evaluation scripts.
-        return {"threshold": 0.5 if family.lineage == "LLaDA" else 0.45}
+        return {"threshold": 0.45} if family.lineage == "Dream" else {}
 
     def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
         return Blocks(canvas, self, options, facts, 1.0, 1.0)

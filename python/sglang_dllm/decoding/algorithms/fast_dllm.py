@@ -46,7 +46,7 @@ class QuotaState(DecodingState):
         super().__init__(canvas, algorithm, options, facts)
         self.num_steps = self.num_offered = 0
 
-    def plan_step(self) -> Step | None:
+    def plan_step(self) -> Step:
         masks = np.flatnonzero(self.canvas.masked)
         length = self.canvas.answer_len
         while True:

@@ -38,8 +38,8 @@ class FullAttnMultiBlock(Algorithm):
     def defaults(self, family: Family) -> dict[str, Any]:
         # d3LLM's evaluation scripts.
         if family.lineage == "LLaDA":
-            return {"threshold": 0.5, "early_stop": True}
-        return {"threshold": 0.4, "early_stop": False}
+            return {"early_stop": True}
+        return {"threshold": 0.4}
 
     def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
         return Blocks(
