@@ -14,11 +14,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from sglang_dllm.demo.problems import Problem, draw
+from sglang_dllm.demo.problems import TEMPLATES, Problem, draw, handover
 from sglang_dllm.demo.tokenizer import EOS, MASK, chat_prompt
 
 # Weight of the EOS tokens after the first one, which say nothing new.
 TAIL_WEIGHT = 0.1
+# Who is asked about decides everything in a handover, and is learnt last.
+EXTRA_HANDOVER = 0.25
 ORDERED_SHARE, WHOLE_SHARE, FAR_WEIGHT = 0.4, 0.2, 0.15
 
 
@@ -87,7 +89,8 @@ class BatchSource:
     def example(self, max_steps: int) -> Example:
         rng = self.rng
         most = max_steps if rng.random() < 0.93 else 3
-        prompt, answer = dress(rng, draw(rng, "train", most))
+        templates = (handover,) if rng.random() < EXTRA_HANDOVER else TEMPLATES
+        prompt, answer = dress(rng, draw(rng, "train", most, templates))
         response = self.tokenizer.encode(answer).ids
         kind = rng.random()
         if kind < 0.94:

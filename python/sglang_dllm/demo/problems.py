@@ -161,10 +161,15 @@ TEMPLATES: tuple[Callable[[random.Random], Problem], ...] = (
 )
 
 
-def draw(rng: random.Random, split: Split, max_steps: int = 3) -> Problem:
+def draw(
+    rng: random.Random,
+    split: Split,
+    max_steps: int = 3,
+    templates: tuple[Callable[[random.Random], Problem], ...] = TEMPLATES,
+) -> Problem:
     """The next problem of the split with at most `max_steps` steps."""
     while True:
-        template = rng.choice(TEMPLATES)
+        template = rng.choice(templates)
         # Retried inside the template, so that a template with rare fits is not rare.
         for _ in range(200):
             problem = template(rng)

@@ -55,6 +55,7 @@ class Trainer:
         tokens: int,
         state: Path,
         init_from: Path | None = None,
+        peak: float = 1.0,
     ) -> None:
         torch.manual_seed(seed)
         self.seconds = seconds
@@ -72,7 +73,7 @@ class Trainer:
             Muon(hidden, lr=MUON_LR, weight_decay=0.01),
             torch.optim.AdamW(other, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self.base_lrs = [MUON_LR, ADAM_LR]
+        self.base_lrs = [peak * MUON_LR, peak * ADAM_LR]
         self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.began = time.monotonic()
         self.num_steps = 0
@@ -216,11 +217,17 @@ def main() -> None:
     parser.add_argument("--eval-every", type=float, default=540.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--init-from", type=Path, help="weights to go on from")
+    parser.add_argument("--peak", type=float, default=1.0, help="times all rates")
     parser.add_argument("--batch-tokens", type=int, default=1536)
     args = parser.parse_args()
     args.state_dir.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
-        args.seed, args.seconds, args.batch_tokens, args.state_dir, args.init_from
+        args.seed,
+        args.seconds,
+        args.batch_tokens,
+        args.state_dir,
+        args.init_from,
+        args.peak,
     )
     run(trainer, args.out, args.state_dir / "train_log.jsonl", args.eval_every)
 
