@@ -40,6 +40,18 @@ class Reply:
     dllm: dict[str, Any] | None = None
 
 
+def _fields(sampling: Sampling) -> dict[str, Any]:
+    """What both protocols call the same; only what differs from their defaults."""
+    fields: dict[str, Any] = {"temperature": sampling.temperature}
+    if sampling.ignore_eos:
+        fields["ignore_eos"] = True
+    if sampling.stops:
+        fields["stop"] = list(sampling.stops)
+    if sampling.dllm:
+        fields["custom_params"] = {"dllm": sampling.dllm}
+    return fields
+
+
 class Client:
     """One server. ``api`` is "native" or "openai", never "auto"."""
 
@@ -138,18 +150,9 @@ class Client:
         return self._ask_openai(prompt, sampling)
 
     def _ask_native(self, prompt: str | Messages, sampling: Sampling) -> Reply:
-        params: dict[str, Any] = {
-            "max_new_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-        }
+        params = {"max_new_tokens": sampling.max_new_tokens, **_fields(sampling)}
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
-        if sampling.ignore_eos:
-            params["ignore_eos"] = True
-        if sampling.stops:
-            params["stop"] = list(sampling.stops)
-        if sampling.dllm:
-            params["custom_params"] = {"dllm": sampling.dllm}
         text = prompt if isinstance(prompt, str) else self.render(prompt)
         answer = self._post("/generate", {"text": text, "sampling_params": params})
         try:
@@ -166,19 +169,10 @@ class Client:
             raise BenchmarkError(f"/generate answered without {error}") from None
 
     def _ask_openai(self, prompt: str | Messages, sampling: Sampling) -> Reply:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-        }
+        limit = {"model": self.model, "max_tokens": sampling.max_new_tokens}
+        body = {**limit, **_fields(sampling)}
         if sampling.seed is not None:
             body["seed"] = sampling.seed
-        if sampling.ignore_eos:
-            body["ignore_eos"] = True
-        if sampling.stops:
-            body["stop"] = list(sampling.stops)
-        if sampling.dllm:
-            body["custom_params"] = {"dllm": sampling.dllm}
         chat = not isinstance(prompt, str)
         path = "/v1/chat/completions" if chat else "/v1/completions"
         answer = self._post(path, {**body, "messages" if chat else "prompt": prompt})

@@ -116,6 +116,11 @@ class DecodingState(ABC):
         """Whether each forward also computes ``unconditional_ids``."""
         return self.algorithm.is_guided(self.options)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the forward batch that the canvas takes."""
+        return 2 if self.is_guided else 1
+
     def unconditional_ids(self) -> IdArray:
         """``(L,)`` int64: the canvas with its prompt masked, for guidance."""
         ids = self.canvas.ids.copy()

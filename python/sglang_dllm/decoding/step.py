@@ -56,7 +56,8 @@ def commit_step(logits: torch.Tensor, states: Sequence[DecodingState]) -> None:
         states: the same canvases in the same order; written in place.
     """
     groups = _by_algorithm(states)
-    judged = [_judged(logits, states, group) for group in groups.values()]
+    own, free = _rows_of(states)
+    judged = [_judged(logits, states, g, own, free) for g in groups.values()]
     choices = [_choice(a, part) for a, part in zip(groups, judged, strict=True)]
     accepted, tokens, notes = _to_host(judged, choices)
     first = 0
@@ -100,35 +101,47 @@ def _by_algorithm(states: Sequence[DecodingState]) -> dict[Algorithm, list[int]]
     return groups
 
 
+def _rows_of(states: Sequence[DecodingState]) -> tuple[list[IdArray], list[IdArray]]:
+    """Which rows of the logits are each canvas's own, and its unconditional one's."""
+    counts = [len(planned(state).candidates) for state in states]
+    counts += [n if s.is_guided else 0 for n, s in zip(counts, states, strict=True)]
+    rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    return rows[: len(states)], rows[len(states) :]
+
+
 def _judged(
-    logits: torch.Tensor, states: Sequence[DecodingState], group: list[int]
+    logits: torch.Tensor,
+    states: Sequence[DecodingState],
+    group: list[int],
+    own: list[IdArray],
+    free: list[IdArray],
 ) -> Judged:
-    """The part of the logits that one algorithm's canvases are decided by."""
-    counts = np.array([len(planned(state).candidates) for state in states])
-    free = np.array([state.is_guided for state in states])
-    canvas = np.repeat(np.arange(len(states)), counts)
-    num_rows = len(canvas)
-    own = np.isin(canvas, group)
+    """The part of the logits that one algorithm's canvases are decided by.
+
+    Args:
+        group: which of the states the algorithm decodes.
+        own, free: as ``_rows_of`` says.
+    """
+    device = logits.device
+
+    def on_device(parts: list[IdArray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device)
+
     mine = [states[index] for index in group]
-    positions = np.concatenate(
-        [planned(s).candidates - s.canvas.prompt_len for s in mine]
-    )
-    unconditional = None
-    if free[group].any():
-        free_canvas = canvas[free[canvas]]
-        rows = num_rows + np.flatnonzero(np.isin(free_canvas, group))
-        unconditional = logits[torch.from_numpy(rows).to(logits.device)]
-    if not own.all():
-        logits = logits[torch.from_numpy(np.flatnonzero(own)).to(logits.device)]
-    else:
-        logits = logits[:num_rows]
-    index = np.repeat(np.arange(len(group)), counts[group])
+    candidates = [planned(s).candidates - s.canvas.prompt_len for s in mine]
+    numbers = [np.full(len(part), i) for i, part in enumerate(candidates)]
+    positions = on_device(candidates)
+    # The canvases' own rows come first: alone in the batch, an algorithm needs no copy.
+    is_alone = len(mine) == len(states)
+    guided_rows = [free[i] for i in group] if any(s.is_guided for s in mine) else None
     return Judged(
         states=mine,
-        logits=logits,
-        canvas_index=torch.from_numpy(index).to(logits.device),
-        positions=torch.from_numpy(positions).to(logits.device),
-        unconditional=unconditional,
+        logits=logits[: len(positions)]
+        if is_alone
+        else logits[on_device([own[i] for i in group])],
+        canvas_index=on_device(numbers),
+        positions=positions,
+        unconditional=None if guided_rows is None else logits[on_device(guided_rows)],
         facts=mine[0].facts,
     )
 

@@ -56,6 +56,27 @@ class DenseShape:
     tie_embeddings: bool
     qk_norm: bool = False
 
+    @classmethod
+    def from_llama_config(
+        cls, config: Any, *, qkv_bias: bool, **others: Any
+    ) -> DenseShape:
+        """The sizes in a config with Llama's field names, which Qwen2's are too.
+
+        Args:
+            others: fields that the config has under another name, or not at all.
+        """
+        sizes = {
+            "hidden_size": config.hidden_size,
+            "num_layers": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "num_kv_heads": config.num_key_value_heads,
+            "vocab_size": config.vocab_size,
+            "max_positions": config.max_position_embeddings,
+            "rms_norm_eps": config.rms_norm_eps,
+            "tie_embeddings": bool(config.tie_word_embeddings),
+        }
+        return cls(**sizes, qkv_bias=qkv_bias, **others)
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads

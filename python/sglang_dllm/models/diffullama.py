@@ -17,6 +17,7 @@ from sglang.srt.utils.hf_transformers_utils import get_rope_config
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
+from sglang_dllm.models.weights import rename_llama
 
 # What the architecture can express but this module does not compute.
 _REQUIRED: dict[str, object] = {
@@ -24,13 +25,6 @@ _REQUIRED: dict[str, object] = {
     "hidden_act": "silu",
     "mlp_bias": False,
 }
-
-
-def rename(name: str) -> str | None:
-    """Our name of a Llama tensor."""
-    if "rotary_emb.inv_freq" in name:
-        return None
-    return name.removeprefix("model.")
 
 
 class DiffuLlamaModel(DenseDiffusionLM):
@@ -51,20 +45,13 @@ class DiffuLlamaModel(DenseDiffusionLM):
                 f"config.json: rope_type={rope_type!r} is not supported for "
                 "DiffuLlamaModel; expected 'default'"
             )
-        shape = DenseShape(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-            rope_theta=rope_theta,
-            rms_norm_eps=config.rms_norm_eps,
+        shape = DenseShape.from_llama_config(
+            config,
             qkv_bias=False,
-            tie_embeddings=bool(config.tie_word_embeddings),
+            intermediate_size=config.intermediate_size,
+            rope_theta=rope_theta,
         )
         super().__init__(config, shape, quant_config, prefix)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:  # type: ignore[override]
-        super().load_weights(weights, rename)
+        super().load_weights(weights, rename_llama)

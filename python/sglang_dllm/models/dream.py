@@ -13,13 +13,7 @@ import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
-
-
-def rename(name: str) -> str | None:
-    """Our name of a Dream tensor."""
-    if "rotary_emb.inv_freq" in name:
-        return None
-    return name.removeprefix("model.")
+from sglang_dllm.models.weights import rename_llama
 
 
 class DreamModel(DenseDiffusionLM):
@@ -31,20 +25,13 @@ class DreamModel(DenseDiffusionLM):
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
-        shape = DenseShape(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-            rope_theta=config.rope_theta,
-            rms_norm_eps=config.rms_norm_eps,
+        shape = DenseShape.from_llama_config(
+            config,
             qkv_bias=True,
-            tie_embeddings=bool(config.tie_word_embeddings),
+            intermediate_size=config.intermediate_size,
+            rope_theta=config.rope_theta,
         )
         super().__init__(config, shape, quant_config, prefix)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:  # type: ignore[override]
-        super().load_weights(weights, rename)
+        super().load_weights(weights, rename_llama)

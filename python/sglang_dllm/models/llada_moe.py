@@ -19,6 +19,7 @@ from torch import nn
 
 from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
+from sglang_dllm.models.weights import rename_llama
 
 # What the architecture can express but this module does not compute.
 _REQUIRED: dict[str, object] = {
@@ -35,13 +36,6 @@ _REQUIRED: dict[str, object] = {
     "router_topk_group": None,
     "shared_expert_intermediate_size": None,
 }
-
-
-def rename(name: str) -> str | None:
-    """Our name of a LLaDA-MoE tensor."""
-    if "rotary_emb.inv_freq" in name:
-        return None
-    return name.removeprefix("model.")
 
 
 class RoutedExperts(nn.Module):
@@ -100,18 +94,11 @@ class LLaDAMoEModelLM(DenseDiffusionLM):
     ) -> None:
         every_layer = {"moe_layer_freq": [1] * config.num_hidden_layers}
         check_fields(config, type(self).__name__, _REQUIRED | every_layer)
-        shape = DenseShape(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            intermediate_size=config.expert_intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-            rope_theta=config.rope_theta,
-            rms_norm_eps=config.rms_norm_eps,
+        shape = DenseShape.from_llama_config(
+            config,
             qkv_bias=False,
-            tie_embeddings=bool(config.tie_word_embeddings),
+            intermediate_size=config.expert_intermediate_size,
+            rope_theta=config.rope_theta,
             qk_norm=True,
         )
         super().__init__(config, shape, quant_config, prefix)
@@ -133,7 +120,7 @@ class LLaDAMoEModelLM(DenseDiffusionLM):
             ckpt_up_proj_name="up_proj",
             num_experts=self.config.num_experts,
         )
-        super().load_weights(weights, rename, experts)
+        super().load_weights(weights, rename_llama, experts)
 
 
 class LLaDAMoEModel(LLaDAMoEModelLM):

@@ -23,6 +23,13 @@ _FUSED: dict[str, dict[str, str | int]] = {
 }
 
 
+def rename_llama(name: str) -> str | None:
+    """Our name of a tensor in Llama's layout; Qwen2's and OLMoE's are the same."""
+    if "rotary_emb.inv_freq" in name:
+        return None
+    return name.removeprefix("model.")
+
+
 def load_tensors(
     module: nn.Module,
     weights: Iterable[tuple[str, torch.Tensor]],

@@ -140,40 +140,27 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     taken = 0
     # Rows with guidance share slots, so that slots alone do not bound a round.
     max_round_tokens = min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens)
-    round_rows = sum(1 + req.dllm_algo_state.is_guided for req in active)
-    round_tokens = sum(
-        (1 + req.dllm_algo_state.is_guided) * len(req.dllm_algo_state.canvas)
-        for req in active
-    )
+    states: list[DecodingState] = [req.dllm_algo_state for req in active]
+    round_rows = sum(state.num_rows for state in states)
+    round_tokens = sum(state.num_rows * len(state.canvas) for state in states)
     for req in scheduler.waiting_queue:
-        if req.finished() or req.to_finish is not None:
-            req.update_finish_state(0)
-            rejected.append(req)
-            taken += 1
-            continue
-        if req.sampling_params.max_new_tokens == 0:
-            # SGLang's n > 1 first asks for an empty answer to warm a prefix cache.
-            req.finished_reason = FINISH_LENGTH(length=0)
-            rejected.append(req)
-            taken += 1
-            continue
         state = _state_of(req, scheduler)
         if state is None:
             rejected.append(req)
             taken += 1
             continue
-        num_rows = 1 + state.is_guided
-        if round_rows and scheduler.get_num_allocatable_reqs(round_rows) < num_rows:
+        num_free = scheduler.get_num_allocatable_reqs(round_rows)
+        if round_rows and num_free < state.num_rows:
             break
         canvas_len = len(state.canvas)
-        row_tokens = num_rows * canvas_len
+        row_tokens = state.num_rows * canvas_len
         if round_rows and round_tokens + row_tokens > max_round_tokens:
             break
         if not try_alloc_canvas_slots(req, canvas_len, scheduler):
             break
         req.set_extend_range(0, canvas_len)
         admitted.append(req)
-        round_rows += num_rows
+        round_rows += state.num_rows
         round_tokens += row_tokens
         taken += 1
     scheduler.waiting_queue = scheduler.waiting_queue[taken:]
@@ -186,9 +173,16 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
 def _state_of(req: Req, scheduler: Any) -> DecodingState | None:
     """The request's canvas, made when admission first looks at it and kept.
 
-    A retracted request goes on with the canvas it has. None where the algorithm
-    failed; the request is then finished.
+    A retracted request goes on with the canvas it has. None where the request ends
+    without one: aborted, asking for nothing, or failed by its algorithm.
     """
+    if req.finished() or req.to_finish is not None:
+        req.update_finish_state(0)
+        return None
+    if req.sampling_params.max_new_tokens == 0:
+        # SGLang's n > 1 first asks for an empty answer to warm a prefix cache.
+        req.finished_reason = FINISH_LENGTH(length=0)
+        return None
     if req.dllm_algo_state is not None:
         return req.dllm_algo_state
     try:

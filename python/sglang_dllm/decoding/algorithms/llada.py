@@ -88,14 +88,12 @@ class LLaDA(Algorithm):
     def choose(self, judged: Judged) -> Choice:
         judged = replace(judged, logits=without_eos(judged, guided(judged)))
         found = predict(judged)
-        order = found.value
+        order = found.value.clone()
         hidden = judged.only(lambda state: state.options.confidence_eos_eot_inf)
         if hidden is not None:
-            order = order.clone()
             order[hidden] = confidence_without_ends(judged, hidden, found.tokens)
         at_random = judged.only(lambda state: state.options.remasking == "random")
         if at_random is not None:
-            order = order.clone()
             order[at_random] = uniforms(judged, Stream.ORDER)[at_random]
         rank = ranks(order, judged.canvas_index, judged.num_canvases)
         return Choice(rank < judged.quota(), found.tokens)
