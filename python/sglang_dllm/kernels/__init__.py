@@ -1,0 +1,1 @@
+"""Fused kernels, each with its plain torch form beside it."""

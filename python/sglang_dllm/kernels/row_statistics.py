@@ -1,0 +1,319 @@
+"""The best token of every row of logits, and how sure the row is of it, in one pass.
+
+The published decoding rules compare float64 softmax probabilities with thresholds.
+``logits.double().softmax(-1)`` writes the whole vocabulary in float64 to memory, four
+times the bf16 logits; here the logits are read in their own dtype and become float64
+in registers only. The formulas are those of ``decoding/statistics.py``; at 152k logits
+the measures equal the plain form's to about 1e-14 relative, the error of its long
+sums (the kernels' add in a tree: interpreted, they are some 3e-16 from 80-bit sums).
+
+Cost: one float64 ``exp`` per logit, for the negative entropy a second reading of the
+logits with another ``exp`` and a ``log``, since ``eps`` needs the softmax's divisor.
+The A100, H100 and H200 run float64 at half their float32 rate, consumer GPUs (RTX 30,
+40, 50) at 1/64. By count of instructions, not measured, 32 rows of 152k logits take
+some hundredths of a millisecond on the former and some tenths on the latter.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+# Triton needs no guard where there is no GPU: SGLang itself imports it everywhere.
+
+_PLAIN_ELEMENTS = 2**23
+"""float64 elements (64 MiB) of the greatest temporary of the plain form."""
+
+_SPLIT = 4096
+"""Logits of one program, all in its registers. A row is cut by V alone, never by how
+many rows there are: its result has the same bits in every batch. 32 rows of 152k are
+1216 programs, enough for the 132 multiprocessors of an H200."""
+
+_NO_TOKEN = tl.constexpr(2**31 - 1)
+"""Above every id: lost to any candidate in a minimum."""
+
+
+class Want(enum.Flag):
+    """The measures to compute beside the tokens; ``Want(0)`` for tokens alone."""
+
+    PROBABILITY = enum.auto()
+    MARGIN = enum.auto()
+    NEGATIVE_ENTROPY = enum.auto()
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Of N rows; a measure that was not wanted is None.
+
+    The best row has the greatest value of a measure. A row without a softmax (it has
+    a NaN or plus infinity, or nothing but minus infinity) measures minus infinity.
+
+    Attributes:
+        tokens: (N,) int64, the greatest logit but the mask token's, the first of
+            equals. Never the mask token; of a row with a NaN any other id.
+        probability: (N,) float64, of ``tokens`` in the softmax of the whole row.
+        margin: (N,) float64, between the two greatest probabilities, the mask
+            token's left out of the two but not of the softmax.
+        negative_entropy: (N,) float64, ``sum p ln(p + eps)`` over the whole row, in
+            nats.
+    """
+
+    tokens: torch.Tensor
+    probability: torch.Tensor | None
+    margin: torch.Tensor | None
+    negative_entropy: torch.Tensor | None
+
+
+def row_statistics(
+    logits: torch.Tensor, mask_id: int, eps: float, want: Want
+) -> RowStatistics:
+    """Tokens and measures of each row, by the kernel for logits on a GPU.
+
+    Args:
+        logits: (N, V) float, V at least 2; rows may lie apart. The kernel takes
+            bf16, fp16 and fp32.
+        mask_id: the token that no position may become.
+        eps: added to the probability in the logarithm; above 0 (so that a
+            probability of 0 adds 0), read for the entropy only. The kernel is
+            compiled for its value.
+        want: the measures to compute.
+    """
+    compute = triton_row_statistics if logits.is_cuda else plain_row_statistics
+    return compute(logits, mask_id, eps, want)
+
+
+def plain_row_statistics(
+    logits: torch.Tensor, mask_id: int, eps: float, want: Want
+) -> RowStatistics:
+    """As ``row_statistics``, in torch, some rows at a time: for CPUs and as oracle."""
+    _check(logits, mask_id, eps, want)
+    chunks = logits.split(max(1, _PLAIN_ELEMENTS // logits.shape[1]))
+    parts = [_plain_chunk(chunk, mask_id, eps, want) for chunk in chunks]
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str) -> torch.Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    return RowStatistics(
+        torch.cat([part.tokens for part in parts]),
+        joined("probability"),
+        joined("margin"),
+        joined("negative_entropy"),
+    )
+
+
+def _plain_chunk(
+    logits: torch.Tensor, mask_id: int, eps: float, want: Want
+) -> RowStatistics:
+    choosable = logits.clone()
+    choosable[:, mask_id] = -torch.inf
+    # As argmax, the first of equals; in bf16 on a CPU argmax takes four times as long.
+    tokens = choosable.max(dim=-1).indices
+    if mask_id == 0:  # the first of equals where every other logit is -inf
+        tokens.clamp_(min=1)
+    probability = margin = entropy = None
+    if want:
+        p = torch.softmax(logits, dim=-1, dtype=torch.float64)
+    if Want.PROBABILITY in want:
+        probability = _no_nan(p.gather(1, tokens[:, None])[:, 0])
+    if Want.NEGATIVE_ENTROPY in want:
+        entropy = _no_nan(torch.add(p, eps).log_().mul_(p).sum(dim=-1))
+    if Want.MARGIN in want:
+        p[:, mask_id] = 0.0  # last, since the other measures read this probability
+        two = p.topk(2, dim=-1).values
+        margin = _no_nan(two[:, 0] - two[:, 1])
+    return RowStatistics(tokens, probability, margin, entropy)
+
+
+def _no_nan(value: torch.Tensor) -> torch.Tensor:
+    return value.nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
+
+
+def triton_row_statistics(
+    logits: torch.Tensor, mask_id: int, eps: float, want: Want
+) -> RowStatistics:
+    """As ``row_statistics``, in Triton: two launches, with the entropy four.
+
+    Deterministic, and a row's result does not depend on the rows beside it. Nothing
+    waits for the GPU; under the capture of a CUDA graph it must have run once before
+    with these flags and dtype, since the first run compiles.
+    """
+    _check(logits, mask_id, eps, want)
+    if logits.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise TypeError(f"logits must be bf16, fp16 or fp32, not {logits.dtype}")
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    num_rows, vocab_size = logits.shape
+    split = min(_SPLIT, triton.next_power_of_2(vocab_size))
+    num_splits = triton.cdiv(vocab_size, split)
+
+    def floats(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float64, device=logits.device)
+
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    probability = floats(num_rows) if Want.PROBABILITY in want else None
+    margin = floats(num_rows) if Want.MARGIN in want else None
+    entropy = floats(num_rows) if Want.NEGATIVE_ENTROPY in want else None
+    found = RowStatistics(tokens, probability, margin, entropy)
+    if num_rows == 0:  # an empty grid is an error of the driver
+        return found
+    extrema = torch.empty(
+        (num_rows, 3, num_splits), dtype=torch.float32, device=logits.device
+    )
+    first = torch.empty((num_rows, num_splits), dtype=torch.int32, device=logits.device)
+    totals = floats(num_rows, num_splits) if want else None
+    softmax = floats(num_rows, 2) if entropy is not None else None
+    grid, warps = (num_rows, num_splits), 8 if split == _SPLIT else 4
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        _split_kernel[grid](
+            logits, extrema, first, totals,
+            logits.stride(0), vocab_size, mask_id,
+            NUM_SPLITS=num_splits, SPLIT=split, MARGIN=margin is not None,
+            num_warps=warps,
+        )  # fmt: skip
+        _combine_kernel[(num_rows,)](
+            extrema, first, totals, tokens, probability, margin, softmax,
+            NUM_SPLITS=num_splits, PADDED=triton.next_power_of_2(num_splits),
+            num_warps=1,
+        )  # fmt: skip
+        if entropy is not None:
+            parts = floats(num_rows, num_splits)
+            _entropy_kernel[grid](
+                logits, softmax, parts,
+                logits.stride(0), vocab_size,
+                NUM_SPLITS=num_splits, SPLIT=split, EPS=eps, num_warps=warps,
+            )  # fmt: skip
+            torch.sum(parts, dim=1, out=entropy)
+    return found
+
+
+@triton.jit
+def _load_split(logits, stride, vocab_size, SPLIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """This program's ids (SPLIT,) int32 and logits (SPLIT,) fp32, -inf past the end.
+
+    fp32 holds bf16 and fp16 exactly.
+    """
+    ids = tl.program_id(1) * SPLIT + tl.arange(0, SPLIT)
+    row = logits + tl.program_id(0).to(tl.int64) * stride
+    x = tl.load(row + ids, mask=ids < vocab_size, other=float("-inf"))
+    return ids, x.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["mask_id"])
+def _split_kernel(  # type: ignore[no-untyped-def]
+    logits,  # (N, V) bf16, fp16 or fp32
+    extrema,  # out: (N, 3, S) fp32: greatest, second and, with the mask token, greatest
+    first,  # out: (N, S) int32: id of the greatest
+    totals,  # out: (N, S) fp64: sum exp(x - peak); None where no measure is wanted
+    stride,
+    vocab_size,
+    mask_id,
+    NUM_SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    MARGIN: tl.constexpr,
+):
+    """One part of one row. A NaN is met by ``totals`` and passed over by the rest."""
+    ids, x = _load_split(logits, stride, vocab_size, SPLIT)
+    slot = tl.program_id(0).to(tl.int64) * NUM_SPLITS + tl.program_id(1)
+    three = tl.program_id(0).to(tl.int64) * 3 * NUM_SPLITS + tl.program_id(1)
+    # What a maximum makes of a NaN is the backend's choice: leave it none.
+    comparable = tl.where(x == x, x, float("-inf"))
+    is_candidate = (ids < vocab_size) & (ids != mask_id)
+    candidates = tl.where(is_candidate, comparable, float("-inf"))
+    best = tl.max(candidates, axis=0)
+    # Not argmax: the least id of the greatest is the first of equals by definition.
+    best_id = tl.min(tl.where(is_candidate & (candidates == best), ids, _NO_TOKEN))
+    tl.store(first + slot, best_id)
+    tl.store(extrema + three, best)
+    if MARGIN:
+        others = tl.where(ids == best_id, float("-inf"), candidates)
+        tl.store(extrema + three + NUM_SPLITS, tl.max(others, axis=0))
+    if totals is not None:
+        peak = tl.max(comparable, axis=0)
+        # A part of -inf alone sums to 0; exp(-inf - -inf) would make it NaN.
+        shift = tl.where(peak == float("-inf"), 0.0, peak).to(tl.float64)
+        total = tl.sum(tl.exp(x.to(tl.float64) - shift), axis=0)
+        tl.store(extrema + three + 2 * NUM_SPLITS, peak)
+        tl.store(totals + slot, total)
+
+
+@triton.jit
+def _combine_kernel(  # type: ignore[no-untyped-def]
+    extrema,  # (N, 3, S) fp32, first, totals: of _split_kernel
+    first,
+    totals,
+    tokens,  # out: (N,) int64
+    probability,  # out: (N,) fp64 or None
+    margin,  # out: (N,) fp64 or None
+    softmax,  # out: (N, 2) fp64: greatest logit, and the softmax's divisor; or None
+    NUM_SPLITS: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """One row from its parts."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PADDED)
+    inside = part < NUM_SPLITS
+    extrema += row * 3 * NUM_SPLITS + part
+    first += row * NUM_SPLITS + part
+    bests = tl.load(extrema, mask=inside, other=float("-inf"))
+    best_ids = tl.load(first, mask=inside, other=_NO_TOKEN)
+    best = tl.max(bests, axis=0)
+    best_id = tl.min(tl.where(bests == best, best_ids, _NO_TOKEN), axis=0)
+    tl.store(tokens + row, best_id.to(tl.int64))
+    if totals is not None:
+        peaks = tl.load(extrema + 2 * NUM_SPLITS, mask=inside, other=float("-inf"))
+        sums = tl.load(totals + row * NUM_SPLITS + part, mask=inside, other=0.0)
+        # NaN if any sum is, if a peak is +inf or if all are -inf: no softmax then.
+        peak = tl.max(peaks, axis=0).to(tl.float64)
+        total = tl.sum(tl.exp(peaks.to(tl.float64) - peak) * sums, axis=0)
+        p = tl.exp(best.to(tl.float64) - peak) / total
+        if probability is not None:
+            tl.store(probability + row, tl.where(total == total, p, float("-inf")))
+        if margin is not None:
+            seconds = tl.load(extrema + NUM_SPLITS, mask=inside, other=float("-inf"))
+            # The second is the winner's own second, or the best of another part.
+            contenders = tl.where(best_ids == best_id, seconds, bests)
+            second = tl.max(contenders, axis=0).to(tl.float64)
+            gap = p - tl.exp(second - peak) / total
+            tl.store(margin + row, tl.where(total == total, gap, float("-inf")))
+        if softmax is not None:
+            tl.store(softmax + 2 * row, peak)
+            tl.store(softmax + 2 * row + 1, total)
+
+
+@triton.jit
+def _entropy_kernel(  # type: ignore[no-untyped-def]
+    logits,  # (N, V) bf16, fp16 or fp32
+    softmax,  # (N, 2) fp64, of _combine_kernel
+    parts,  # out: (N, S) fp64
+    stride,
+    vocab_size,
+    NUM_SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EPS: tl.constexpr,  # an argument at run time would be rounded to fp32
+):
+    """``sum p ln(p + eps)`` of one part of one row; -inf of a row without softmax."""
+    _, x = _load_split(logits, stride, vocab_size, SPLIT)
+    row = tl.program_id(0).to(tl.int64)
+    peak = tl.load(softmax + 2 * row)
+    total = tl.load(softmax + 2 * row + 1)
+    p = tl.exp(x.to(tl.float64) - peak) / total
+    entropy = tl.sum(p * tl.log(p + EPS), axis=0)  # past the end 0 ln(eps) = 0
+    entropy = tl.where(total == total, entropy, float("-inf"))
+    tl.store(parts + row * NUM_SPLITS + tl.program_id(1), entropy)
+
+
+def _check(logits: torch.Tensor, mask_id: int, eps: float, want: Want) -> None:
+    """Reject what no kernel can answer, by shapes alone (no read of the GPU)."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be (N, V), V > 1, not {tuple(logits.shape)}")
+    if not 0 <= mask_id < logits.shape[1]:
+        raise ValueError(f"mask_id {mask_id} is no id of {logits.shape[1]}")
+    if Want.NEGATIVE_ENTROPY in want and not eps > 0:
+        raise ValueError(f"eps must be above 0, not {eps}")
