@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from sglang_dllm.attention.full import full_attention
+from sglang_dllm.attention.canvas import canvas_attention
+from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
 
 HEADS, KV_HEADS, HEAD_DIM, REPEATS = 8, 4, 64, 7
 SHAPES = {
@@ -51,6 +52,8 @@ def main() -> None:
             start += length
         seq_lens = torch.tensor(lens)
         backend = SimpleNamespace()
+        rows = [PlannedRow(0, length, length) for length in lens]
+        plan = ForwardPlan(rows, torch.tensor([0]))
 
         def upstream(
             q: torch.Tensor = q,
@@ -85,9 +88,11 @@ def main() -> None:
             q: torch.Tensor = q,
             k: torch.Tensor = k,
             v: torch.Tensor = v,
-            lens: list[int] = lens,
+            plan: ForwardPlan = plan,
+            pool_k: torch.Tensor = pool_k,
+            pool_v: torch.Tensor = pool_v,
         ) -> torch.Tensor:
-            return full_attention(q, k, v, lens, HEAD_DIM**-0.5)
+            return canvas_attention(q, k, v, plan, pool_k, pool_v, HEAD_DIM**-0.5)
 
         assert torch.allclose(upstream(), ours(), atol=1e-5)
         theirs, mine = seconds(upstream), seconds(ours)

@@ -1,8 +1,8 @@
 """sglang.srt.layers.attention.torch_native_backend
 
 Upstream: writes fresh k and v to the pool and gathers them back per request.
-Ours: a full prefill attends over its fresh q, k, v directly; nobody reads its KV
-from the pool, so nothing is written there.
+Ours: the windows of canvases attend to whole canvases. A full prefill does so over its
+fresh q, k, v directly; only a canvas with a cache writes to the pool and reads it.
 Goes when: upstream's backend skips the gather for prefills without a prefix.
 """
 
@@ -28,13 +28,15 @@ def _forward_extend(
     plan = current_plan()
     if plan is None:
         return original(self, q, k, v, layer, forward_batch, save_kv_cache)
-    from sglang_dllm.attention.full import full_attention
+    from sglang_dllm.attention.canvas import canvas_attention
 
-    out = full_attention(
+    out = canvas_attention(
         q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
         k.view(-1, layer.tp_k_head_num, layer.qk_head_dim),
         v.view(-1, layer.tp_v_head_num, layer.v_head_dim),
-        plan.lens,
+        plan,
+        self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+        self.token_to_kv_pool.get_value_buffer(layer.layer_id),
         layer.scaling,
     )
     return out.flatten(1)

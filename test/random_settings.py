@@ -12,6 +12,7 @@ ALGORITHMS = (
     *("LLaDA", "Dream", "FastDLLM", "EntropyThreshold", "FullAttnMultiBlock"),
     *("LocalLeap", "AdaptiveParallel", "Hierarchical", "Credit", "AdaBlock"),
 )
+CACHED = tuple(n for n in ALGORITHMS if n not in ("Dream", "AdaptiveParallel"))
 BY_ENTROPY = ("EntropyThreshold", "FullAttnMultiBlock")
 
 
@@ -50,6 +51,12 @@ def random_case(
     options = {key: value for key, value in keys.items() if rng.random() < 0.6}
     if {"threshold", "factor"} <= options.keys():
         del options[rng.choice(["threshold", "factor"])]
+    if algorithm in CACHED and not options.get("cfg_scale") and rng.random() < 0.4:
+        options |= _cache(rng, algorithm)
+        if algorithm == "FastDLLM" and lineage == "Dream":
+            # Block-wise with a cache, and only then.
+            options.pop("steps", None)
+            options["block_size"] = rng.choice([4, 15])
     if rng.random() < 0.15:
         options["max_forwards"] = rng.choice([1, 2, 5, 20])
     sampling = SamplingOptions(seed=rng.randrange(2**40))
@@ -69,6 +76,24 @@ def random_case(
         sampling=sampling,
         ignore_eos=rng.random() < 0.3,
     )
+
+
+def _cache(rng: random.Random, algorithm: str) -> dict[str, Any]:
+    kinds = ["prefix", "dual", "vicinity"]
+    kind = rng.choice(kinds if algorithm == "AdaBlock" else [*kinds, "delayed"])
+    keys: dict[str, dict[str, Any]] = {
+        "vicinity": {
+            "prefix_look": rng.choice([0, 3, 16]),
+            "after_look": rng.choice([0, 5]),
+            "warmup": rng.choice([0, 1, 4]),
+        },
+        "delayed": {
+            "cache_delay_iter": rng.choice([0, 1, 2, 5]),
+            "refresh_interval": rng.choice([1, 2, 3, 10_000]),
+        },
+    }
+    given = {k: v for k, v in keys.get(kind, {}).items() if rng.random() < 0.6}
+    return {"cache": kind, **given}
 
 
 def _keys(

@@ -11,8 +11,8 @@ import torch
 from reference.canvas import Sampling
 from sglang_dllm.config import Decoding, parse_decode_config
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.decoder import Decoder
 from sglang_dllm.decoding.sampling import Stream, counter_uniform
-from sglang_dllm.decoding.step import commit_step, logits_rows, sequences
 from sglang_dllm.families import FAMILIES, ModelFacts
 
 MASK, EOS, TURN_END, NEWLINE, VOCAB = 3, 5, 6, 7, 11
@@ -73,10 +73,25 @@ def resolve(family: str, request: Request) -> Decoding:
     return server.resolve(options, request.length)
 
 
+class Memory:
+    """The token with which each position of a canvas was last computed: what stands
+    for cached keys and values in a model whose logits depend on tokens alone."""
+
+    def __init__(self, model: ToyModel, length: int) -> None:
+        self.model, self.ids = model, torch.full((length,), -1)
+
+    def forward(self, ids: torch.Tensor, start: int) -> torch.Tensor:
+        """Logits of the recomputed positions, ``start`` and what follows."""
+        end = start + len(ids)
+        self.ids[start:end] = ids
+        return self.model(self.ids)[start:end]
+
+
 def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
     """All requests in one batch, until each canvas is full."""
     facts = facts_of(family)
-    states = []
+    decoder, canvases = Decoder(facts), []
+    memories: dict[tuple[int, bool], Memory] = {}
     for request in requests:
         canvas = Canvas.from_prompt(
             request.prompt,
@@ -87,20 +102,27 @@ def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
             sampling=request.sampling,
         )
         decoding = resolve(family, request)
-        states.append(decoding.algorithm.start(canvas, decoding.options, facts))
-    canvases = [state.canvas for state in states]
-    active = list(zip([r.model for r in requests], states, strict=True))
-    while active := [(m, s) for m, s in active if s.begin_step() is not None]:
-        batch = [state for _, state in active]
-        models = [model for model, _ in active]
-        models += [model for model, state in active if state.is_guided]
+        options = decoding.algorithm.complete(decoding.options, facts)
+        decoder.add(canvas, decoding.algorithm, options)
+        canvases.append(canvas)
+        for is_unconditional in (False, True):
+            memory = Memory(request.model, len(canvas))
+            memories[id(canvas), is_unconditional] = memory
+    decoder.remove([canvas for canvas in canvases if canvas.done])
+    while decoder.canvases:
+        layout = decoder.layout()
         packed = torch.cat(
             [
-                model(torch.from_numpy(ids))
-                for model, ids in zip(models, sequences(batch), strict=True)
+                memories[id(row.canvas), row.is_unconditional].forward(
+                    ids, row.canvas.window[0]
+                )
+                for row, ids in zip(
+                    layout.rows, layout.input_ids.split(layout.lens), strict=True
+                )
             ]
         )
-        commit_step(packed[logits_rows(batch)], batch)
+        decoder.commit(packed[layout.logits_rows], head=lambda logits: logits)
+        decoder.remove([canvas for canvas in canvases if canvas.done])
     return canvases
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sglang_dllm.decoding import cache
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.registry import algorithms
@@ -17,15 +18,17 @@ from sglang_dllm.errors import ConfigError, OptionError
 from sglang_dllm.families import Family
 
 CACHE_OFF = 10_000
-"""d3LLM's value of ``cache_delay_iter`` and ``refresh_interval`` for "never"."""
+"""d3LLM's value of ``cache_delay_iter`` and ``refresh_interval`` for "never": in a
+server's configuration without a cache these say what is so anyway."""
+
+STEPS_PER_ROUND = 4
+"""More gain little (benchmark/round_cost.py); a round is what an abort waits for."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Canvas length of a request that names none (d3LLM's evaluation length)."""
 
 CUSTOM_PARAMS_KEY = "dllm"
 """Where a request's options are: ``custom_params: {"dllm": {...}}``."""
-
-_CACHE_KEYS = ("cache_delay_iter", "refresh_interval")
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,13 @@ class DecodeConfig:
     Attributes:
         algorithm: name of the default algorithm.
         given: options of the YAML file, by algorithm.
+        steps_per_round: forwards between two looks at the queue and the clients.
     """
 
     family: Family
     algorithm: str
     given: Mapping[str, Mapping[str, Any]]
+    steps_per_round: int = STEPS_PER_ROUND
 
     def resolve(
         self, request: Mapping[str, Any], answer_len: int | None = None
@@ -77,16 +82,19 @@ class DecodeConfig:
         if algorithm is None:
             raise OptionError("algorithm", name, f"one of {', '.join(algorithms())}")
         options = {key: value for key, value in request.items() if key != "algorithm"}
-        unused = algorithm.unused_keys(self.family)
-        _refuse_unknown(algorithm, unused, options)
         exclusive = algorithm.options.exclusive
-        merged = dict(algorithm.defaults(self.family))
+        merged = cache.defaults(self.family) | dict(algorithm.defaults(self.family))
         for layer in (self.given.get(name, {}), options):
             if any(key in layer for key in exclusive):
                 for key in exclusive:
                     merged.pop(key, None)
             merged.update(layer)
+        kind = merged.get("cache", "none")
+        other_caches = {key for key, reader in cache.OPTIONS.items() if reader != kind}
+        unused = algorithm.unused_keys(self.family, kind) | other_caches
+        _refuse_unknown(algorithm, unused, options)
         parsed = _parse(algorithm, merged)
+        _refuse_cache(algorithm, parsed)
         if answer_len is not None:
             parsed = algorithm.settle(parsed, answer_len, self.family)
         return Decoding(algorithm, parsed, unused)
@@ -103,12 +111,23 @@ def _refuse_unknown(
 ) -> None:
     known = [key for key in algorithm.options.model_fields if key not in unused]
     for key, value in options.items():
+        reader = cache.OPTIONS.get(key)
+        if key in unused and reader:
+            raise OptionError(key, value, f"nothing, unless cache is {reader}")
         if key not in known:
             raise OptionError(
                 key,
                 value,
                 f"a key that {algorithm.name} uses on this model: {', '.join(known)}",
             )
+
+
+def _refuse_cache(algorithm: Algorithm, options: Options) -> None:
+    if options.cache not in algorithm.caches:
+        allowed = ", ".join(algorithm.caches)
+        raise OptionError("cache", options.cache, f"with {algorithm.name}: {allowed}")
+    if options.cache != "none" and algorithm.is_guided(options):
+        raise OptionError("cache", options.cache, "none, with guidance")
 
 
 def _parse(algorithm: Algorithm, options: Mapping[str, Any]) -> Options:
@@ -149,13 +168,18 @@ def parse_decode_config(
             f"--dllm-algorithm {algorithm} does not decode {family.architecture}; "
             f"choose one of {', '.join(algorithms())}"
         )
-    own = {key: value for key, value in options.items() if key != "algorithms"}
-    for key in _CACHE_KEYS:
-        if own.pop(key, CACHE_OFF) != CACHE_OFF:
-            raise ConfigError(
-                f"--dllm-algorithm-config: {key}={options[key]!r} is not allowed; "
-                f"expected {CACHE_OFF} (never): cached canvases are not available"
-            )
+    server = ("algorithms", "steps_per_round")
+    own = {key: value for key, value in options.items() if key not in server}
+    steps = options.get("steps_per_round", STEPS_PER_ROUND)
+    if type(steps) is not int or not 1 <= steps <= 1000:
+        raise ConfigError(
+            f"--dllm-algorithm-config: steps_per_round={steps!r} is not allowed; "
+            "expected an integer, 1 to 1000"
+        )
+    if own.get("cache", "none") == "none":
+        for key in ("cache_delay_iter", "refresh_interval"):
+            if own.get(key) == CACHE_OFF:
+                del own[key]
     others = options.get("algorithms", {})
     if not isinstance(others, dict) or not all(
         isinstance(keys, dict) for keys in others.values()
@@ -174,7 +198,7 @@ def parse_decode_config(
         name: {key: value for key, value in keys.items() if value is not None}
         for name, keys in given.items()
     }
-    config = DecodeConfig(family, algorithm, given)
+    config = DecodeConfig(family, algorithm, given, steps)
     for name, keys in {algorithm: {}, **given}.items():
         if "algorithm" in keys:
             raise ConfigError(

@@ -9,23 +9,74 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 
 @dataclass(frozen=True)
-class ForwardPlan:
-    """A full prefill: every position of every canvas is recomputed.
+class PlannedRow:
+    """The window ``[start, end)`` of a canvas of ``canvas_len`` tokens.
 
     Attributes:
-        lens: tokens of each canvas, back to back in the packed batch of T tokens.
-        logits_rows: ``(N,)`` int64 indices into T whose logits are wanted. A head
-            over whole canvases would cost as much as several blocks, and only
+        slots: ``(canvas_len,)`` int64: where the pool keeps the canvas's keys and
+            values. None for a canvas that keeps none: its window is all of it.
+    """
+
+    start: int
+    end: int
+    canvas_len: int
+    slots: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the row attends to nothing but its own fresh keys and values."""
+        return self.length == self.canvas_len
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """Which positions of each canvas are recomputed.
+
+    Attributes:
+        rows: the windows, back to back in the packed batch of T tokens.
+        logits_rows: ``(N,)`` int64 indices into T whose hidden states are wanted. A
+            head over whole canvases would cost as much as several blocks, and only
             candidates are looked at.
     """
 
-    lens: Sequence[int]
+    rows: Sequence[PlannedRow]
     logits_rows: torch.Tensor
+
+    @cached_property
+    def lens(self) -> list[int]:
+        """Tokens of each row."""
+        return [row.length for row in self.rows]
+
+    @cached_property
+    def is_full(self) -> bool:
+        """Whether every row recomputes its whole canvas."""
+        return all(row.is_full for row in self.rows)
+
+    @cached_property
+    def kept(self) -> tuple[torch.Tensor | slice, torch.Tensor] | None:
+        """Which of the T tokens keep keys and values, and their slots ``(K,)``."""
+        tokens, slots, first = [], [], 0
+        for row in self.rows:
+            if row.slots is not None:
+                tokens.append(torch.arange(first, first + row.length))
+                slots.append(row.slots[row.start : row.end])
+            first += row.length
+        if not slots:
+            return None
+        at = torch.cat(slots)
+        if len(at) == first:
+            return slice(None), at
+        return torch.cat(tokens).to(at.device), at
 
 
 _current: ForwardPlan | None = None

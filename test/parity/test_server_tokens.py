@@ -107,7 +107,7 @@ class Setup:
             options["early_stop"] = False
         return run(
             case.algorithm,
-            self.model.logits,
+            self.model,
             list(case.prompt),
             case.length,
             options,
@@ -136,6 +136,9 @@ class Setup:
             assert closest < NOISE, (case, answer["output_ids"], ids, meta, closest)
             warnings.warn(f"{case}: decided within float32 noise", stacklevel=2)
             return False
+        if nfe == expected.nfe:  # else the server ended before the reference did
+            for key in ("rows_computed", "rows_reused", "full_refreshes"):
+                assert meta[key] == getattr(expected, key), (case, key)
         assert meta["finish_reason"]["type"] == ends
         assert meta["completion_tokens"] == len(ids)
         assert meta["canvas_len"] == len(case.prompt) + case.length

@@ -16,6 +16,8 @@ from reference.confidence import (
 from reference.decoding import LogitsFn, Result, first_eos, multi_block, single_block
 from reference.samplers import dream, llada
 
+_WHOLE_CANVAS = ("Dream", "AdaptiveParallel")  # they take no cache
+_FAST_DLLM_BLOCK_SIZE = 32
 _BY_ENTROPY = {"EntropyThreshold": single_block, "FullAttnMultiBlock": multi_block}
 _OTHERS = {
     "LLaDA": llada,
@@ -84,10 +86,26 @@ def _defaults(family: str) -> dict[str, dict[str, Any]]:
             "delimiter_ids": None,  # the newline tokens, told by the caller
         },
     }
-    return {name: {**keys, "max_forwards": None} for name, keys in options.items()}
+    # The keys of `reference.cache`.
+    cache = {"cache": "none", "prefix_look": 16, "after_look": 16, "warmup": 4}
+    delayed = {
+        "cache_delay_iter": 2 if is_llada else 1,
+        "refresh_interval": 3 if is_llada else 10_000,
+    }
+    for name, keys in options.items():
+        keys["max_forwards"] = None
+        if name not in _WHOLE_CANVAS:
+            keys |= cache
+            # AdaBlock's blocks are not there before they are decoded.
+            keys |= delayed if name != "AdaBlock" else {}
+    return options
 
 
 DEFAULTS = {family: _defaults(family) for family in ("llada", "dream")}
+CACHE_KEYS = (
+    "cache", "prefix_look", "after_look", "warmup", "cache_delay_iter",
+    "refresh_interval",
+)  # fmt: skip
 
 
 def run(
@@ -104,7 +122,8 @@ def run(
     """Decode the whole answer by the algorithm of that name.
 
     Args:
-        model: a `LogitsFn`, see `reference.decoding`.
+        model: a `LogitsFn`, see `reference.decoding`; with a cache it also has a
+            `new_memory`, see `reference.memory`.
         options: keys of docs/algorithms.md; the missing ones get the defaults.
         unconditional: for LLaDA's guidance, see `reference.samplers.llada`.
         facts: family, mask_id, eos_id, turn_end_id, delimiter_ids; what is not given
@@ -112,14 +131,23 @@ def run(
     """
     family = facts.get("family") or model.family
     defaults = DEFAULTS[family][algorithm]
+    cache = options.get("cache", "none")
+    if algorithm == "FastDLLM" and cache != "none":
+        # Dream's is block-wise with a cache only.
+        defaults = {"block_size": _FAST_DLLM_BLOCK_SIZE, **defaults}
     if unknown := options.keys() - defaults.keys():
         raise ValueError(f"{algorithm} on {family} has no {sorted(unknown)}")
     options = defaults | options
+    if cache != "none" and options.get("cfg_scale", 0) > 0:
+        raise ValueError("guidance takes no cache")
+    if cache == "delayed" and algorithm == "AdaBlock":
+        raise ValueError("AdaBlock has no blocks that could be cached with a delay")
     if algorithm in _BY_ENTROPY:
         if sampling.temperature != 0:
             raise ValueError(f"{algorithm}: the reference knows temperature 0 only")
         needed = {k: facts[k] for k in ("family", "mask_id", "eos_id") if k in facts}
         decode = _BY_ENTROPY[algorithm]
+        needed["cache"] = {key: options.pop(key) for key in CACHE_KEYS}
         return decode(model, prompt_ids, max_new_tokens, **options, **needed)
     if algorithm == "LLaDA":
         facts["unconditional"] = unconditional

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
-from reference.decoding import Forward, LogitsFn, Result
+from reference.cache import Forwards, Span
+from reference.memory import check_computed
+from reference.record import Forward, Result
 
 # Unit of a random number: ("token" | "order", forwards run before, answer position).
 Uniform = Callable[[str, int, int], float]
@@ -68,7 +70,7 @@ class Canvas:
         prompt_ids: list[int],
         max_new_tokens: int,
         sampling: Sampling,
-        max_forwards: int | None,
+        options: dict[str, Any],
         *,
         family: str | None = None,
         mask_id: int | None = None,
@@ -76,12 +78,13 @@ class Canvas:
         turn_end_id: int | None = None,
         delimiter_ids: Iterable[int] | None = None,
     ) -> None:
+        """options: the algorithm's, read here for `max_forwards` and the cache."""
+
         def fact(name: str, given: Any, default: Any = None) -> Any:
             return getattr(model, name, default) if given is None else given
 
-        self.model: LogitsFn = model
         self.sampling = sampling
-        self.max_forwards = max_forwards
+        self.max_forwards: int | None = options["max_forwards"]
         self.family: str = fact("family", family)
         self.mask_id: int = fact("mask_id", mask_id)
         self.eos_id: int = fact("eos_id", eos_id)
@@ -93,7 +96,14 @@ class Canvas:
         self.ids: list[int] = [*prompt_ids, *[self.mask_id] * max_new_tokens]
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
-        self.nfe = 0
+        self.forwards = Forwards(
+            model, options, family=self.family, prompt_len=self.prompt_len,
+            canvas_len=len(self.ids), max_forwards=self.max_forwards,
+        )  # fmt: skip
+
+    @property
+    def nfe(self) -> int:
+        return len(self.forwards.windows)
 
     def masked(self, start: int = 0, end: int | None = None) -> list[int]:
         """Masked positions of the answer in [start, end), ascending."""
@@ -107,10 +117,13 @@ class Canvas:
         starts = range(self.prompt_len, end, block_size)
         return [(start, min(start + block_size, end)) for start in starts]
 
-    def forward(self) -> torch.Tensor:
-        """One forward over the whole canvas: (L, V) float64, row i predicts i."""
-        self.nfe += 1
-        logits = self.model(torch.tensor(self.ids, dtype=torch.int64))
+    def forward(self, span: Span | None = None) -> torch.Tensor:
+        """One forward over the whole canvas: (L, V) float64, row i predicts i.
+
+        With a cache maybe of a part only, as needed to decode `span`. Algorithms of
+        the whole canvas have none.
+        """
+        logits = self.forwards.run(self.ids, span, self.masked())
         # A copy: the algorithms change it, and a recorded one is used again.
         return logits.to(torch.float64, copy=True)
 
@@ -121,6 +134,7 @@ class Canvas:
 
     def guess(self, row: torch.Tensor, position: int) -> Guess:
         """row: (V,) float64 -> x0 and its confidence at one position."""
+        check_computed(row, position)
         sampling = self.sampling
         whole = torch.softmax(row, dim=-1)
         allowed = row.clone()
@@ -192,7 +206,10 @@ class Canvas:
 
     def result(self) -> Result:
         answer = slice(self.prompt_len, None)
-        return Result(self.ids[answer], self.nfe, self.written_by[answer], self.trace)
+        return Result(
+            self.ids[answer], self.nfe, self.written_by[answer], self.trace,
+            **self.forwards.record(),
+        )  # fmt: skip
 
 
 def share(total: int, parts: int) -> list[int]:

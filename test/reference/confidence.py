@@ -24,7 +24,8 @@ from reference.canvas import (
     ranked,
     share,
 )
-from reference.decoding import LogitsFn, Result
+from reference.memory import LogitsFn
+from reference.record import Result
 
 Confidences = dict[int, float]  # by position
 Accepted = tuple[set[int], list[float]]  # positions, gaps
@@ -44,7 +45,10 @@ def fast_dllm(
     sampling: Sampling = GREEDY,
     **facts: Any,
 ) -> Result:
-    """Fast-dLLM: by threshold or factor; block-wise on LLaDA, by quota on Dream."""
+    """Fast-dLLM: by threshold or factor; block-wise on LLaDA, by quota on Dream.
+
+    With a cache Dream's is block-wise too, as published, and has no use for `steps`.
+    """
     canvas = _canvas(model, prompt_ids, max_new_tokens, options, sampling, facts)
 
     def rule(confidence: Confidences) -> Accepted:
@@ -52,7 +56,7 @@ def fast_dllm(
             return _by_factor(confidence, options["factor"])
         return _by_threshold(confidence, options["threshold"])
 
-    if canvas.family == "llada":
+    if canvas.family == "llada" or options["cache"] != "none":
         return _block_wise(canvas, options["block_size"], rule)
 
     steps = options["steps"]
@@ -172,7 +176,7 @@ def credit(
     for start, end in canvas.blocks(options["block_size"]):
         credits: dict[tuple[int, int], float] = {}  # by (position, token); else 0
         while candidates := canvas.masked(start, end):
-            logits = canvas.forward()
+            logits = canvas.forward((start, end))
             for key in credits:
                 credits[key] *= options["decay_beta"]
             gaps = []
@@ -211,7 +215,9 @@ def ada_block(
     delimiters = canvas.delimiter_ids if delimiters is None else set(delimiters)
     window_size = int(WINDOW_SHARE * max_new_tokens)
     while rest := canvas.masked():  # all before them are done: a block starts here
-        logits = canvas.forward()
+        start = rest[0]
+        # Where it ends is seen after this forward, which is full: the start is new.
+        logits = canvas.forward((start, len(canvas.ids)))
         window = canvas.guesses(logits, rest[:window_size])
         ends = {i: g.confidence for i, g in window.items() if g.token in delimiters}
         length = options["block_size"]
@@ -220,9 +226,10 @@ def ada_block(
             order = ranked(ends)
             gaps.append(abs(ends[order[0]] - options["delimiter_threshold"]))
             if ends[order[0]] >= options["delimiter_threshold"]:
-                length = order[0] - rest[0] + 1
+                length = order[0] - start + 1
                 gaps += rank_gap(ends, order, 1)
         candidates = rest[:length]
+        end = start + len(candidates)
         while candidates:
             guesses = canvas.guesses(logits, candidates)
             accepted, rule_gaps = _by_threshold(
@@ -231,9 +238,9 @@ def ada_block(
             gaps += rule_gaps + canvas.draw_gaps(guesses)
             canvas.commit(accepted, guesses, logits, gaps)
             gaps = []
-            candidates = canvas.masked(candidates[0], rest[0] + length)
+            candidates = canvas.masked(start, end)
             if candidates:
-                logits = canvas.forward()
+                logits = canvas.forward((start, end))
     return canvas.result()
 
 
@@ -245,15 +252,14 @@ def _canvas(
     sampling: Sampling,
     facts: dict[str, Any],
 ) -> Canvas:
-    limit = options["max_forwards"]
-    return Canvas(model, prompt_ids, max_new_tokens, sampling, limit, **facts)
+    return Canvas(model, prompt_ids, max_new_tokens, sampling, options, **facts)
 
 
 def _block_wise(canvas: Canvas, block_size: int, rule: Rule) -> Result:
     """Finish a block by `rule` before the next one starts."""
     for start, end in canvas.blocks(block_size):
         while candidates := canvas.masked(start, end):
-            logits = canvas.forward()
+            logits = canvas.forward((start, end))
             guesses = canvas.guesses(logits, candidates)
             accepted, gaps = rule(_confidences(guesses))
             canvas.commit(accepted, guesses, logits, gaps + canvas.draw_gaps(guesses))

@@ -2,8 +2,9 @@
 
 `single_block` is d3LLM `generate` (LLaDA) and `_sample` (Dream), the loop of dParallel
 and Fast-dLLM with an entropy rule. `multi_block` is d3LLM `generate_multi_block`
-(LLaDA) and `_sample_multi_block` (Dream), without a KV cache. Temperature is 0. Plain
-lists and scalars: written to be compared with the papers, not to be fast.
+(LLaDA) and `_sample_multi_block` (Dream); their KV cache is one of `reference.cache`.
+Temperature is 0. Plain lists and scalars: written to be compared with the papers, not
+to be fast.
 
 Logits come from any callable `logits_fn(ids: (L,) int64) -> (L, V)` whose row i
 predicts position i (Dream's right shift is already in it, see `reference.models`), so
@@ -41,14 +42,15 @@ are still candidates; they are filled again at the next iteration. Consequences:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-LogitsFn = Callable[[torch.Tensor], torch.Tensor]
+from reference.cache import Forwards, Span
+from reference.memory import LogitsFn, check_computed
+from reference.record import Forward, Result
 
 ENTROPY_EPS = 1e-12
 MAX_FORWARDS = 10_000
@@ -68,34 +70,6 @@ class Block:
     def progress(self) -> float:
         # The prompt block of an empty prompt counts as decoded.
         return 1 - self.left / self.total if self.total else 1.0
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What one forward saw and did. Positions count from the start of the answer."""
-
-    candidates: list[int]
-    committed: list[int]
-    stale: list[int]  # committed positions that the EOS rule had already filled
-    mask_argmax: list[int]  # committed positions where rule (b) changed the token
-    forced: list[int]  # committed only as the lowest entropy of a group, for progress
-    eos_at: int | None  # first EOS the early-stop rule saw before this forward
-    blocks: list[tuple[int, bool]]  # (left, active) per block, prompt block first
-    # Smallest distance to another outcome: an entropy to the threshold, the two lowest
-    # entropies where one was forced (nats), the two best logits of a committed token.
-    # A parity failure where this is around rounding error is noise, not a bug.
-    margin: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished answer of G ids."""
-
-    ids: list[int]
-    nfe: int
-    # Forward (0-based) that committed each id; None for an id the EOS rule filled in.
-    commit_order: list[int | None]
-    trace: list[Forward] = field(repr=False)
 
 
 def first_eos(ids: list[int], eos_id: int) -> int | None:
@@ -123,12 +97,16 @@ def multi_block(
     mask_id: int | None = None,
     eos_id: int | None = None,
     stale_mask: bool = True,
+    cache: dict[str, Any] | None = None,
 ) -> Result:
     """d3LLM multi-block decoding. Facts left None are read from the model object.
 
-    Step numbers in the body are those of d3LLM `generate_multi_block`.
+    Step numbers in the body are those of d3LLM `generate_multi_block`. `cache` has the
+    options of `reference.cache`; none without.
     """
-    canvas = _Canvas(model, prompt_ids, max_new_tokens, family, mask_id, eos_id)
+    options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
+    facts = family, mask_id, eos_id
+    canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     prompt_len, canvas_len = canvas.prompt_len, len(canvas.ids)
     num_blocks = -(-max_new_tokens // block_size)
     if num_blocks == 0:
@@ -180,12 +158,15 @@ def multi_block(
                 next_block += 1
         # 7-8: one forward over the whole canvas; candidates of all live blocks.
         active_end = max(b.end for b in blocks if b.active or b.left > 0)
-        logits = canvas.forward()
+        candidates = [i for i in masked if i < active_end]
+        # Never empty: the first mask left is in a live block.
+        first_block = (candidates[0] - prompt_len) // block_size
+        first_start = prompt_len + first_block * block_size
+        logits = canvas.forward((first_start, active_end))
         if canvas.nfe == max_forwards:
             canvas.commit_rest(logits, eos_at)
             break
-        candidates = [i for i in masked if i < active_end]
-        entropy = {i: _entropy(logits[i]) for i in candidates}
+        entropy = {i: _entropy(logits[i], i) for i in candidates}
         # 9: joint selection.
         contests: list[list[int]] = []
         if canvas.family == "llada":
@@ -227,9 +208,12 @@ def single_block(
     family: str | None = None,
     mask_id: int | None = None,
     eos_id: int | None = None,
+    cache: dict[str, Any] | None = None,
 ) -> Result:
     """Semi-autoregressive decoding: a block is finished before the next one starts."""
-    canvas = _Canvas(model, prompt_ids, max_new_tokens, family, mask_id, eos_id)
+    options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
+    facts = family, mask_id, eos_id
+    canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     canvas_len = len(canvas.ids)
     for block_start in range(canvas.prompt_len, canvas_len, block_size):
         block_end = min(block_start + block_size, canvas_len)
@@ -238,11 +222,11 @@ def single_block(
             candidates = [i for i in canvas.masked() if i < block_end]
             if not candidates:
                 break
-            logits = canvas.forward()
+            logits = canvas.forward((block_start, block_end))
             if canvas.nfe == max_forwards:
                 canvas.commit_rest(logits, eos_at)
                 return canvas.result(early_stop)
-            entropy = {i: _entropy(logits[i]) for i in candidates}
+            entropy = {i: _entropy(logits[i], i) for i in candidates}
             lowest = min(candidates, key=entropy.__getitem__)
             if canvas.family == "llada":
                 chosen = {i for i in candidates if entropy[i] <= threshold}
@@ -257,8 +241,9 @@ def single_block(
     return canvas.result(early_stop)
 
 
-def _entropy(row: torch.Tensor) -> float:
+def _entropy(row: torch.Tensor, position: int) -> float:
     """row: (V,) float -> entropy in nats, float64 over every row of the LM head."""
+    check_computed(row, position)
     probs = torch.softmax(row.to(torch.float64), dim=-1)
     return float(-(probs * torch.log(probs + ENTROPY_EPS)).sum())
 
@@ -271,11 +256,11 @@ class _Canvas:
         model: Any,
         prompt_ids: list[int],
         max_new_tokens: int,
+        options: dict[str, Any],
         family: str | None,
         mask_id: int | None,
         eos_id: int | None,
     ) -> None:
-        self.model = model
         self.family: str = model.family if family is None else family
         self.mask_id: int = model.mask_id if mask_id is None else mask_id
         self.eos_id: int = model.eos_id if eos_id is None else eos_id
@@ -285,7 +270,14 @@ class _Canvas:
         self.ids: list[int] = [*prompt_ids, *[self.mask_id] * max_new_tokens]
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
-        self.nfe = 0
+        self.forwards = Forwards(
+            model, options, family=self.family, prompt_len=self.prompt_len,
+            canvas_len=len(self.ids), max_forwards=options["max_forwards"],
+        )  # fmt: skip
+
+    @property
+    def nfe(self) -> int:
+        return len(self.forwards.windows)
 
     def masked(self) -> list[int]:
         """Masked positions of the answer, ascending; the prompt has none (rule c)."""
@@ -309,12 +301,14 @@ class _Canvas:
             self.written_by[i] = None
         return eos_at
 
-    def forward(self) -> torch.Tensor:
-        """One forward over the whole canvas, future masks included: (L, V)."""
+    def forward(self, span: Span) -> torch.Tensor:
+        """One forward over the whole canvas, future masks included: (L, V).
+
+        With a cache maybe of a part only, as needed to decode `span`.
+        """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        self.nfe += 1
-        return self.model(torch.tensor(self.ids, dtype=torch.int64))
+        return self.forwards.run(self.ids, span, self.masked())
 
     def commit(
         self,
@@ -378,4 +372,7 @@ class _Canvas:
         if early_stop:
             self.fill_after_eos()
         answer = slice(self.prompt_len, None)
-        return Result(self.ids[answer], self.nfe, self.written_by[answer], self.trace)
+        return Result(
+            self.ids[answer], self.nfe, self.written_by[answer], self.trace,
+            **self.forwards.record(),
+        )  # fmt: skip

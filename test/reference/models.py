@@ -2,7 +2,7 @@
 
 LLaDA is a Llama with other tensor names and no causal mask; Dream is a Qwen2 with no
 causal mask whose logits are read one position late. This module owns those facts and
-knows nothing of decoding.
+knows nothing of decoding. `KeyValueMemory` is the `reference.memory` of all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Cache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from reference.memory import check_window, shift_right, usable_rows
 
 # LLaDA block submodule -> Llama layer submodule. Inside a block `ff_out` is the down
 # projection; the tensor `model.transformer.ff_out` is the LM head.
@@ -89,14 +97,74 @@ class ReferenceModel:
 
     __call__ = logits
 
+    def new_memory(self) -> KeyValueMemory:
+        return KeyValueMemory(self.module, shift=self.family == "dream")
 
-def shift_right(logits: torch.Tensor) -> torch.Tensor:
-    """logits: (L, V) -> (L, V): rows L0, L0, L1, ..., L(n-2).
 
-    Dream kept the next-token alignment of its autoregressive parent, so position i is
-    read from row i-1 (Dream, `diffusion_generate`; d3LLM does the same).
+class KeyValueMemory:
+    """The keys and values of one canvas, batch 1: a `reference.memory.Memory`."""
+
+    def __init__(self, module: torch.nn.Module, *, shift: bool) -> None:
+        self.module, self.shift = module, shift
+        self.canvas: _CanvasCache | None = None
+
+    def full(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: (L,) int64 -> (L, V) float, row i predicts position i."""
+        self.canvas = _CanvasCache(len(ids))
+        return self.window(ids, 0, len(ids))
+
+    @torch.no_grad()
+    def window(self, ids: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
+        """ids: (L,) int64 -> (L, V) float, NaN where rows lo to hi - 1 say nothing."""
+        known_len = None if self.canvas is None else self.canvas.canvas_len
+        check_window(known_len, ids, lo, hi)
+        assert self.canvas is not None
+        self.canvas.lo = lo
+        canvas_len, device = len(ids), self.module.device
+        # All zeros: no causal mask, as in `raw_logits`.
+        everything = torch.zeros(
+            1, 1, hi - lo, canvas_len, dtype=self.module.dtype, device=device
+        )
+        output = self.module(
+            input_ids=ids[None, lo:hi].to(device),
+            attention_mask=everything,
+            position_ids=torch.arange(lo, hi, device=device)[None],
+            past_key_values=self.canvas,
+            use_cache=True,
+        )
+        return usable_rows(output.logits[0], lo, canvas_len, self.shift)
+
+
+class _CanvasCache(Cache):
+    """Keys and values of the whole canvas, written at any place, not only appended.
+
+    Transformers' attention asks `update` for what to attend to, with rotary positions
+    already in the keys, and needs nothing else of a cache here: mask and positions of
+    the rows are given.
     """
-    return torch.cat([logits[:1], logits[:-1]])
+
+    def __init__(self, canvas_len: int) -> None:
+        super().__init__(layers=[])
+        self.canvas_len = canvas_len
+        self.lo = 0  # position of the first row of the forward that runs
+        self.stored: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by layer
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, heads, rows, head size) each -> the same of all positions."""
+        num_rows = key_states.shape[2]
+        if num_rows == self.canvas_len:
+            self.stored[layer_idx] = key_states.clone(), value_states.clone()
+        keys, values = self.stored[layer_idx]
+        keys[:, :, self.lo : self.lo + num_rows] = key_states
+        values[:, :, self.lo : self.lo + num_rows] = value_states
+        return keys, values
 
 
 def load(path: str | Path, **options: Any) -> ReferenceModel:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from reference.canvas import GREEDY, Canvas, Guess, Sampling, rank_gap, ranked, share
-from reference.decoding import LogitsFn, Result
+from reference.memory import LogitsFn
+from reference.record import Result
 
 DREAM_ENTROPY_EPS = 1e-10
 SMALLEST_UNIFORM = 1e-300  # ln(0) is no Gumbel number
@@ -34,9 +35,7 @@ def llada(
     `unconditional` predicts from the canvas whose prompt is all masks, for guidance;
     it is the model itself unless given. It is the same forward, so `nfe` counts one.
     """
-    canvas = Canvas(
-        model, prompt_ids, max_new_tokens, sampling, options["max_forwards"], **facts
-    )
+    canvas = Canvas(model, prompt_ids, max_new_tokens, sampling, options, **facts)
     blocks = canvas.blocks(options["block_size"])
     steps = max_new_tokens if options["steps"] is None else options["steps"]
     if steps < len(blocks):
@@ -47,7 +46,7 @@ def llada(
             candidates = canvas.masked(start, end)
             if not candidates or not quota:
                 break
-            logits = canvas.forward()
+            logits = canvas.forward((start, end))
             scale = options["cfg_scale"]
             if scale > 0:
                 ids = [canvas.mask_id] * canvas.prompt_len
@@ -100,9 +99,7 @@ def dream(
     **facts: Any,
 ) -> Result:
     """No blocks: each step commits the best of the canvas, by a schedule of times."""
-    canvas = Canvas(
-        model, prompt_ids, max_new_tokens, sampling, options["max_forwards"], **facts
-    )
+    canvas = Canvas(model, prompt_ids, max_new_tokens, sampling, options, **facts)
     steps = max_new_tokens if options["steps"] is None else options["steps"]
     alg, alg_temp = options["alg"], options["alg_temp"]
     # float32 on purpose, and torch's own linspace: the truncation below depends on it.

@@ -1,4 +1,4 @@
-"""A model that says what a test tells it to: recorded logits over eight tokens."""
+"""Toy models over eight tokens: one says what a test tells it to, one is random."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from reference.algorithms import run
 from reference.canvas import GREEDY, Sampling
-from reference.decoding import Result
+from reference.memory import LogitsFn, usable_rows
+from reference.record import Result
 
 # Tokens 0 to 3 are words.
 NEWLINE, TURN_END, EOS, MASK, VOCAB = 4, 5, 6, 7, 8
@@ -41,6 +42,36 @@ class Script:
         self.seen.append(ids.tolist())
         prompt = [torch.zeros(VOCAB, dtype=torch.float64)] * self.prompt_len
         return torch.stack([*prompt, *frame])
+
+    def new_memory(self) -> ScriptMemory:
+        return ScriptMemory(self)
+
+
+class ScriptMemory:
+    """A script decoded with a cache: what is outside of the window is not said."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def full(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.script(ids)
+
+    def window(self, ids: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
+        shift = self.script.family == "dream"
+        said = usable_rows(torch.ones(hi - lo, 1), lo, len(ids), shift)
+        return self.script(ids) * said  # 1 or NaN
+
+
+def random_rows(seed: int) -> LogitsFn:
+    """Uneven logits that depend on the whole canvas, for `reference.memory`."""
+
+    def rows(ids: torch.Tensor) -> torch.Tensor:
+        """ids: (L,) int64 -> (L, 8) float32, not shifted."""
+        rng = torch.Generator().manual_seed(hash((seed, *ids.tolist())) % 2**31)
+        scale = torch.exp(1.5 * torch.randn(len(ids), 1, generator=rng))
+        return torch.randn(len(ids), VOCAB, generator=rng) * scale
+
+    return rows
 
 
 def says(

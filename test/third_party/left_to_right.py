@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import (
-    Algorithm,
-    Choice,
-    DecodingState,
-    Judged,
-    Step,
-)
-from sglang_dllm.decoding.blockwise import WholeCanvasState
-from sglang_dllm.decoding.canvas import Canvas, IdArray
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.blockwise import whole_canvas_step
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
-from sglang_dllm.families import ModelFacts
 
 
 class LeftToRightOptions(Options):
@@ -31,8 +24,8 @@ class LeftToRight(Algorithm):
 
     options = LeftToRightOptions
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return WholeCanvasState(canvas, self, options, facts)
+    def plan(self, canvases: Canvases) -> Step:
+        return whole_canvas_step(canvases)
 
     def choose(self, judged: Judged) -> Choice:
         place = ranks(
@@ -46,35 +39,33 @@ class FaultyOptions(Options):
     where: Annotated[str, Field(description="a method's name")] = "choose"
 
 
-class FaultyState(WholeCanvasState):
-    def plan_step(self) -> Step:
-        _fail_in("plan_step", self.options)
-        return super().plan_step()
-
-    def commit(self, positions: IdArray, token_ids: IdArray, note: int) -> None:
-        _fail_in("commit", self.options)
-        super().commit(positions, token_ids, note)
-
-
 class Faulty(Algorithm):
     """Raises where it is told to, or returns what has the wrong shape."""
 
     options = FaultyOptions
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        _fail_in("start", options)
-        return FaultyState(canvas, self, options, facts)
+    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+        _fail_in("begin", canvases)
+        return {}
+
+    def plan(self, canvases: Canvases) -> Step:
+        _fail_in("plan", canvases)
+        if canvases.records[0].num_forwards:
+            _fail_in("later_plan", canvases)
+        return whole_canvas_step(canvases)
 
     def choose(self, judged: Judged) -> Choice:
-        for state in judged.states:
-            _fail_in("choose", state.options)
+        _fail_in("choose", judged.canvases)
         accepted = torch.ones_like(judged.positions, dtype=torch.bool)
         tokens = confidence(judged).tokens
-        if judged.states[0].options.where == "shape":
+        if judged.canvases.options[0].where == "shape":
             return Choice(accepted[1:], tokens)
         return Choice(accepted, tokens)
 
+    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+        _fail_in("committed", judged.canvases)
 
-def _fail_in(where: str, options: Any) -> None:
-    if options.where == where:
+
+def _fail_in(where: str, canvases: Canvases) -> None:
+    if any(options.where == where for options in canvases.options):
         raise RuntimeError(f"told to fail in {where}")

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from reference.algorithms import run
 from reference.decoding import Result
+from reference.memory import TokenModel
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from toy_model import (
     EOS,
+    FAMILY,
     MASK,
     NEWLINE,
     TURN_END,
@@ -97,6 +99,38 @@ def options_of(algorithm: str, family: str) -> st.SearchStrategy[dict[str, Any]]
 
 ALGORITHMS = [*OPTIONS, "FastDLLM"]
 BY_ENTROPY = ("EntropyThreshold", "FullAttnMultiBlock")
+CACHED = [name for name in ALGORITHMS if name not in ("Dream", "AdaptiveParallel")]
+look = st.integers(0, 6)
+CACHES = [
+    st.just({"cache": "prefix"}),
+    st.just({"cache": "dual"}),
+    st.builds(
+        lambda looks: {"cache": "vicinity", **looks},
+        options(prefix_look=look, after_look=look, warmup=st.integers(0, 5)),
+    ),
+    st.builds(
+        lambda intervals: {"cache": "delayed", **intervals},
+        options(
+            cache_delay_iter=st.integers(0, 3),
+            refresh_interval=st.sampled_from([1, 2, 3, 5, 10_000]),
+        ),
+    ),
+]
+
+
+@st.composite
+def cached_options(draw: st.DrawFn, algorithm: str, family: str) -> dict[str, Any]:
+    """An algorithm's options with a cache."""
+    kinds = CACHES[:3] if algorithm == "AdaBlock" else CACHES
+    chosen = draw(options_of(algorithm, family)) | draw(st.one_of(kinds))
+    chosen.pop("cfg_scale", None)
+    if algorithm == "FastDLLM" and family == "dream":
+        # Block-wise with a cache, and only then.
+        chosen.pop("steps", None)
+        chosen["block_size"] = draw(blocks)
+    return chosen
+
+
 SAMPLING = st.builds(
     SamplingOptions,
     temperature=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
@@ -107,10 +141,18 @@ SAMPLING = st.builds(
 
 
 @st.composite
-def requests(draw: st.DrawFn, family: str, algorithm: str | None = None) -> Request:
+def requests(
+    draw: st.DrawFn,
+    family: str,
+    algorithm: str | None = None,
+    cached: bool | None = None,
+) -> Request:
     algorithm = algorithm or draw(st.sampled_from(ALGORITHMS))
     limit = draw(st.sampled_from([None, None, None, 1, 2, 5]))
-    chosen = draw(options_of(algorithm, family))
+    if cached is None:
+        cached = algorithm in CACHED and draw(st.booleans())
+    kind = cached_options if cached else options_of
+    chosen = draw(kind(algorithm, family))
     return Request(
         model=ToyModel(
             draw(st.integers(0, 2**20)),
@@ -129,7 +171,7 @@ def requests(draw: st.DrawFn, family: str, algorithm: str | None = None) -> Requ
 def expected(family: str, request: Request) -> Result:
     return run(
         request.algorithm,
-        request.model.shifted(family),
+        TokenModel(request.model, bool(FAMILY[family].shift)),
         list(request.prompt),
         request.length,
         request.options,
@@ -155,6 +197,9 @@ def check(family: str, request: Request, canvas: Canvas) -> None:
     else:
         assert answer(canvas) == wanted.ids
     assert canvas.num_forwards == wanted.nfe
+    assert canvas.rows_computed == wanted.rows_computed
+    assert canvas.rows_reused == wanted.rows_reused
+    assert canvas.full_refreshes == wanted.full_refreshes
     assert tuple(canvas.ids[: canvas.prompt_len]) == request.prompt
 
 
@@ -163,7 +208,19 @@ def check(family: str, request: Request, canvas: Canvas) -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_equals_its_reference(family: str, algorithm: str, data: st.DataObject) -> None:
-    request = data.draw(requests(family, algorithm))
+    request = data.draw(requests(family, algorithm, cached=False))
+    (canvas,) = decode(family, [request])
+    check(family, request, canvas)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("algorithm", CACHED)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_equals_its_reference_with_a_cache(
+    family: str, algorithm: str, data: st.DataObject
+) -> None:
+    request = data.draw(requests(family, algorithm, cached=True))
     (canvas,) = decode(family, [request])
     check(family, request, canvas)
 

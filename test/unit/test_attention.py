@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sglang_dllm.attention.full import full_attention
+from sglang_dllm.attention.canvas import canvas_attention
+from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
 
 
 def naive(
@@ -29,6 +30,16 @@ def naive(
                     out[i, head] += weight / sum(weights) * v[j, kv]
         start += length
     return out
+
+
+def full_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lens: list[int], scale: float
+) -> torch.Tensor:
+    """Whole canvases; nothing is read from the pool."""
+    nothing = torch.empty(0)
+    rows = [PlannedRow(0, length, length) for length in lens]
+    plan = ForwardPlan(rows, torch.tensor([0]))
+    return canvas_attention(q, k, v, plan, nothing, nothing, scale)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=["mha", "gqa", "mqa"])
@@ -75,3 +86,53 @@ def test_reads_strided_slices_of_a_fused_projection(lens: list[int]) -> None:
     views = q.unflatten(1, (4, 4)), k.unflatten(1, (2, 4)), v.unflatten(1, (2, 4))
     out = full_attention(*views, lens, 0.5)
     torch.testing.assert_close(out, naive(*views, lens, 0.5), atol=1e-5, rtol=1e-5)
+
+
+WINDOWS = [(0, 9, 9), (3, 7, 9), (0, 6, 6), (2, 6, 9), (8, 9, 9), (0, 4, 8)]
+"""Start and end of a window, and its canvas's length."""
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["all-kept", "some-kept"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["mha", "gqa"])
+def test_windows_attend_to_whole_canvases_in_the_pool(
+    heads: tuple[int, int], kept: bool
+) -> None:
+    """Full rows, windows and canvases without a cache, in one batch."""
+    torch.manual_seed(3)
+    num_heads, num_kv_heads = heads
+    k_pool, v_pool = torch.randn(2, 80, num_kv_heads, 8)
+    slots = torch.randperm(80)
+    rows, first = [], 0
+    for start, end, canvas_len in WINDOWS:
+        keeps = kept or end - start < canvas_len
+        own = slots[first : first + canvas_len] if keeps else None
+        rows.append(PlannedRow(start, end, canvas_len, own))
+        first += canvas_len
+    plan = ForwardPlan(rows, torch.tensor([0]))
+    total = sum(plan.lens)
+    q = torch.randn(total, num_heads, 8)
+    k, v = torch.randn(2, total, num_kv_heads, 8)
+    before = k_pool.clone(), v_pool.clone()
+    out = canvas_attention(q, k, v, plan, k_pool, v_pool, 0.7)
+    used, first = set(), 0
+    for row in rows:
+        fresh = slice(first, first + row.length)
+        first = fresh.stop
+        canvas = torch.empty(2, row.canvas_len, num_kv_heads, 8)
+        if row.slots is not None:
+            canvas[0], canvas[1] = (pool[row.slots] for pool in before)
+            used |= set(row.slots[row.start : row.end].tolist())
+            # What the next forward finds: the fresh ones, and the rest as it was.
+            assert torch.equal(k_pool[row.slots[row.start : row.end]], k[fresh])
+            assert torch.equal(v_pool[row.slots[row.start : row.end]], v[fresh])
+        canvas[0, row.start : row.end] = k[fresh]
+        canvas[1, row.start : row.end] = v[fresh]
+        queries = torch.zeros(row.canvas_len, num_heads, 8)
+        queries[row.start : row.end] = q[fresh]
+        wanted = naive(queries, canvas[0], canvas[1], [row.canvas_len], 0.7)
+        torch.testing.assert_close(
+            out[fresh], wanted[row.start : row.end], atol=1e-5, rtol=1e-5
+        )
+    untouched = [slot for slot in range(80) if slot not in used]
+    assert torch.equal(k_pool[untouched], before[0][untouched])
+    assert torch.equal(v_pool[untouched], before[1][untouched])

@@ -15,6 +15,7 @@ from sglang_dllm.config import (
     parse_decode_config,
     request_options,
 )
+from sglang_dllm.decoding.cache import OPTIONS
 from sglang_dllm.decoding.registry import OURS, algorithms
 from sglang_dllm.errors import ConfigError, OptionError
 from sglang_dllm.families import FAMILIES, Family, ModelFacts
@@ -31,6 +32,7 @@ def test_defaults_are_the_published_ones() -> None:
     dream = parse_decode_config("FullAttnMultiBlock", DREAM, {})
     assert resolved(llada) == {
         "algorithm": "FullAttnMultiBlock",
+        "cache": "none",
         "max_forwards": None,
         "block_size": 32,
         "threshold": 0.5,
@@ -48,11 +50,14 @@ def test_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize("family", [LLADA, DREAM], ids=["llada", "dream"])
 @pytest.mark.parametrize("name", [kind.__name__ for kind in OURS])
 def test_defaults_are_those_of_the_references(name: str, family: Family) -> None:
-    ours = resolved(parse_decode_config(name, family, {}))
     theirs = DEFAULTS[family.lineage.lower()][name]
-    filled = {"steps", "delimiter_ids"}
-    for key, value in theirs.items():
-        assert key in filled or ours[key] == value, key
+    filled = {"steps", "delimiter_ids", "cache"}
+    for cache in algorithms()[name].caches:
+        ours = resolved(parse_decode_config(name, family, {"cache": cache}))
+        assert ours["cache"] == cache
+        for key, value in theirs.items():
+            needs = OPTIONS.get(key, cache)
+            assert key in filled or needs != cache or ours[key] == value, key
 
 
 def test_the_request_wins_over_the_yaml_and_the_yaml_over_the_published() -> None:
@@ -103,6 +108,19 @@ def test_null_is_a_key_left_out() -> None:
         ({"algorithm": "AdaBlock", "delimiter_ids": [-1]}, "delimiter_ids", "list of"),
         ({"max_forwards": 0}, "max_forwards", "1 to 100000"),
         ({"threshold": float("nan")}, "threshold", "nats"),
+        ({"cache": "sometimes"}, "cache", "none, prefix, dual, delayed or vicinity"),
+        ({"cache": {}}, "cache", "none, prefix, dual, delayed or vicinity"),
+        ({"algorithm": "Dream", "cache": "dual"}, "cache", "with Dream: none"),
+        ({"algorithm": "AdaBlock", "cache": "delayed"}, "cache", "none, prefix, dual"),
+        (
+            {"algorithm": "LLaDA", "cache": "dual", "cfg_scale": 1.0},
+            "cache",
+            "guidance",
+        ),
+        ({"warmup": 3}, "warmup", "nothing, unless cache is vicinity"),
+        ({"cache": "dual", "prefix_look": 3}, "prefix_look", "cache is vicinity"),
+        ({"cache": "delayed", "refresh_interval": 0}, "refresh_interval", "1 to"),
+        ({"cache": "vicinity", "after_look": 5000}, "after_look", "0 to 4096"),
     ],
 )
 def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> None:
@@ -132,6 +150,12 @@ def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> No
         ("early_stop", "yes"),
         ("cache_delay_iter", 2),
         ("refresh_interval", 3),
+        ("warmup", 1),
+        ("cache", "sometimes"),
+        ("cache", ["dual"]),
+        ("steps_per_round", 0),
+        ("steps_per_round", 1.5),
+        ("steps_per_round", True),
     ],
 )
 def test_a_wrong_value_is_named_with_its_range(key: str, value: object) -> None:
@@ -143,8 +167,25 @@ def test_a_wrong_value_is_named_with_its_range(key: str, value: object) -> None:
 
 
 def test_an_unknown_key_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"steps=8 .*: max_forwards, block_si"):
+    with pytest.raises(ConfigError, match=r"steps=8 .*: cache, max_forwards, block_si"):
         parse_decode_config("FullAttnMultiBlock", LLADA, {"steps": 8})
+
+
+def test_caches_have_published_defaults_and_need_naming() -> None:
+    config = parse_decode_config(
+        "FullAttnMultiBlock",
+        DREAM,
+        {"steps_per_round": 2, "cache_delay_iter": 10_000, "refresh_interval": 10_000},
+    )
+    assert config.steps_per_round == 2
+    assert resolved(config)["cache"] == "none"
+    delayed = resolved(config, cache="delayed")
+    assert (delayed["cache_delay_iter"], delayed["refresh_interval"]) == (1, 10_000)
+    assert not {"prefix_look", "warmup"} & delayed.keys()
+    by_cache = parse_decode_config("FastDLLM", DREAM, {"cache": "dual"})
+    assert resolved(by_cache)["block_size"] == 32
+    assert "steps" not in resolved(by_cache)
+    assert resolved(by_cache, cache="none")["steps"] == 2
 
 
 def test_progress_thresholds_belong_to_multi_block_only() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from sglang_dllm.decoding.algorithm import Judged, Step
+from sglang_dllm.decoding.algorithm import Judged
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.canvases import Canvases, Step, first_true
+from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.prediction import plain_prediction
 from sglang_dllm.decoding.sampling import (
     Stream,
@@ -16,14 +18,29 @@ from sglang_dllm.decoding.sampling import (
     draw,
     filter_logits,
 )
-from sglang_dllm.decoding.statistics import margin, negative_entropy
-from toy_model import EOS, MASK, VOCAB, Request, ToyModel, answer, decode, facts_of
+from sglang_dllm.decoding.statistics import MARGIN, Statistic
+from toy_model import (
+    EOS,
+    MASK,
+    VOCAB,
+    Request,
+    ToyModel,
+    answer,
+    decode,
+    facts_of,
+    resolve,
+)
 
 
 def judged(logits: torch.Tensor) -> Judged:
-    """Rows of one canvas, without the canvas."""
-    zero = torch.zeros(len(logits), dtype=torch.int64)
-    return Judged([], logits, zero, zero, None, facts_of("llada"))
+    """Rows of one canvas, all of it candidates."""
+    length = len(logits)
+    canvas = Canvas.from_prompt([], length, mask_id=MASK, eos_ids=(EOS,))
+    canvases = Canvases.of(canvas, Options(), facts_of("llada"), "cpu")
+    step = Step(canvases.masked, canvases.answer_len * 0, canvases.answer_len)
+    zero = torch.zeros(length, dtype=torch.int64)
+    places = torch.arange(length)
+    return Judged(canvases, step, zero, places, [length], lambda rows: logits[rows])
 
 
 def test_the_mask_token_is_never_predicted_and_the_measures_count_it() -> None:
@@ -34,13 +51,13 @@ def test_the_mask_token_is_never_predicted_and_the_measures_count_it() -> None:
     sure = plain_prediction(judged(logits))
     assert sure.tokens.tolist() == [7]
     assert sure.value[0] == p[7]
-    certain = plain_prediction(judged(logits), negative_entropy(1e-12))
+    certain = plain_prediction(judged(logits), Statistic("negative_entropy", 1e-12))
     assert certain.value[0] == (p * (p + 1e-12).log()).sum()
 
 
 def test_the_margin_is_that_of_the_two_best_without_the_mask_token() -> None:
     p = torch.tensor([[0.1, 0.2, 0.0, 0.4, 0.25, 0.05]]).double()
-    assert margin(MASK)(p, torch.tensor([4])).tolist() == [pytest.approx(0.05)]
+    assert MARGIN.of(p, torch.tensor([4]), MASK).tolist() == [pytest.approx(0.05)]
 
 
 def test_a_nan_row_measures_least() -> None:
@@ -66,20 +83,62 @@ def test_a_nan_row_does_not_stop_a_canvas() -> None:
 
 def test_committed_prefix_is_handed_out_once_and_in_order() -> None:
     canvas = Canvas.from_prompt([1, MASK], 4, mask_id=MASK, eos_ids=(EOS,))
-    canvas.commit(np.array([3]), np.array([8]))
-    assert canvas.take_committed_prefix().tolist() == []
-    canvas.commit(np.array([2]), np.array([7]))
-    assert canvas.take_committed_prefix().tolist() == [7, 8]
-    canvas.commit(np.array([4, 5]), np.array([9, 9]))
-    assert canvas.take_committed_prefix().tolist() == [9, 9]
+
+    def commit(positions: list[int], tokens: list[int]) -> list[int]:
+        canvas.ids[positions], canvas.masked[positions] = tokens, False
+        return canvas.take_committed_prefix().tolist()
+
+    assert commit([3], [8]) == []
+    assert commit([2], [7]) == [7, 8]
+    assert commit([4, 5], [9, 9]) == [9, 9]
     assert canvas.take_committed_prefix().tolist() == []
     assert canvas.finished
-    assert canvas.num_committed == 4
 
 
-def test_a_step_names_positions_and_nothing_more_by_default() -> None:
-    step = Step(np.array([3]))
-    assert (step.forced, step.quota, step.share) == ((0, 0), None, 0.0)
+def test_first_true_is_the_width_where_nothing_is_true() -> None:
+    values = torch.tensor([[False, True, True], [False, False, False]])
+    assert first_true(values).tolist() == [1, 3]
+    assert first_true(values[:, :0]).tolist() == [0, 0]
+
+
+def test_a_canvas_set_aside_goes_on_where_it_was() -> None:
+    """As a retracted request does; the others of its group go on meanwhile."""
+    facts = facts_of("llada")
+
+    def canvas_of(length: int) -> Canvas:
+        return Canvas.from_prompt([1], length, mask_id=MASK, eos_ids=(EOS,))
+
+    def answers(interrupted: bool) -> list[list[int]]:
+        decoder = Decoder(facts)
+        canvases = [canvas_of(17), canvas_of(30)]
+        model = ToyModel(5, eos_bias=-50.0)
+        for canvas in canvases:
+            options = {"block_size": 8, "cache": "dual"}
+            found = resolve("llada", Request(model, (1,), 0, "Credit", options))
+            decoder.add(canvas, found.algorithm, found.options)
+        put_back = None
+        for step in range(60):
+            if interrupted and step == 3:
+                put_back = decoder.set_aside(canvases[1])
+                assert decoder.canvases == canvases[:1]
+            if put_back and step == 9:
+                put_back()
+                assert canvases[1].window == (0, 31)
+            decoder.remove([canvas for canvas in canvases if canvas.done])
+            if not decoder.canvases:
+                break
+            layout = decoder.layout()
+            rows = layout.input_ids.split(layout.lens)
+            # Whole canvases, whatever the window: the cache does not show.
+            packed = [
+                model(torch.from_numpy(row.canvas.ids))[slice(*row.canvas.window)]
+                for row, _ in zip(layout.rows, rows, strict=True)
+            ]
+            hidden = torch.cat(packed)[layout.logits_rows]
+            decoder.commit(hidden, head=lambda logits: logits)
+        return [canvas.ids.tolist() for canvas in canvases]
+
+    assert answers(interrupted=True) == answers(interrupted=False)
 
 
 def test_draws_follow_temperature_top_k_and_top_p() -> None:

@@ -24,7 +24,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "families.py": _BASE,
     "errors.py": (),
     "forward_plan.py": (),
-    "decoding": (*_BASE, "sglang_dllm.decoding"),
+    "decoding": (*_BASE, "sglang_dllm.decoding", "sglang_dllm.kernels"),
+    "kernels": (),
     "attention": (*_LEAF, "sglang_dllm.attention", "sglang_dllm.forward_plan"),
     "models": (
         *_LEAF,
@@ -36,7 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "serving": (*_LEAF, "sglang_dllm.serving"),
 }
 WITHOUT_SGLANG = ("config.py", "families.py", "errors.py", "forward_plan.py")
-WITHOUT_SGLANG += ("decoding", "attention", "demo")
+WITHOUT_SGLANG += ("decoding", "kernels", "attention", "demo")
 MAY_IMPORT_PATCHES = ("plugin.py", "__main__.py", "doctor.py")
 
 

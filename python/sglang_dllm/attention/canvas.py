@@ -1,59 +1,91 @@
-"""Ragged bidirectional attention over fresh q, k, v, on torch's SDPA."""
+"""Ragged bidirectional attention of canvases' windows, on torch's SDPA."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
 
-def full_attention(
+
+def canvas_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    lens: Sequence[int],
+    plan: ForwardPlan,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Every token attends to every token of its own canvas.
+    """The planned tokens attend to every token of their own canvas.
 
     Args:
-        q: ``(T, H, D)`` float, the canvases of the batch back to back.
-        k, v: ``(T, H_kv, D)``, H a multiple of H_kv.
-        lens: tokens of each canvas, in order; they sum to T.
+        q: ``(T, H, D)`` float, the plan's windows back to back.
+        k, v: ``(T, H_kv, D)``, fresh; H a multiple of H_kv.
+        k_pool, v_pool: ``(S, H_kv, D)``: the layer's pool, into which the fresh ones
+            of canvases that keep theirs are written first.
         scale: multiplies the dot products.
 
     Returns:
         ``(T, H, D)``.
 
-    Canvases of one length run as one call: with a batch dimension where all are
-    equal, else one call a canvas; nothing is padded and nothing read from a pool.
+    A full row attends to fresh keys and values and reads nothing from the pool.
+    Neighbouring rows of one shape run as one call; nothing is padded.
     """
-    grouped = q.shape[1] != k.shape[1]
-    if len(set(lens)) == 1:
-        shape = (len(lens), lens[0])
-        out = scaled_dot_product_attention(
-            q.unflatten(0, shape).transpose(1, 2),
-            k.unflatten(0, shape).transpose(1, 2),
-            v.unflatten(0, shape).transpose(1, 2),
-            scale=scale,
-            enable_gqa=grouped,
-        )
-        return out.transpose(1, 2).reshape(q.shape[0], q.shape[1], v.shape[2])
+    if plan.kept is not None:
+        tokens, slots = plan.kept
+        k_pool[slots] = k[tokens].to(k_pool.dtype)
+        v_pool[slots] = v[tokens].to(v_pool.dtype)
     out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-    start = 0
-    for length in lens:
-        end = start + length
-        out[start:end] = (
-            scaled_dot_product_attention(
-                q[None, start:end].transpose(1, 2),
-                k[None, start:end].transpose(1, 2),
-                v[None, start:end].transpose(1, 2),
-                scale=scale,
-                enable_gqa=grouped,
-            )
-            .transpose(1, 2)
-            .squeeze(0)
-        )
-        start = end
+    first = 0
+    for (length, canvas_len), same in groupby(plan.rows, _shape):
+        rows = list(same)
+        end = first + length * len(rows)
+        if length == canvas_len:
+            keys, values = k[first:end], v[first:end]
+        else:
+            keys, values = _of_pool(k_pool, rows, k), _of_pool(v_pool, rows, v)
+        attend(q[first:end], keys, values, len(rows), scale, out=out[first:end])
+        first = end
     return out
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_rows: int,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Attention of rows of equal shape.
+
+    Args:
+        q: ``(R * Q, H, D)`` for R rows.
+        k, v: ``(R * K, H_kv, D)``.
+        out: ``(R * Q, H, D)``, written.
+    """
+    result = scaled_dot_product_attention(
+        q.unflatten(0, (num_rows, -1)).transpose(1, 2),
+        k.unflatten(0, (num_rows, -1)).transpose(1, 2),
+        v.unflatten(0, (num_rows, -1)).transpose(1, 2),
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    out.unflatten(0, (num_rows, -1)).copy_(result.transpose(1, 2))
+
+
+def _shape(row: PlannedRow) -> tuple[int, int]:
+    return row.length, row.canvas_len
+
+
+def _of_pool(
+    pool: torch.Tensor, rows: Sequence[PlannedRow], fresh: torch.Tensor
+) -> torch.Tensor:
+    """The rows' canvases ``(R * K, H_kv, D)``, in the dtype of the fresh ones."""
+    slots = [row.slots for row in rows if row.slots is not None]
+    assert len(slots) == len(rows), "a window needs the rest's keys and values"
+    return pool[slots[0] if len(slots) == 1 else torch.cat(slots)].to(fresh.dtype)

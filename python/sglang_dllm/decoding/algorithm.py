@@ -1,131 +1,31 @@
 """What a decoding algorithm is: options, a plan per step, a rule for many canvases.
 
-An algorithm has no state of its own; what it knows of a request is in the request's
-``DecodingState``. Each denoising step goes: every state plans (``begin_step``), one
-forward, every algorithm present judges all its canvases at once (``choose``), every
-state commits.
+An algorithm has no state of its own; what it knows of its canvases is in tensors, one
+row a canvas. Each denoising step goes: the algorithm plans for all its canvases at
+once (``plan``), one forward, it judges them (``choose``), what it accepted is
+committed. All of it is tensor code that never asks the device for a value.
 """
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 
-from sglang_dllm.decoding.canvas import Canvas, IdArray, SamplingOptions
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.families import Family, ModelFacts
 
-logger = logging.getLogger(__name__)
+Rows: TypeAlias = slice | torch.Tensor
+"""Some of N candidates: a slice, or int64 indices."""
 
-MAX_FORWARDS = 100_000
-"""Of one request; the most steps that any option asks for."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one denoising step may commit.
-
-    Attributes:
-        candidates: absolute indices of the positions that are judged, ascending.
-        forced: half-open range in which at least one candidate must be accepted;
-            empty where nothing is forced.
-        quota: how many of the best candidates to accept or to consider; None for
-            all of them.
-        share: the probability with which each candidate is accepted, for schedules
-            of independent positions.
-    """
-
-    candidates: IdArray
-    forced: tuple[int, int] = (0, 0)
-    quota: int | None = None
-    share: float = 0.0
-
-
-class DecodingState(ABC):
-    """How far one canvas is; the scheduler's thread is the only writer."""
-
-    def __init__(
-        self, canvas: Canvas, algorithm: Algorithm, options: Any, facts: ModelFacts
-    ) -> None:
-        self.canvas = canvas
-        self.algorithm = algorithm
-        self.options = options
-        self.facts = facts
-        self.step: Step | None = None
-        self.failure: str | None = None
-
-    def begin_step(self) -> Step | None:
-        """Plan the next forward and keep the plan in ``step``.
-
-        Returns None when the canvas needs no forward any more, or when the algorithm
-        failed; ``failure`` then says how.
-        """
-        self.step = None
-        if self.canvas.finished:
-            return None
-        try:
-            step = self.plan_step()
-            if self.canvas.num_forwards >= MAX_FORWARDS:
-                raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        except Exception as error:  # may be a third party's code
-            self.fail(error)
-            return None
-        if self.canvas.finished:
-            # Planning filled what was left behind an EOS.
-            return None
-        if self.is_last_forward:
-            masks = np.flatnonzero(self.canvas.masked)
-            step = replace(step, candidates=masks)
-        self.step = step
-        return step
-
-    def fail(self, error: Exception) -> None:
-        """Give the request up; the others of its batch go on."""
-        logger.error("%s failed", self.algorithm.name, exc_info=error)
-        self.failure = f"{self.algorithm.name}: {error}"
-
-    @property
-    def is_last_forward(self) -> bool:
-        """Whether ``max_forwards`` makes the next forward commit all that is left."""
-        most = self.options.max_forwards
-        return most is not None and self.canvas.num_forwards + 1 >= most
-
-    @abstractmethod
-    def plan_step(self) -> Step:
-        """What the next forward decides, for a canvas with masks left."""
-
-    def commit(self, positions: IdArray, token_ids: IdArray, note: int) -> None:
-        """Write accepted tokens, after one forward.
-
-        Args:
-            positions: absolute indices, ascending.
-            token_ids: the token of each.
-            note: what the algorithm's ``choose`` said of this canvas, else 0.
-        """
-        self.canvas.commit(positions, token_ids)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether each forward also computes ``unconditional_ids``."""
-        return self.algorithm.is_guided(self.options)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the forward batch that the canvas takes."""
-        return 2 if self.is_guided else 1
-
-    def unconditional_ids(self) -> IdArray:
-        """``(L,)`` int64: the canvas with its prompt masked, for guidance."""
-        ids = self.canvas.ids.copy()
-        ids[: self.canvas.prompt_len] = self.facts.mask_id
-        return ids
+LogitsOf = Callable[[Rows], torch.Tensor]
+"""Logits ``(n, V)`` float of some candidates. Computed when asked for: those of all
+candidates of a batch would be the largest tensor of a server."""
 
 
 @dataclass(frozen=True)
@@ -133,72 +33,63 @@ class Judged:
     """The candidates of all canvases that one algorithm judges in one step, packed.
 
     Attributes:
-        states: the canvases, B of them.
-        logits: ``(N, V)`` float: the rows that predict the candidates, in order.
-        canvas_index: ``(N,)`` int64, ascending: the state of each candidate.
+        canvases: B of them.
+        step: what was planned for them.
+        canvas_index: ``(N,)`` int64, ascending: the canvas of each candidate.
         positions: ``(N,)`` int64: the candidates, counted from the answer's start.
-        unconditional: ``(U, V)``: rows of the unconditional canvases' same
-            candidates, of the states that have one.
-        facts: of the model.
+        counts: candidates of each canvas, on the host.
+        logits_of: of some candidates.
+        unconditional_of: of the unconditional canvases' same candidates; only of
+            guided canvases' ones is it meaningful. None where no canvas is guided.
     """
 
-    states: Sequence[DecodingState]
-    logits: torch.Tensor
+    canvases: Canvases
+    step: Step
     canvas_index: torch.Tensor
     positions: torch.Tensor
-    unconditional: torch.Tensor | None
-    facts: ModelFacts
+    counts: Sequence[int]
+    logits_of: LogitsOf
+    unconditional_of: LogitsOf | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self.canvases.facts
 
     @property
     def device(self) -> torch.device:
-        return self.logits.device
+        return self.positions.device
 
     @property
     def num_canvases(self) -> int:
-        return len(self.states)
+        return len(self.canvases)
 
-    @cached_property
-    def steps(self) -> list[Step]:
-        """The plan of each canvas."""
-        return [planned(state) for state in self.states]
-
-    def per_canvas(self, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
-        """``(B,)`` on the logits' device."""
-        return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
+    @property
+    def num_candidates(self) -> int:
+        return len(self.positions)
 
     def option(
-        self, name: str, dtype: torch.dtype = torch.float64, missing: float = 0.0
+        self, name: str, dtype: torch.dtype = torch.float64, missing: Any = 0
     ) -> torch.Tensor:
         """``(N,)``: each candidate's value of an option, ``missing`` for None."""
-        values = [getattr(state.options, name) for state in self.states]
-        values = [missing if value is None else value for value in values]
-        return self.per_canvas(values, dtype)[self.canvas_index]
+        return self.canvases.option(name, dtype, missing)[self.canvas_index]
 
     def option_is(self, name: str, value: Any) -> torch.Tensor:
         """``(N,)`` bool: whether each candidate's option has a value."""
-        uses = [getattr(state.options, name) == value for state in self.states]
-        return self.per_canvas(uses, torch.bool)[self.canvas_index]
+        return self.canvases.option_is(name, value)[self.canvas_index]
 
     def quota(self) -> torch.Tensor:
-        """``(N,)`` int64: each candidate's ``Step.quota``."""
-        quotas = [
-            len(step.candidates) if step.quota is None else step.quota
-            for step in self.steps
-        ]
-        return self.per_canvas(quotas, torch.int64)[self.canvas_index]
+        """``(N,)`` int64: each candidate's ``Step.quota``, else all of its canvas's."""
+        quota = self.step.quota
+        if quota is None:
+            quota = self.step.candidates.sum(dim=1)
+        return quota[self.canvas_index]
 
-    @cached_property
-    def sampling(self) -> list[SamplingOptions]:
-        return [state.canvas.sampling for state in self.states]
-
-    def only(self, chosen: Callable[[DecodingState], bool]) -> torch.Tensor | None:
+    def only(self, wanted: Sequence[bool]) -> torch.Tensor | None:
         """Indices ``(K,)`` of the candidates of some canvases, None if there are
         none; known without asking the device."""
-        wanted = [chosen(state) for state in self.states]
         if not any(wanted):
             return None
-        counts = [len(step.candidates) for step in self.steps]
-        rows = np.flatnonzero(np.repeat(wanted, counts))
+        rows = np.flatnonzero(np.repeat(wanted, self.counts))
         return torch.from_numpy(rows).to(self.device, non_blocking=True)
 
 
@@ -210,12 +101,12 @@ class Choice:
         accepted: ``(N,)`` bool: the candidates to commit, at least one of a canvas
             now and then.
         tokens: ``(N,)`` int64: the token of every candidate, accepted or not.
-        notes: ``(B,)`` int64 for ``DecodingState.commit``, or None.
+        notes: anything for the algorithm's own ``committed``.
     """
 
     accepted: torch.Tensor
     tokens: torch.Tensor
-    notes: torch.Tensor | None = None
+    notes: Any = None
 
 
 class Algorithm(ABC):
@@ -224,9 +115,13 @@ class Algorithm(ABC):
     Attributes:
         options: the keys it takes. Published defaults are in the class; those that
             differ by family are in ``defaults``.
+        caches: strategies of ``decoding.cache`` it can be decoded with. All but
+            ``none`` need spans that are smaller than the canvas, ``delayed`` needs
+            blocks of ``block_size`` in order.
     """
 
     options: ClassVar[type[Options]]
+    caches: ClassVar[tuple[str, ...]] = ("none",)
 
     @property
     def name(self) -> str:
@@ -237,8 +132,8 @@ class Algorithm(ABC):
         """Published defaults that depend on the family."""
         return {}
 
-    def unused_keys(self, family: Family) -> frozenset[str]:
-        """Keys of the options that mean nothing for a family."""
+    def unused_keys(self, family: Family, cache: str) -> frozenset[str]:
+        """Keys of the options that mean nothing for a family or with a cache."""
         return frozenset()
 
     def settle(self, options: Any, answer_len: int, family: Family) -> Any:
@@ -249,20 +144,30 @@ class Algorithm(ABC):
         """
         return options
 
+    def complete(self, options: Any, facts: ModelFacts) -> Any:
+        """Fill in options that depend on the model's tokenizer."""
+        return options
+
     def is_guided(self, options: Any) -> bool:
         """Whether each forward also computes the unconditional canvas."""
         return False
 
+    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+        """The algorithm's tensors ``(R, ...)`` for canvases with nothing decoded."""
+        return {}
+
     @abstractmethod
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        """The state of a new canvas."""
+    def plan(self, canvases: Canvases) -> Step:
+        """What the next forward decides.
+
+        May write to ``ids``, ``masked`` and ``state``. Canvases that are done are
+        among them; what is planned for those is not looked at.
+        """
 
     @abstractmethod
     def choose(self, judged: Judged) -> Choice:
         """Judge the candidates of all its canvases, in a few tensor operations."""
 
-
-def planned(state: DecodingState) -> Step:
-    """The step that has begun."""
-    assert state.step is not None, "the step has not begun"
-    return state.step
+    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+        """Note in ``state`` what was committed: ``accepted`` ``(N,)`` bool."""
+        return

@@ -1,53 +1,44 @@
-"""Block after block: the state of algorithms that finish one before the next."""
+"""Block after block, or the whole canvas at once: the plans that algorithms share."""
 
 from __future__ import annotations
 
-from typing import Any
+import torch
 
-import numpy as np
+from sglang_dllm.decoding.canvases import Canvases, Step
 
-from sglang_dllm.decoding.algorithm import Algorithm, DecodingState, Step
-from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.families import ModelFacts
+Span = tuple[torch.Tensor, torch.Tensor]
 
 
-class BlockwiseState(DecodingState):
-    """The current block ``[start, end)`` of a canvas; its masks are the candidates.
+def current_block(canvases: Canvases) -> Span:
+    """Start and end ``(R,)`` of the block that holds the first mask.
 
-    The last block is short where the answer's length is no multiple of the block's.
+    Blocks have ``block_size`` tokens; the last one is short where the answer's length
+    is no multiple of it.
     """
-
-    def __init__(
-        self, canvas: Canvas, algorithm: Algorithm, options: Any, facts: ModelFacts
-    ) -> None:
-        super().__init__(canvas, algorithm, options, facts)
-        self.start = self.end = canvas.prompt_len
-        self.block_index = -1
-
-    def plan_step(self) -> Step:
-        if not self.canvas.masked[self.start : self.end].any():
-            self.begin_block()
-        return self.plan_in_block()
-
-    def begin_block(self) -> None:
-        """Go on to the next block."""
-        self.start = self.end
-        self.end = min(self.start + self.options.block_size, len(self.canvas))
-        self.block_index += 1
-
-    def plan_in_block(self) -> Step:
-        """What the next forward decides in the current block."""
-        masks = self.canvas.masked[self.start : self.end]
-        return Step(self.start + np.flatnonzero(masks))
+    size = canvases.option("block_size", torch.int64)
+    start = canvases.first_masked() // size * size
+    return start, torch.minimum(start + size, canvases.answer_len)
 
 
-class WholeCanvasState(DecodingState):
-    """All masks of the answer are candidates from the first step on."""
+def block_step(canvases: Canvases) -> Step:
+    """The masks of the current block; it is finished before the next one starts."""
+    start, end = current_block(canvases)
+    return Step(masks_before(canvases, end), start, end)
 
-    def plan_step(self) -> Step:
-        return Step(np.flatnonzero(self.canvas.masked))
+
+def whole_canvas_step(canvases: Canvases) -> Step:
+    """All masks of the answer, from the first step on."""
+    start = torch.zeros_like(canvases.answer_len)
+    return Step(canvases.masked, start, canvases.answer_len)
 
 
-def shared_out(total: int, parts: int, index: int) -> int:
+def masks_before(canvases: Canvases, end: torch.Tensor) -> torch.Tensor:
+    """``(R, A)`` bool."""
+    return canvases.masked & (canvases.positions < end[:, None])
+
+
+def shared_out(
+    total: torch.Tensor, parts: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
     """Part ``index`` of ``total`` in ``parts``, the first ones getting one more."""
     return total // parts + (index < total % parts)

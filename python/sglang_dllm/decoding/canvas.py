@@ -1,9 +1,10 @@
-"""One request's canvas: its tokens, what is committed, when it is finished."""
+"""One request's canvas as the host knows it: its tokens, its counters, its end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,13 @@ class SamplingOptions:
         return self.temperature == 0.0
 
 
-@dataclass
+# Compared by identity: two requests may ask the same.
+@dataclass(eq=False)
 class Canvas:
-    """Prompt and answer of one request; the scheduler's thread is the only writer.
+    """Prompt and answer of one request, as of the last step that was read back.
+
+    The canvas itself is a row of ``Canvases`` on the device; the decoder writes this
+    record after each step, nobody else does.
 
     Attributes:
         ids: int64 ``(prompt_len + max_new_tokens,)``: prompt, then the answer,
@@ -39,8 +44,20 @@ class Canvas:
         masked: bool, same shape: answer positions not committed. A mask token in
             the prompt is text and never masked.
         ignore_eos: decode and return the whole canvas.
+        ends_at_eos: the canvas is done once its first EOS and all before it are
+            committed, whatever is still masked behind.
+        has_cache: its forwards may be windows over kept keys and values.
+        num_rows: of a forward that it takes; 2 with guidance.
+        kv_slots: ``(L,)`` int64: the pool's slots of its positions, on the device.
+        done: no forward is needed any more.
+        failure: what its algorithm raised.
+        window: half-open range of positions that the next forward recomputes.
+        num_candidates: positions that the next forward decides on.
         num_forwards: denoising steps run.
         num_committed: answer positions filled by the policy (not by an EOS fill).
+        rows_computed, rows_reused: positions whose hidden states forwards computed,
+            and whose keys and values they took from the cache, summed over forwards.
+        full_refreshes: forwards over the whole canvas, of a canvas with a cache.
         cut_short: whether ``max_forwards`` committed what its algorithm would not have.
         num_emitted: length of the contiguous committed prefix handed out so far.
     """
@@ -50,9 +67,20 @@ class Canvas:
     mask_id: int
     eos_ids: tuple[int, ...]
     ignore_eos: bool = False
+    ends_at_eos: bool = False
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    has_cache: bool = False
+    num_rows: int = 1
+    kv_slots: Any = None
+    done: bool = False
+    failure: str | None = None
+    window: tuple[int, int] = (0, 0)
+    num_candidates: int = 0
     num_forwards: int = 0
     num_committed: int = 0
+    rows_computed: int = 0
+    rows_reused: int = 0
+    full_refreshes: int = 0
     cut_short: bool = False
     num_emitted: int = 0
     masked: BoolArray = field(init=False)
@@ -72,6 +100,7 @@ class Canvas:
         eos_ids: tuple[int, ...],
         ignore_eos: bool = False,
         sampling: SamplingOptions | None = None,
+        **others: Any,
     ) -> Canvas:
         """A canvas of ``len(prompt_ids) + max_new_tokens`` tokens, nothing decoded."""
         prompt_len = len(prompt_ids)
@@ -83,7 +112,8 @@ class Canvas:
             mask_id,
             eos_ids,
             ignore_eos,
-            sampling or SamplingOptions(),
+            sampling=sampling or SamplingOptions(),
+            **others,
         )
 
     def __len__(self) -> int:
@@ -93,30 +123,13 @@ class Canvas:
     def answer_len(self) -> int:
         return len(self.ids) - self.prompt_len
 
-    def commit(self, positions: IdArray, token_ids: IdArray) -> None:
-        """Fill canvas positions (absolute indices) with tokens."""
-        self.ids[positions] = token_ids
-        self.num_committed += int(self.masked[positions].sum())
-        self.masked[positions] = False
-
-    def first_eos(self) -> int | None:
-        """Absolute index of the first EOS in the answer, or None."""
-        answer = self.ids[self.prompt_len :]
-        hits = np.flatnonzero(np.isin(answer, self.eos_ids))
-        return self.prompt_len + int(hits[0]) if len(hits) else None
-
-    def fill_after(self, position: int) -> None:
-        """Make everything behind an EOS that EOS (d3LLM's early stop)."""
-        self.ids[position + 1 :] = self.ids[position]
-        self.masked[position + 1 :] = False
-
     def take_committed_prefix(self) -> IdArray:
         """The tokens by which the contiguous committed prefix grew; each once."""
         start = self.prompt_len + self.num_emitted
-        masked = np.flatnonzero(self.masked[start:])
-        end = start + int(masked[0]) if len(masked) else len(self.ids)
-        self.num_emitted = end - self.prompt_len
-        return self.ids[start:end]
+        masked = self.masked[start:]
+        grown = int(masked.argmax()) if masked.any() else len(masked)
+        self.num_emitted += grown
+        return self.ids[start : start + grown]
 
     @property
     def finished(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,11 +17,22 @@ TokenIds = Annotated[
     Field(max_length=256, description="a list of up to 256 token ids"),
 ]
 
+Iterations = Annotated[
+    int, Field(ge=0, le=100_000, description="an integer, 0 to 100000")
+]
+Look = Annotated[int, Field(ge=0, le=4096, description="an integer, 0 to 4096")]
+
 
 class Options(BaseModel):
     """What every algorithm takes.
 
     Attributes:
+        cache: what a forward may leave as it was (``decoding.cache``). ``none``
+            recomputes all and is exact; the others are approximations.
+        cache_delay_iter: forwards that a finished block waits for the cache.
+        refresh_interval: every so many forwards all is recomputed.
+        prefix_look, after_look: tokens recomputed before and behind the block.
+        warmup: forwards at the beginning that recompute all.
         max_forwards: forwards after which the request ends; the last one commits
             every mask that is left. None: as many as the algorithm needs.
     """
@@ -34,6 +45,17 @@ class Options(BaseModel):
     """Keys of which a request names at most one; it then replaces the others'
     defaults."""
 
+    cache: Annotated[
+        Literal["none", "prefix", "dual", "delayed", "vicinity"],
+        Field(description="none, prefix, dual, delayed or vicinity"),
+    ] = "none"
+    cache_delay_iter: Iterations = 2
+    refresh_interval: Annotated[
+        int, Field(ge=1, le=100_000, description="an integer, 1 to 100000")
+    ] = 3
+    prefix_look: Look = 16
+    after_look: Look = 16
+    warmup: Iterations = 4
     max_forwards: (
         Annotated[int, Field(ge=1, le=100_000, description="an integer, 1 to 100000")]
         | None

@@ -9,10 +9,10 @@ import torch
 from sglang_dllm.decoding.algorithm import Judged
 from sglang_dllm.decoding.sampling import Stream, counter_uniform, distribution, draw
 from sglang_dllm.decoding.statistics import (
+    PROBABILITY,
     Statistic,
-    probability,
+    measure,
     row_chunks,
-    without_token,
 )
 
 
@@ -25,7 +25,7 @@ class Prediction:
 
 
 def predict(
-    judged: Judged, statistic: Statistic = probability, *, of_drawn: bool = False
+    judged: Judged, statistic: Statistic = PROBABILITY, *, of_drawn: bool = False
 ) -> Prediction:
     """Predict a token for each candidate and measure it.
 
@@ -38,38 +38,39 @@ def predict(
         of_drawn: at a temperature, read the distribution that the token is drawn
             from (Dream's samplers) instead of the plain softmax (LLaDA's).
     """
-    logits, mask_id = judged.logits, judged.facts.mask_id
     best = plain_prediction(judged, statistic)
     tokens, value = best.tokens, best.value
-    drawn = judged.only(lambda state: not state.canvas.sampling.greedy)
+    drawn = judged.only([not c.sampling.greedy for c in judged.canvases.records])
     if drawn is not None:
+        mask_id = judged.facts.mask_id
         uniform = uniforms(judged, Stream.TOKEN)[drawn]
         temperature = _sampling(judged, "temperature", torch.float64)[drawn]
         top_p = _sampling(judged, "top_p", torch.float64)[drawn]
         top_k = _sampling(judged, "top_k", torch.int64)[drawn]
-        for part in row_chunks(len(drawn), logits.shape[1]):
-            rows_drawn = drawn[part]
-            chunk = logits[rows_drawn]
+        for part in row_chunks(len(drawn), judged.facts.vocab_size):
+            rows = drawn[part]
+            logits = judged.logits_of(rows)
             p = distribution(
-                chunk, mask_id, temperature[part], top_p[part], top_k[part]
+                logits, mask_id, temperature[part], top_p[part], top_k[part]
             )
-            tokens[rows_drawn] = draw(p, uniform[part])
+            tokens[rows] = draw(p, uniform[part])
             if not of_drawn:
-                p = chunk.double().softmax(dim=-1)
-            value[rows_drawn] = statistic(p, tokens[rows_drawn])
+                p = logits.double().softmax(dim=-1)
+            value[rows] = statistic.of(p, tokens[rows], mask_id)
     return Prediction(tokens, _no_nan(value))
 
 
-def plain_prediction(judged: Judged, statistic: Statistic = probability) -> Prediction:
+def plain_prediction(judged: Judged, statistic: Statistic = PROBABILITY) -> Prediction:
     """As ``predict`` at temperature 0, whatever the canvas's."""
-    num_rows, vocab_size = judged.logits.shape
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=judged.device)
-    value = torch.empty(num_rows, dtype=torch.float64, device=judged.device)
-    for rows in row_chunks(num_rows, vocab_size):
-        chunk = judged.logits[rows]
-        tokens[rows] = without_token(chunk, judged.facts.mask_id).argmax(dim=-1)
-        value[rows] = statistic(chunk.double().softmax(dim=-1), tokens[rows])
-    return Prediction(tokens, _no_nan(value))
+    parts = [
+        measure(judged.logits_of(rows), judged.facts.mask_id, statistic)
+        for rows in row_chunks(judged.num_candidates, judged.facts.vocab_size)
+    ]
+    if not parts:
+        nothing = torch.zeros_like(judged.positions)
+        return Prediction(nothing, nothing.double())
+    tokens, values = zip(*parts, strict=True)
+    return Prediction(torch.cat(tokens), _no_nan(torch.cat(values)))
 
 
 def _no_nan(value: torch.Tensor) -> torch.Tensor:
@@ -83,15 +84,13 @@ def confidence(judged: Judged) -> Prediction:
 
 def uniforms(judged: Judged, stream: Stream) -> torch.Tensor:
     """``(N,)`` float64 in [0, 1): each candidate's own random number of this step."""
-    forwards = [state.canvas.num_forwards for state in judged.states]
     return counter_uniform(
         _sampling(judged, "seed", torch.int64),
-        judged.per_canvas(forwards, torch.int64)[judged.canvas_index],
+        judged.canvases.num_forwards[judged.canvas_index],
         judged.positions,
         stream,
     )
 
 
 def _sampling(judged: Judged, name: str, dtype: torch.dtype) -> torch.Tensor:
-    values = [getattr(options, name) for options in judged.sampling]
-    return judged.per_canvas(values, dtype)[judged.canvas_index]
+    return judged.canvases.sampling(name, dtype)[judged.canvas_index]

@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-Statistic = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From probabilities ``(N, V)`` float64 and tokens ``(N,)`` to a value ``(N,)``;
-the best position has the greatest value."""
+from sglang_dllm.kernels.row_statistics import Want, row_statistics
 
-_CHUNK_ELEMENTS = 2**24
-"""float64 elements held at once (128 MiB), whatever the number of positions."""
+_CHUNK_ELEMENTS = 2**23
+"""Logits held at once, whatever the number of positions: 32 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A measure of a row of probabilities; the best position has the greatest value.
+
+    ``probability``: of the predicted token. ``margin``: the difference of the two
+    most likely tokens, the mask token excluded. ``negative_entropy``:
+    ``sum p ln(p + eps)`` in nats over the whole row.
+    """
+
+    kind: Literal["probability", "margin", "negative_entropy"]
+    eps: float = 0.0
+
+    def of(self, p: torch.Tensor, tokens: torch.Tensor, mask_id: int) -> torch.Tensor:
+        """``(N,)`` float64 from probabilities ``(N, V)`` float64, tokens ``(N,)``."""
+        if self.kind == "negative_entropy":
+            return (p * (p + self.eps).log()).sum(dim=-1)
+        if self.kind == "margin":
+            best = without_token(p, mask_id).topk(2, dim=-1).values
+            return best[:, 0] - best[:, 1]
+        return p.gather(1, tokens[:, None])[:, 0]
+
+
+PROBABILITY = Statistic("probability")
+MARGIN = Statistic("margin")
+
+
+_WANTED = {
+    "probability": Want.PROBABILITY,
+    "margin": Want.MARGIN,
+    "negative_entropy": Want.NEGATIVE_ENTROPY,
+}
+
+
+def measure(
+    logits: torch.Tensor, mask_id: int, statistic: Statistic
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of ``(N, V)`` logits the best token but the mask, and a measure.
+
+    Returns:
+        tokens ``(N,)`` int64 and values ``(N,)`` float64, minus infinity of a row
+        with a NaN.
+    """
+    found = row_statistics(logits, mask_id, statistic.eps, _WANTED[statistic.kind])
+    value = getattr(found, statistic.kind)
+    return found.tokens, value
 
 
 def row_chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of rows whose float64 copy stays small."""
+    """Slices of rows whose logits are few enough to be held at once."""
     rows = max(1, _CHUNK_ELEMENTS // vocab_size)
     for start in range(0, num_rows, rows):
         yield slice(start, min(start + rows, num_rows))
 
 
-def probability(p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """That of the predicted token."""
-    return p.gather(1, tokens[:, None])[:, 0]
-
-
-def negative_entropy(eps: float) -> Statistic:
-    """``sum p ln(p + eps)`` in nats over the whole row."""
-
-    def statistic(p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return (p * (p + eps).log()).sum(dim=-1)
-
-    return statistic
-
-
-def margin(mask_id: int) -> Statistic:
-    """Difference of the two most likely tokens, the mask token excluded."""
-
-    def statistic(p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        best = without_token(p, mask_id).topk(2, dim=-1).values
-        return best[:, 0] - best[:, 1]
-
-    return statistic
+def fits_at_once(num_rows: int, vocab_size: int) -> bool:
+    """Whether the rows make up one chunk."""
+    return num_rows * vocab_size <= _CHUNK_ELEMENTS
 
 
 def without_token(logits: torch.Tensor, token_id: int) -> torch.Tensor:

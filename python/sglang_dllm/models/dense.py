@@ -285,14 +285,14 @@ class DenseDiffusionLM(nn.Module):
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
     ) -> LogitsProcessorOutput:
-        """Logits of the rows that the decoder asked for.
+        """Hidden states of the rows that the decoder asked for.
 
         Args:
             input_ids, positions: ``(T,)``, the canvases of the batch back to back.
 
         Returns:
-            ``full_logits``: ``(N, V)``, the rows of the current forward plan;
-            without a plan (SGLang's warm-up), all T.
+            ``hidden_states``: ``(N, H)``, normed, the rows of the current forward
+            plan; without a plan (SGLang's warm-up) the logits of all T.
         """
         x = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
         residual = None
@@ -300,9 +300,14 @@ class DenseDiffusionLM(nn.Module):
             x, residual = layer(positions, x, forward_batch, residual)
         x, _ = self.norm(x, residual)
         plan = current_plan()
-        if plan is not None:
-            x = x[plan.logits_rows]
-        return self.logits_processor(input_ids, x, self.lm_head, forward_batch)
+        if plan is None:
+            return self.logits_processor(input_ids, x, self.lm_head, forward_batch)
+        return LogitsProcessorOutput(None, hidden_states=x[plan.logits_rows])
+
+    @torch.no_grad()
+    def logits(self, x: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        """The head: ``(n, V)`` float32 from hidden states ``(n, H)``."""
+        return self.logits_processor(None, x, self.lm_head, forward_batch).full_logits
 
     def load_weights(
         self,

@@ -1,33 +1,57 @@
-"""The object SGLang's worker calls for one denoising step of a batch."""
+"""The object SGLang's worker calls to run a round."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_dllm.decoding.step import commit_step, logits_rows
-from sglang_dllm.forward_plan import ForwardPlan, forward_plan
+from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.forward_plan import forward_plan
+from sglang_dllm.scheduling.batch import CanvasBatch
 
 
 class FullAttnAlgorithm(DllmAlgorithm):
-    """Runs one forward over whole canvases and commits what their algorithms pick."""
+    """Runs a round: some forwards over canvases, each followed by what it commits.
+
+    Attributes:
+        decoder: the canvases; None until the scheduler has made it.
+        batch: of the round that the scheduler has begun.
+        num_steps: forwards of the round, unless a canvas is done before.
+    """
+
+    decoder: Decoder | None = None
+    batch: CanvasBatch
+    num_steps = 1
 
     def run(
         self, model_runner: Any, forward_batch: Any, algo_states: Any = None
     ) -> tuple[Any, list[Any], None, None, bool]:
-        """One denoising step.
+        """A round of denoising steps.
 
         Args:
-            forward_batch: the rows of ``step.sequences`` back to back, no prefix.
-            algo_states: a ``DecodingState`` for each request, step begun; written in
-                place.
+            forward_batch: of the first step, made from ``batch``.
         """
-        lens = forward_batch.extend_seq_lens_cpu
-        rows = logits_rows(algo_states)
-        device = forward_batch.input_ids.device
-        with forward_plan(ForwardPlan(lens, rows.to(device, non_blocking=True))):
-            out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
-        commit_step(out.logits_output.full_logits, algo_states)
-        out.logits_output.full_logits = None
+        decoder = self.decoder
+        assert decoder is not None
+        model = model_runner.model
+        for left in reversed(range(self.num_steps)):
+            layout = self.batch.layout
+            forward_batch.input_ids = layout.input_ids
+            forward_batch.positions = layout.positions
+            with forward_plan(self.batch.plan()):
+                out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
+            hidden = out.logits_output.hidden_states
+            out.logits_output.hidden_states = None
+            # The forward batch tells SGLang's head nothing but the kind of forward.
+            head = partial(model.logits, forward_batch=forward_batch)
+            decoder.commit(hidden, head)
+            if not left or any(c.done or c.failure for c in self.batch.canvases):
+                break
+            if self.batch.prepare(decoder.layout()):
+                forward_batch = ForwardBatch.init_new(
+                    self.batch, model_runner, return_hidden_states_before_norm=False
+                )
         return out.logits_output, [], None, None, out.can_run_graph

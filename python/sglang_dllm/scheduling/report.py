@@ -30,6 +30,9 @@ class RequestReport:
             "num_forwards": canvas.num_forwards,
             "num_committed_tokens": canvas.num_committed,
             "canvas_len": len(canvas),
+            "rows_computed": canvas.rows_computed,
+            "rows_reused": canvas.rows_reused,
+            "full_refreshes": canvas.full_refreshes,
         }
 
 

@@ -1,4 +1,4 @@
-"""Rounds: admit, denoise every active canvas by one step, hand out what is final.
+"""Rounds: admit, denoise every active canvas by a few steps, hand out what is final.
 
 The active canvases are the requests of the scheduler's ``running_batch``, so that
 its abort, timeout, load and metrics code sees them; waiting requests stay in its
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -24,8 +25,8 @@ from sglang.srt.managers.schedule_batch import (
 from sglang.srt.observability.req_time_stats import set_time_batch
 
 from sglang_dllm.config import request_options
-from sglang_dllm.decoding.algorithm import DecodingState
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.decoder import Decoder
 from sglang_dllm.families import ModelFacts
 from sglang_dllm.scheduling.batch import (
     CanvasBatch,
@@ -46,22 +47,35 @@ class FinishEos(BaseFinishReason):
         return {"type": "stop", "matched": None}
 
 
+@dataclass
+class Denoising:
+    """What a request carries in ``dllm_algo_state``.
+
+    Attributes:
+        enter: makes the decoder take the canvas in.
+    """
+
+    canvas: Canvas
+    enter: Callable[[], None]
+
+
 def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | None:
     """Admit what fits and build the batch of the next denoising step.
 
     Returns None when nothing is active.
     """
     finish_aborted(scheduler, running_batch)
+    _leave_retracted(scheduler, running_batch)
     admitted = _admit(scheduler, running_batch)
     if not running_batch.reqs:
         return None
-    for req in running_batch.reqs:
-        req.dllm_algo_state.begin_step()
     _give_up_failed(running_batch.reqs)
     finish_aborted(scheduler, running_batch)
     if not running_batch.reqs:
         return None
-    batch = CanvasBatch.init_new(
+    algorithm = scheduler.tp_worker.dllm_algorithm
+    algorithm.num_steps = _num_steps(scheduler, running_batch.reqs)
+    algorithm.batch = batch = CanvasBatch.init_new(
         list(running_batch.reqs),
         scheduler.req_to_token_pool,
         scheduler.token_to_kv_pool_allocator,
@@ -70,7 +84,7 @@ def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | No
         scheduler.enable_overlap,
         scheduler.spec_algorithm,
     )
-    batch.prepare()
+    batch.prepare(_decoder(scheduler).layout())
     if admitted:
         set_time_batch(admitted, "set_forward_entry_time")
     return batch
@@ -108,19 +122,35 @@ def finish_aborted(scheduler: Any, running_batch: ScheduleBatch) -> None:
 def _give_up_failed(reqs: Iterable[Req]) -> None:
     """Mark the requests whose algorithm failed, which is answered with status 500."""
     for req in reqs:
-        failure = req.dllm_algo_state.failure
+        failure = req.dllm_algo_state.canvas.failure
         if failure is not None:
             req.to_finish = FINISH_ABORT(failure, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _release_finished(scheduler: Any, running_batch: ScheduleBatch) -> None:
-    for req in running_batch.reqs:
-        if req.finished():
-            release_canvas_slots(req, scheduler)
-            req.time_stats.set_completion_time()
-    if any(req.finished() for req in running_batch.reqs):
-        running_batch.reqs = [r for r in running_batch.reqs if not r.finished()]
-        running_batch.batch_is_full = False
+    finished = [req for req in running_batch.reqs if req.finished()]
+    if not finished:
+        return
+    _decoder(scheduler).remove([req.dllm_algo_state.canvas for req in finished])
+    for req in finished:
+        release_canvas_slots(req, scheduler)
+        req.time_stats.set_completion_time()
+    running_batch.reqs = [r for r in running_batch.reqs if not r.finished()]
+    running_batch.batch_is_full = False
+
+
+def _leave_retracted(scheduler: Any, running_batch: ScheduleBatch) -> None:
+    """Take canvases whose requests are not running any more out of the decoder."""
+    decoder = _decoder(scheduler)
+    running = {id(req.dllm_algo_state.canvas) for req in running_batch.reqs}
+    strays = [canvas for canvas in decoder.canvases if id(canvas) not in running]
+    if not strays:
+        return
+    for req in scheduler.waiting_queue:
+        waiting = req.dllm_algo_state
+        if waiting is not None and waiting.canvas in strays:
+            waiting.enter = decoder.set_aside(waiting.canvas)
+    decoder.remove(strays)
 
 
 def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
@@ -140,29 +170,31 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     taken = 0
     # Rows with guidance share slots, so that slots alone do not bound a round.
     max_round_tokens = min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens)
-    states: list[DecodingState] = [req.dllm_algo_state for req in active]
-    round_rows = sum(state.num_rows for state in states)
-    round_tokens = sum(state.num_rows * len(state.canvas) for state in states)
+    canvases = [req.dllm_algo_state.canvas for req in active]
+    round_rows = sum(canvas.num_rows for canvas in canvases)
+    round_tokens = sum(canvas.num_rows * len(canvas) for canvas in canvases)
     for req in scheduler.waiting_queue:
-        state = _state_of(req, scheduler)
-        if state is None:
+        canvas = _canvas_of(req, scheduler)
+        if canvas is None:
             rejected.append(req)
             taken += 1
             continue
         num_free = scheduler.get_num_allocatable_reqs(round_rows)
-        if round_rows and num_free < state.num_rows:
+        if round_rows and num_free < canvas.num_rows:
             break
-        canvas_len = len(state.canvas)
-        row_tokens = state.num_rows * canvas_len
+        row_tokens = canvas.num_rows * len(canvas)
         if round_rows and round_tokens + row_tokens > max_round_tokens:
             break
-        if not try_alloc_canvas_slots(req, canvas_len, scheduler):
+        if not try_alloc_canvas_slots(req, canvas, scheduler):
             break
-        req.set_extend_range(0, canvas_len)
-        admitted.append(req)
-        round_rows += state.num_rows
-        round_tokens += row_tokens
         taken += 1
+        if not _enter(req, scheduler):
+            rejected.append(req)
+            continue
+        req.set_extend_range(0, len(canvas))
+        admitted.append(req)
+        round_rows += canvas.num_rows
+        round_tokens += row_tokens
     scheduler.waiting_queue = scheduler.waiting_queue[taken:]
     running_batch.reqs = active + admitted
     if rejected:
@@ -170,11 +202,11 @@ def _admit(scheduler: Any, running_batch: ScheduleBatch) -> list[Req]:
     return admitted
 
 
-def _state_of(req: Req, scheduler: Any) -> DecodingState | None:
+def _canvas_of(req: Req, scheduler: Any) -> Canvas | None:
     """The request's canvas, made when admission first looks at it and kept.
 
     A retracted request goes on with the canvas it has. None where the request ends
-    without one: aborted, asking for nothing, or failed by its algorithm.
+    without one: aborted or asking for nothing.
     """
     if req.finished() or req.to_finish is not None:
         req.update_finish_state(0)
@@ -183,29 +215,41 @@ def _state_of(req: Req, scheduler: Any) -> DecodingState | None:
         # SGLang's n > 1 first asks for an empty answer to warm a prefix cache.
         req.finished_reason = FINISH_LENGTH(length=0)
         return None
-    if req.dllm_algo_state is not None:
-        return req.dllm_algo_state
+    if req.dllm_algo_state is None:
+        req.dllm_algo_state = _start(req, scheduler)
+    return req.dllm_algo_state.canvas
+
+
+def _enter(req: Req, scheduler: Any) -> bool:
+    """Give the canvas to the decoder. Where its algorithm fails, the request ends."""
     try:
-        state = _start(req, scheduler)
+        req.dllm_algo_state.enter()
+        return True
     except Exception as error:  # may be a third party's code
         logger.error("request %s could not start", req.rid, exc_info=error)
         req.finished_reason = FINISH_ABORT(str(error), HTTPStatus.INTERNAL_SERVER_ERROR)
-        return None
-    req.dllm_algo_state = state
-    return state
+        release_canvas_slots(req, scheduler)
+        return False
 
 
-def _start(req: Req, scheduler: Any) -> DecodingState:
+def _start(req: Req, scheduler: Any) -> Denoising:
     """A canvas with nothing decoded, and what the request's responses report of it."""
     config = scheduler.dllm_config
     params = req.sampling_params
     seed = params.sampling_seed
+    request = request_options(params.custom_params)
+    decoding = config.decode.resolve(request, params.max_new_tokens)
+    algorithm, options = decoding.algorithm, decoding.options
+    options = algorithm.complete(options, _facts(scheduler))
     canvas = Canvas.from_prompt(
         req.origin_input_ids,
         params.max_new_tokens,
         mask_id=config.facts.mask_id,
         eos_ids=config.facts.eos_ids,
         ignore_eos=params.ignore_eos,
+        ends_at_eos=not params.ignore_eos,
+        has_cache=options.cache != "none",
+        num_rows=2 if algorithm.is_guided(options) else 1,
         sampling=SamplingOptions(
             # SamplingParams.normalize turns temperature 0 into top_k 1.
             temperature=0.0 if params.top_k == 1 else params.temperature,
@@ -214,13 +258,30 @@ def _start(req: Req, scheduler: Any) -> DecodingState:
             seed=seed if seed is not None else _seed_of(req.rid),
         ),
     )
-    request = request_options(params.custom_params)
-    decoding = config.decode.resolve(request, canvas.answer_len)
-    state = decoding.algorithm.start(canvas, decoding.options, _facts(scheduler))
-    decoding = replace(decoding, options=state.options)
-    req.full_untruncated_fill_ids = fill_ids(state)
-    req.customized_info = RequestReport(canvas, decoding).as_customized_info()
-    return state
+    req.full_untruncated_fill_ids = fill_ids(canvas)
+    report = RequestReport(canvas, replace(decoding, options=options))
+    req.customized_info = report.as_customized_info()
+    decoder = _decoder(scheduler)
+    return Denoising(canvas, partial(decoder.add, canvas, algorithm, options))
+
+
+def _decoder(scheduler: Any) -> Decoder:
+    """The scheduler's decoder, made once its tokenizer and its model are there."""
+    algorithm = scheduler.tp_worker.dllm_algorithm
+    if algorithm.decoder is None:
+        algorithm.decoder = Decoder(_facts(scheduler), scheduler.device)
+    decoder: Decoder = algorithm.decoder
+    return decoder
+
+
+def _num_steps(scheduler: Any, reqs: Iterable[Req]) -> int:
+    """Forwards of a round. One where a request may end for reasons that only the host
+    sees, so that none runs more forwards than it needs."""
+    params = [req.sampling_params for req in reqs]
+    if any(p.stop_strs or p.stop_regex_strs or p.stop_token_ids for p in params):
+        return 1
+    steps: int = scheduler.dllm_config.decode.steps_per_round
+    return steps
 
 
 def _facts(scheduler: Any) -> ModelFacts:
@@ -242,8 +303,7 @@ def _emit(req: Req, scheduler: Any) -> bool:
 
     Returns whether there is something to send.
     """
-    state: DecodingState = req.dllm_algo_state
-    canvas = state.canvas
+    canvas: Canvas = req.dllm_algo_state.canvas
     before = len(req.output_ids)
     for token in canvas.take_committed_prefix().tolist():
         if token in canvas.eos_ids and not req.sampling_params.ignore_eos:

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from sglang_dllm.decoding.algorithm import (
-    Algorithm,
-    Choice,
-    DecodingState,
-    Judged,
-    Step,
-)
-from sglang_dllm.decoding.blockwise import BlockwiseState
-from sglang_dllm.decoding.canvas import Canvas, IdArray
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.blockwise import masks_before
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share, TokenIds
 from sglang_dllm.decoding.prediction import Prediction, confidence
 from sglang_dllm.decoding.selection import best_of_group, first_best, ranks
@@ -32,49 +25,43 @@ class AdaBlockOptions(Options):
     delimiter_ids: TokenIds | None = None
 
 
-class AdaBlockState(BlockwiseState):
-    """A block whose end its first forward decides.
+class AdaBlock(Algorithm):
+    """Fast-dLLM's threshold rule in blocks of adaptive size.
 
-    Attributes:
-        is_open: the current block's end is not decided yet; its candidates reach as
-            far as it may.
+    A block's first forward decides where it ends; its candidates reach as far as it
+    may.
+
+    State: ``start``, ``end`` ``(R,)`` int64: the current block; ``is_open`` ``(R,)``
+    bool: ``end`` is the usual one and not decided yet.
     """
 
-    is_open = False
-
-    def begin_block(self) -> None:
-        super().begin_block()
-        self.is_open = True
-
-    @property
-    def window_end(self) -> int:
-        ahead = int(WINDOW * self.canvas.answer_len)
-        return min(self.start + ahead, len(self.canvas))
-
-    def plan_in_block(self) -> Step:
-        end = max(self.end, self.window_end) if self.is_open else self.end
-        masks = self.canvas.masked[self.start : end]
-        return Step(self.start + np.flatnonzero(masks))
-
-    def commit(self, positions: IdArray, token_ids: IdArray, note: int) -> None:
-        if self.is_open:
-            self.end, self.is_open = self.canvas.prompt_len + note, False
-        super().commit(positions, token_ids, note)
-
-
-class AdaBlock(Algorithm):
-    """Fast-dLLM's threshold rule in blocks of adaptive size."""
-
     options = AdaBlockOptions
+    caches = ("none", "prefix", "dual", "vicinity")
 
     def defaults(self, family: Family) -> dict[str, Any]:
         return {"delimiter_threshold": 0.5} if family.lineage == "Dream" else {}
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
+    def complete(self, options: Any, facts: ModelFacts) -> Any:
         if options.delimiter_ids is None:
             newlines = list(facts.newline_ids)
-            options = options.model_copy(update={"delimiter_ids": newlines})
-        return AdaBlockState(canvas, self, options, facts)
+            return options.model_copy(update={"delimiter_ids": newlines})
+        return options
+
+    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+        nothing = torch.zeros_like(canvases.answer_len)
+        return {"start": nothing, "end": nothing, "is_open": nothing.bool()}
+
+    def plan(self, canvases: Canvases) -> Step:
+        state = canvases.state
+        is_open = canvases.first_masked() >= state["end"]
+        start = torch.where(is_open, state["end"], state["start"])
+        usual = start + canvases.option("block_size", torch.int64)
+        end = torch.where(
+            is_open, torch.minimum(usual, canvases.answer_len), state["end"]
+        )
+        state.update(start=start, end=end, is_open=is_open)
+        reach = torch.where(is_open, torch.maximum(end, window_end(canvases)), end)
+        return Step(masks_before(canvases, reach), start, reach)
 
     def choose(self, judged: Judged) -> Choice:
         found = confidence(judged)
@@ -85,40 +72,40 @@ class AdaBlock(Algorithm):
         sure = found.value >= judged.option("threshold")
         return Choice(inside & ((rank == 0) | sure), found.tokens, ends)
 
+    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+        judged.canvases.state["end"] = choice.notes
+
+
+def window_end(canvases: Canvases) -> torch.Tensor:
+    """``(R,)`` int64: as far as a delimiter is looked for."""
+    ahead = (WINDOW * canvases.answer_len).long()
+    return torch.minimum(canvases.state["start"] + ahead, canvases.answer_len)
+
 
 def block_ends(judged: Judged, found: Prediction) -> torch.Tensor:
     """``(B,)`` int64: where each current block ends, from the answer's start."""
-    usual: list[int] = []
-    window: list[int] = []
-    for state in judged.states:
-        assert isinstance(state, AdaBlockState)
-        usual.append(state.end - state.canvas.prompt_len)
-        looks = state.window_end - state.canvas.prompt_len
-        window.append(looks if state.is_open else 0)
-    ends = judged.per_canvas(usual, torch.int64)
-    delimiters = (
-        judged.positions < judged.per_canvas(window, torch.int64)[judged.canvas_index]
-    )
+    canvases, canvas = judged.canvases, judged.canvas_index
+    ends, is_open = canvases.state["end"], canvases.state["is_open"]
+    looked_at = torch.where(is_open, window_end(canvases), 0)
+    delimiters = judged.positions < looked_at[canvas]
     delimiters &= is_delimiter(judged, found.tokens)
     best = best_of_group(
         torch.where(delimiters, found.value, -torch.inf),
-        judged.canvas_index,
+        canvas,
         judged.num_canvases,
     )
-    at = first_best(found.value, judged.canvas_index, delimiters, judged.num_canvases)
+    at = first_best(found.value, canvas, delimiters, judged.num_canvases)
     behind = torch.zeros_like(ends).index_add_(
-        0, judged.canvas_index, torch.where(at, judged.positions + 1, 0)
+        0, canvas, torch.where(at, judged.positions + 1, 0)
     )
-    enough = judged.per_canvas(
-        [state.options.delimiter_threshold for state in judged.states], torch.float64
-    )
+    enough = canvases.option("delimiter_threshold")
     return torch.where(best >= enough, behind, ends)
 
 
 def is_delimiter(judged: Judged, tokens: torch.Tensor) -> torch.Tensor:
     """``(N,)`` bool: whether each token is one of its canvas's delimiters."""
-    lists = [state.options.delimiter_ids for state in judged.states]
+    lists = [options.delimiter_ids for options in judged.canvases.options]
     most = max(map(len, lists))
     padded = [ids + [-1] * (most - len(ids)) for ids in lists]
-    ids = judged.per_canvas(padded, torch.int64).view(len(lists), most)
+    ids = judged.canvases.constant("delimiters", lambda: padded, torch.int64)
     return (tokens[:, None] == ids[judged.canvas_index]).any(dim=1)

@@ -6,18 +6,17 @@ what is left is this rule.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
-from sglang_dllm.decoding.blockwise import WholeCanvasState
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.blockwise import whole_canvas_step
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import Options, Share
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
-from sglang_dllm.families import ModelFacts
 
 
 class AdaptiveParallelOptions(Options):
@@ -32,8 +31,8 @@ class AdaptiveParallel(Algorithm):
 
     options = AdaptiveParallelOptions
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return WholeCanvasState(canvas, self, options, facts)
+    def plan(self, canvases: Canvases) -> Step:
+        return whole_canvas_step(canvases)
 
     def choose(self, judged: Judged) -> Choice:
         found = confidence(judged)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
-from sglang_dllm.decoding.blockwise import BlockwiseState
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged, Rows
+from sglang_dllm.decoding.blockwise import block_step
+from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import Options, Share
 from sglang_dllm.decoding.prediction import confidence, plain_prediction
 from sglang_dllm.decoding.selection import best_of_group
-from sglang_dllm.families import ModelFacts
 
 TIE = 1e-5
 """Candidates this close to the best confidence are accepted with it, as in dInfer."""
@@ -34,61 +34,51 @@ class CreditOptions(Options):
     decay_beta: Share = 0.8
 
 
-class CreditState(BlockwiseState):
-    """A block with the credit of what was predicted in it.
+class Credit(Algorithm):
+    """A threshold on the confidence of logits raised by credit.
 
-    Attributes:
-        tokens, credit: ``(block + 1, S)`` int64 and float64 after S steps of the
-            block: column s has the tokens that step s predicted for the first time,
-            -1 where a position's token was predicted before. A table of the whole
-            vocabulary would be nearly empty. The last row stands for the positions
-            behind the block, candidates in a last forward only, and has no credit.
+    State, for R canvases of blocks of up to B tokens: ``start`` ``(R,)``, the current
+    block's, and ``num_steps`` ``(R,)``, its steps so far; ``tokens`` and ``credit``
+    ``(R, B, B)`` int64 and float64, of which column s has the tokens that step s of
+    the block predicted for the first time at each position, plus 1; 0 where a
+    position's token was predicted before. A step commits at least one token, so that a
+    block has no more steps than tokens; a table of the whole vocabulary would be nearly
+    empty.
     """
 
-    tokens: torch.Tensor
-    credit: torch.Tensor
-
-    def begin_block(self) -> None:
-        super().begin_block()
-        num_rows = self.end - self.start + 1
-        self.tokens = torch.empty((num_rows, 0), dtype=torch.int64)
-        self.credit = torch.empty((num_rows, 0), dtype=torch.float64)
-
-    def rows(self, answer_positions: torch.Tensor) -> torch.Tensor:
-        """The table's row of each position."""
-        inside = answer_positions - (self.start - self.canvas.prompt_len)
-        return inside.clamp(max=self.end - self.start)
-
-    def add(
-        self, rows: torch.Tensor, tokens: torch.Tensor, boost: torch.Tensor
-    ) -> None:
-        """Let all credit decay, then add ``boost`` to what was predicted just now."""
-        known = self.tokens.to(tokens.device)
-        fresh = torch.full((len(known), 1), -1, dtype=torch.int64, device=known.device)
-        again = known[rows] == tokens[:, None]
-        fresh[rows, 0] = torch.where(again.any(dim=1), -1, tokens)
-        self.tokens = torch.cat([known, fresh], dim=1)
-        decayed = self.credit.to(tokens.device) * self.options.decay_beta
-        self.credit = torch.nn.functional.pad(decayed, (0, 1))
-        now = self.tokens[rows] == tokens[:, None]
-        self.credit[rows] += torch.where(now, boost[:, None], 0)
-        self.tokens[-1], self.credit[-1] = -1, 0
-
-
-class Credit(Algorithm):
-    """A threshold on the confidence of logits raised by credit."""
-
     options = CreditOptions
+    caches = CACHES
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return CreditState(canvas, self, options, facts)
+    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+        size = max(options.block_size for options in canvases.options)
+        shape, device = (len(canvases), size, size), canvases.device
+        return {
+            "start": torch.full_like(canvases.answer_len, -1),
+            "num_steps": torch.zeros_like(canvases.answer_len),
+            "tokens": torch.zeros(shape, dtype=torch.int64, device=device),
+            "credit": torch.zeros(shape, dtype=torch.float64, device=device),
+        }
+
+    def plan(self, canvases: Canvases) -> Step:
+        step, state = block_step(canvases), canvases.state
+        is_new = step.start != state["start"]
+        state["start"] = step.start
+        state["num_steps"] = torch.where(is_new, 0, state["num_steps"])
+        state["tokens"] = torch.where(is_new[:, None, None], 0, state["tokens"])
+        state["credit"] = torch.where(is_new[:, None, None], 0.0, state["credit"])
+        return step
 
     def choose(self, judged: Judged) -> Choice:
         tokens, credit = _update(judged)
         raised = judged.option("credit_alpha")[:, None] * torch.log1p(credit)
-        # A column without a token raises its row's first logit by nothing.
-        logits = judged.logits.double().scatter_add(1, tokens.clamp(min=0), raised)
-        found = confidence(replace(judged, logits=logits))
+        tokens = (tokens - 1).clamp(min=0)
+
+        def logits_of(rows: Rows) -> torch.Tensor:
+            # A column without a token raises its row's first logit by nothing.
+            logits = judged.logits_of(rows).double()
+            return logits.scatter_add(1, tokens[rows], raised[rows])
+
+        found = confidence(replace(judged, logits_of=logits_of))
         best = best_of_group(found.value, judged.canvas_index, judged.num_canvases)
         threshold = torch.minimum(
             judged.option("threshold"), best[judged.canvas_index] - TIE
@@ -97,31 +87,37 @@ class Credit(Algorithm):
 
 
 def _update(judged: Judged) -> tuple[torch.Tensor, torch.Tensor]:
-    """The candidates' credit after this forward: tokens and credit, ``(N, S)``."""
+    """The candidates' credit after this forward: tokens and credit, ``(N, B)``."""
+    state, canvas = judged.canvases.state, judged.canvas_index
     predicted = plain_prediction(judged)
     boost = predicted.value.clamp(min=0) ** judged.option("boost_gamma")
-    counts = [len(step.candidates) for step in judged.steps]
-    tables: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for state, positions, tokens, added in zip(
-        judged.states,
-        judged.positions.split(counts),
-        predicted.tokens.split(counts),
-        boost.split(counts),
-        strict=True,
-    ):
-        assert isinstance(state, CreditState)
-        rows = state.rows(positions)
-        state.add(rows, tokens, added)
-        tables.append((state.tokens[rows], state.credit[rows]))
-    widest = max(tokens.shape[1] for tokens, _ in tables)
+    place = judged.positions - state["start"][canvas]
+    # Behind the block, candidates in a last forward only, nothing is credited.
+    size = state["tokens"].shape[1]
+    inside = place < judged.option("block_size", torch.int64)
+    place = place.clamp(max=size - 1)
+    now = predicted.tokens[:, None] + 1
+    known = state["tokens"][canvas, place].masked_fill(~inside[:, None], 0)
+    again = (known == now).any(dim=1)
+    column = torch.arange(size, device=judged.device)
+    is_now = column == state["num_steps"][canvas, None]
+    fresh = inside & ~again
+    known = torch.where(is_now & fresh[:, None], now, known)
+    decay = judged.canvases.option("decay_beta")[:, None, None]
+    decayed = state["credit"] * decay
+    credit = decayed[canvas, place].masked_fill(~inside[:, None], 0.0)
+    credit = credit + torch.where(known == now, boost[:, None], 0)
+    cell = torch.where(inside, canvas * size + place, state["tokens"][..., 0].numel())
+    state["tokens"] = _written(state["tokens"], cell, known)
+    state["credit"] = _written(decayed, cell, credit)
+    state["num_steps"] = state["num_steps"] + 1
+    return known, credit
 
-    def packed(which: int, nothing: int) -> torch.Tensor:
-        pad = torch.nn.functional.pad
-        return torch.cat(
-            [
-                pad(t[which], (0, widest - t[which].shape[1]), value=nothing)
-                for t in tables
-            ]
-        )
 
-    return packed(0, -1), packed(1, 0)
+def _written(
+    table: torch.Tensor, cell: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """``(R, B, B)`` with ``(N, B)`` at cells ``(N,)``; those at R*B are dropped."""
+    flat = torch.nn.functional.pad(table.flatten(0, 1), (0, 0, 0, 1))
+    flat[cell] = rows
+    return flat[:-1].view_as(table)

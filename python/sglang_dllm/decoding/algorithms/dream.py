@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import (
-    Algorithm,
-    Choice,
-    DecodingState,
-    Judged,
-    Step,
-)
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.blockwise import whole_canvas_step
+from sglang_dllm.decoding.canvases import Canvases, Step, first_true
 from sglang_dllm.decoding.options import Options, Steps
 from sglang_dllm.decoding.prediction import predict, uniforms
 from sglang_dllm.decoding.sampling import Stream
 from sglang_dllm.decoding.selection import ranks
-from sglang_dllm.decoding.statistics import (
-    Statistic,
-    margin,
-    negative_entropy,
-    probability,
-)
-from sglang_dllm.families import Family, ModelFacts
+from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
+from sglang_dllm.families import Family
 
-ENTROPY_EPS = 1e-10
-"""Inside the logarithm, as in Dream."""
+MEASURES = {
+    "origin": PROBABILITY,
+    "maskgit_plus": PROBABILITY,
+    "topk_margin": MARGIN,
+    "entropy": Statistic("negative_entropy", eps=1e-10),
+}
 
 _LEAST_UNIFORM = 1e-300
 """Keeps the Gumbel noise of a random number that is 0 finite."""
@@ -47,34 +41,12 @@ class DreamOptions(Options):
     eps: Annotated[float, Field(ge=0, le=0.5, description="a number, 0 to 0.5")] = 1e-3
 
 
-class TimeState(DecodingState):
-    """Where on the way from time 1 to ``eps`` a canvas is."""
-
-    def __init__(
-        self, canvas: Canvas, algorithm: Algorithm, options: Any, facts: ModelFacts
-    ) -> None:
-        super().__init__(canvas, algorithm, options, facts)
-        self.steps_done = 0
-        # float32 as published: in float64 some schedules differ by a token.
-        times = torch.linspace(1, options.eps, options.steps + 1).numpy()
-        self.shares = 1 - times[1:] / times[:-1]
-        self.shares[-1] = 1
-
-    def plan_step(self) -> Step:
-        masks = np.flatnonzero(self.canvas.masked)
-        shares = self.shares[self.steps_done :]
-        if self.options.alg == "origin":
-            self.steps_done += 1
-            return Step(masks, share=float(shares[0]))
-        quotas = (len(masks) * shares).astype(np.int64)
-        # Steps that commit nothing run no forward.
-        skipped = int(np.argmax(quotas > 0))
-        self.steps_done += skipped + 1
-        return Step(masks, quota=int(quotas[skipped]))
-
-
 class Dream(Algorithm):
-    """The best masks of the canvas by one of three measures, or each by chance."""
+    """The best masks of the canvas by one of three measures, or each by chance.
+
+    State: ``shares`` ``(R, steps)`` float32, the part of the masks that each step on
+    the way from time 1 to ``eps`` commits; ``next_step`` ``(R,)`` int64.
+    """
 
     options = DreamOptions
 
@@ -83,45 +55,63 @@ class Dream(Algorithm):
             return options.model_copy(update={"steps": answer_len})
         return options
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return TimeState(canvas, self, options, facts)
+    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+        (options,) = canvases.options
+        # float32 as published: in float64 some schedules differ by a token.
+        times = torch.linspace(1, options.eps, options.steps + 1)
+        shares = 1 - times[1:] / times[:-1]
+        shares[-1] = 1
+        return {
+            "shares": shares[None].to(canvases.device),
+            "next_step": torch.zeros_like(canvases.answer_len),
+        }
+
+    def plan(self, canvases: Canvases) -> Step:
+        step, state = whole_canvas_step(canvases), canvases.state
+        shares, next_step = state["shares"], state["next_step"][:, None]
+        index = torch.arange(shares.shape[1], device=shares.device)
+        num_masks = step.candidates.sum(dim=1, keepdim=True)
+        quotas = (num_masks.float() * shares).long()
+        # Steps that commit nothing run no forward; by chance, any may commit some.
+        may = (quotas > 0) | canvases.option_is("alg", "origin")[:, None]
+        now = first_true(may & (index >= next_step))
+        state["next_step"] = now + 1
+        now = now.clamp(max=shares.shape[1] - 1)[:, None]
+        return replace(
+            step,
+            quota=quotas.gather(1, now)[:, 0],
+            share=shares.gather(1, now)[:, 0].double(),
+        )
 
     def choose(self, judged: Judged) -> Choice:
-        measures: dict[str, Statistic] = {
-            "maskgit_plus": probability,
-            "topk_margin": margin(judged.facts.mask_id),
-            "entropy": negative_entropy(ENTROPY_EPS),
-        }
-        names = sorted({state.options.alg for state in judged.states})
-        found = predict(judged, measures.get(names[0], probability), of_drawn=True)
+        algs = [options.alg for options in judged.canvases.options]
+        names = sorted(set(algs))
+        found = predict(judged, MEASURES[names[0]], of_drawn=True)
         tokens, value = found.tokens, found.value
         for name in names[1:]:
-            other = predict(judged, measures.get(name, probability), of_drawn=True)
-            uses = judged.option_is("alg", name)
-            value = torch.where(uses, other.value, value)
-        order = self._drawn_order(judged, value)
+            other = predict(judged, MEASURES[name], of_drawn=True)
+            value = torch.where(judged.option_is("alg", name), other.value, value)
+        order = _drawn_order(judged, value)
         rank = ranks(order, judged.canvas_index, judged.num_canvases)
         accepted = rank < judged.quota()
         if "origin" in names:
-            share = judged.per_canvas(
-                [step.share for step in judged.steps], torch.float64
-            )[judged.canvas_index]
+            assert judged.step.share is not None
+            share = judged.step.share[judged.canvas_index]
             lucky = uniforms(judged, Stream.ORDER) < share
             accepted = torch.where(judged.option_is("alg", "origin"), lucky, accepted)
         return Choice(accepted, tokens)
 
-    def _drawn_order(self, judged: Judged, value: torch.Tensor) -> torch.Tensor:
-        """The measure, with Gumbel noise where a canvas has an ``alg_temp``.
 
-        The greatest sums are a draw without replacement from
-        ``softmax(value / alg_temp)``.
-        """
-        rows = judged.only(lambda state: state.options.alg_temp > 0)
-        if rows is None:
-            return value
-        uniform = uniforms(judged, Stream.ORDER)[rows].clamp(min=_LEAST_UNIFORM)
-        order = value.clone()
-        order[rows] = value[rows] / judged.option("alg_temp")[rows] - torch.log(
-            -torch.log(uniform)
-        )
-        return order
+def _drawn_order(judged: Judged, value: torch.Tensor) -> torch.Tensor:
+    """The measure, with Gumbel noise where a canvas has an ``alg_temp``.
+
+    The greatest sums are a draw without replacement from ``softmax(value / alg_temp)``.
+    """
+    rows = judged.only([options.alg_temp > 0 for options in judged.canvases.options])
+    if rows is None:
+        return value
+    uniform = uniforms(judged, Stream.ORDER)[rows].clamp(min=_LEAST_UNIFORM)
+    order = value.clone()
+    noise = -torch.log(-torch.log(uniform))
+    order[rows] = value[rows] / judged.option("alg_temp")[rows] + noise
+    return order

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sglang_dllm.decoding.algorithm import DecodingState
+import torch
+
 from sglang_dllm.decoding.algorithms.full_attn_multi_block import FullAttnMultiBlock
-from sglang_dllm.decoding.blocks import Blocks
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.canvases import Canvases
 from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options
-from sglang_dllm.families import Family, ModelFacts
+from sglang_dllm.families import Family
 
 
 class EntropyThresholdOptions(Options):
@@ -27,5 +27,6 @@ class EntropyThreshold(FullAttnMultiBlock):
         # dParallel's evaluation scripts.
         return {"threshold": 0.45} if family.lineage == "Dream" else {}
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return Blocks(canvas, self, options, facts, 1.0, 1.0)
+    def progress(self, canvases: Canvases) -> tuple[torch.Tensor, torch.Tensor]:
+        all_of_it = torch.ones(len(canvases), device=canvases.device).double()
+        return all_of_it, all_of_it

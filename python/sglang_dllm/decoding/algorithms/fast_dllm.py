@@ -1,33 +1,27 @@
-"""Fast-dLLM v1 (arXiv 2505.22618): parallel decoding by confidence, without caches."""
+"""Fast-dLLM v1 (arXiv 2505.22618): parallel decoding by confidence."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import (
-    Algorithm,
-    Choice,
-    DecodingState,
-    Judged,
-    Step,
-)
-from sglang_dllm.decoding.blockwise import BlockwiseState, shared_out
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.blockwise import block_step, whole_canvas_step
+from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share, Steps
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
-from sglang_dllm.families import Family, ModelFacts
+from sglang_dllm.families import Family
 
 TOKENS_A_STEP = 32
 """Of the default ``steps`` on Dream: the block length of Fast-dLLM's evaluations."""
 
 
 class FastDLLMOptions(Options):
-    exclusive: ClassVar[tuple[str, ...]] = ("threshold", "factor")
+    exclusive = ("threshold", "factor")
 
     threshold: Share | None = None
     factor: (
@@ -37,39 +31,25 @@ class FastDLLMOptions(Options):
     steps: Steps | None = None
 
 
-class QuotaState(DecodingState):
-    """Dream's whole canvas: each step considers its share and what was left."""
-
-    def __init__(
-        self, canvas: Canvas, algorithm: Algorithm, options: Any, facts: ModelFacts
-    ) -> None:
-        super().__init__(canvas, algorithm, options, facts)
-        self.num_steps = self.num_offered = 0
-
-    def plan_step(self) -> Step:
-        masks = np.flatnonzero(self.canvas.masked)
-        length = self.canvas.answer_len
-        while True:
-            if self.num_steps < self.options.steps:
-                self.num_offered += shared_out(
-                    length, self.options.steps, self.num_steps
-                )
-                self.num_steps += 1
-            quota = self.num_offered - (length - len(masks))
-            if quota > 0:
-                return Step(masks, quota=quota)
-
-
 class FastDLLM(Algorithm):
-    """Every candidate that is sure enough, and always the surest."""
+    """Every candidate that is sure enough, and always the surest.
+
+    LLaDA goes block by block. Dream takes the whole canvas: each step considers its
+    share of the tokens and what the steps before left; with a cache, which needs
+    something to recompute, it goes block by block too (as published).
+
+    State on Dream: ``offers`` ``(R,)`` int64, how many steps have made an offer.
+    """
 
     options = FastDLLMOptions
+    caches = CACHES
 
     def defaults(self, family: Family) -> dict[str, Any]:
         return {"threshold": 0.9}
 
-    def unused_keys(self, family: Family) -> frozenset[str]:
-        return frozenset({"block_size" if family.lineage == "Dream" else "steps"})
+    def unused_keys(self, family: Family, cache: str) -> frozenset[str]:
+        whole = family.lineage == "Dream" and cache == "none"
+        return frozenset({"block_size" if whole else "steps"})
 
     def settle(self, options: Any, answer_len: int, family: Family) -> Any:
         if family.lineage == "Dream" and options.steps is None:
@@ -77,9 +57,25 @@ class FastDLLM(Algorithm):
             return options.model_copy(update={"steps": steps})
         return options
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        state = QuotaState if facts.family.lineage == "Dream" else BlockwiseState
-        return state(canvas, self, options, facts)
+    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+        if canvases.facts.family.lineage == "Dream":
+            return {"offers": torch.zeros_like(canvases.answer_len)}
+        return {}
+
+    def plan(self, canvases: Canvases) -> Step:
+        by_block = block_step(canvases)
+        if canvases.facts.family.lineage != "Dream":
+            return by_block
+        whole = whole_canvas_step(canvases)
+        is_whole = canvases.option_is("cache", "none")
+        return Step(
+            torch.where(is_whole[:, None], whole.candidates, by_block.candidates),
+            torch.where(is_whole, whole.start, by_block.start),
+            torch.where(is_whole, whole.end, by_block.end),
+            quota=torch.where(
+                is_whole, _quota(canvases), by_block.candidates.sum(dim=1)
+            ),
+        )
 
     def choose(self, judged: Judged) -> Choice:
         found = confidence(judged)
@@ -91,6 +87,24 @@ class FastDLLM(Algorithm):
         by_factor = before_first_failure(found.value, rank, factor, judged)
         accepted = torch.where(factor.isinf(), by_threshold, by_factor)
         return Choice(accepted & (rank < judged.quota()), found.tokens)
+
+
+def _quota(canvases: Canvases) -> torch.Tensor:
+    """``(R,)`` int64: what has been offered up to this step, less what was taken."""
+    length, state = canvases.answer_len, canvases.state
+    steps = canvases.option("steps", torch.int64)
+    taken = length - canvases.masked.sum(dim=1)
+    few, num_more = length // steps, length % steps
+    # Steps with nothing to offer run no forward: go on to the first that has.
+    ahead = taken + 1 - num_more * (few + 1)
+    needed = torch.where(
+        ahead <= 0,
+        -(-(taken + 1) // (few + 1)),
+        num_more - (-ahead // few.clamp(min=1)),
+    )
+    offers = torch.maximum(torch.minimum(state["offers"] + 1, steps), needed)
+    state["offers"] = offers
+    return offers * few + torch.minimum(offers, num_more) - taken
 
 
 def before_first_failure(

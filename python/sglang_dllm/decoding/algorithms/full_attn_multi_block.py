@@ -9,17 +9,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
-from sglang_dllm.decoding.blocks import Blocks
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding import blocks
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options, Share
 from sglang_dllm.decoding.prediction import predict
 from sglang_dllm.decoding.selection import count, first_best
-from sglang_dllm.decoding.statistics import negative_entropy
-from sglang_dllm.families import Family, ModelFacts
+from sglang_dllm.decoding.statistics import Statistic
+from sglang_dllm.families import Family
 
-ENTROPY_EPS = 1e-12
-"""Inside the logarithm, as in d3LLM; thresholds are nats over the full vocabulary."""
+NEGATIVE_ENTROPY = Statistic("negative_entropy", eps=1e-12)
+"""As in d3LLM; thresholds are nats over the full vocabulary."""
 
 
 class FullAttnMultiBlockOptions(Options):
@@ -34,6 +35,7 @@ class FullAttnMultiBlock(Algorithm):
     """Several blocks at once; every position that is certain enough."""
 
     options: ClassVar[type[Options]] = FullAttnMultiBlockOptions
+    caches = CACHES
 
     def defaults(self, family: Family) -> dict[str, Any]:
         # d3LLM's evaluation scripts.
@@ -41,36 +43,39 @@ class FullAttnMultiBlock(Algorithm):
             return {"early_stop": True}
         return {"threshold": 0.4}
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return Blocks(
-            canvas,
-            self,
-            options,
-            facts,
-            options.block_add_threshold,
-            options.decoded_token_threshold,
+    def progress(self, canvases: Canvases) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(R,)`` float64 each: when to add a block, when to activate one."""
+        return (
+            canvases.option("block_add_threshold"),
+            canvases.option("decoded_token_threshold"),
         )
 
+    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+        _, activate = self.progress(canvases)
+        return blocks.begin(canvases, activate)
+
+    def plan(self, canvases: Canvases) -> Step:
+        return blocks.plan(canvases, *self.progress(canvases))
+
     def choose(self, judged: Judged) -> Choice:
-        found = predict(judged, negative_entropy(ENTROPY_EPS))
-        ranges = [step.forced for step in judged.steps]
-        answers = [state.canvas.prompt_len for state in judged.states]
-        forced = judged.per_canvas(
-            [
-                (start - answer, end - answer)
-                for (start, end), answer in zip(ranges, answers, strict=True)
-            ],
-            torch.int64,
-        )[judged.canvas_index]
+        found = predict(judged, NEGATIVE_ENTROPY)
+        step, canvas = judged.step, judged.canvas_index
+        assert step.forced_start is not None and step.forced_end is not None
         accepted = certain_enough(
             -found.value,
-            judged.canvas_index,
-            (judged.positions >= forced[:, 0]) & (judged.positions < forced[:, 1]),
+            canvas,
+            (judged.positions >= step.forced_start[canvas])
+            & (judged.positions < step.forced_end[canvas]),
             judged.option("threshold"),
             judged.num_canvases,
             is_llada=judged.facts.family.lineage == "LLaDA",
         )
         return Choice(accepted, found.tokens)
+
+    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+        blocks.committed(
+            judged.canvases, judged.canvas_index, judged.positions, accepted
+        )
 
 
 def certain_enough(

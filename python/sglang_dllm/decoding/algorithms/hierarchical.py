@@ -6,17 +6,15 @@ each other depend on each other least.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
-from sglang_dllm.decoding.blockwise import BlockwiseState
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.blockwise import block_step
+from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import best_of_group, ranks
-from sglang_dllm.families import ModelFacts
 
 
 class HierarchicalOptions(Options):
@@ -29,9 +27,10 @@ class Hierarchical(Algorithm):
     """Each run's best above a low threshold, and all above a high one."""
 
     options = HierarchicalOptions
+    caches = CACHES
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return BlockwiseState(canvas, self, options, facts)
+    def plan(self, canvases: Canvases) -> Step:
+        return block_step(canvases)
 
     def choose(self, judged: Judged) -> Choice:
         found = confidence(judged)

@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from sglang_dllm.decoding.algorithm import (
     Algorithm,
     Choice,
-    DecodingState,
     Judged,
-    Step,
+    LogitsOf,
+    Rows,
 )
-from sglang_dllm.decoding.blockwise import BlockwiseState, shared_out
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.blockwise import block_step, shared_out
+from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Bool, Options, Steps
 from sglang_dllm.decoding.prediction import predict, uniforms
 from sglang_dllm.decoding.sampling import Stream
 from sglang_dllm.decoding.selection import ranks
-from sglang_dllm.decoding.statistics import probability
+from sglang_dllm.decoding.statistics import PROBABILITY, row_chunks
 from sglang_dllm.errors import OptionError
-from sglang_dllm.families import Family, ModelFacts
+from sglang_dllm.families import Family
 
 
 class LLaDAOptions(Options):
@@ -41,30 +41,11 @@ class LLaDAOptions(Options):
     confidence_eos_eot_inf: Bool = False
 
 
-class ScheduledState(BlockwiseState):
-    """A block and how many of its masks each step commits."""
-
-    def begin_block(self) -> None:
-        super().begin_block()
-        num_blocks = -(-self.canvas.answer_len // self.options.block_size)
-        self.num_steps = shared_out(self.options.steps, num_blocks, self.block_index)
-        self.num_masks = self.end - self.start
-        self.steps_done = 0
-
-    def plan_in_block(self) -> Step:
-        quota = 0
-        while quota == 0:
-            # More steps than masks: those that commit nothing run no forward.
-            quota = shared_out(self.num_masks, self.num_steps, self.steps_done)
-            self.steps_done += 1
-        masks = self.canvas.masked[self.start : self.end]
-        return Step(self.start + np.flatnonzero(masks), quota=quota)
-
-
 class LLaDA(Algorithm):
     """The most confident masks of the block, or random ones, by a schedule."""
 
     options = LLaDAOptions
+    caches = CACHES
 
     def settle(self, options: Any, answer_len: int, family: Family) -> Any:
         num_blocks = -(-answer_len // options.block_size)
@@ -82,44 +63,62 @@ class LLaDA(Algorithm):
     def is_guided(self, options: Any) -> bool:
         return bool(options.cfg_scale > 0)
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return ScheduledState(canvas, self, options, facts)
+    def plan(self, canvases: Canvases) -> Step:
+        step = block_step(canvases)
+        size = canvases.option("block_size", torch.int64)
+        num_blocks = -(-canvases.answer_len // size)
+        steps = canvases.option("steps", torch.int64)
+        num_steps = shared_out(steps, num_blocks, step.start // size).clamp(min=1)
+        # Steps of a block that would commit nothing come last, and run no forward.
+        num_masks = step.end - step.start
+        done = num_masks - step.candidates.sum(dim=1)
+        few, num_more = num_masks // num_steps, num_masks % num_steps
+        return replace(step, quota=few + (done < num_more * (few + 1)))
 
     def choose(self, judged: Judged) -> Choice:
-        judged = replace(judged, logits=without_eos(judged, guided(judged)))
+        judged = replace(judged, logits_of=without_eos(judged, guided(judged)))
         found = predict(judged)
         order = found.value.clone()
-        hidden = judged.only(lambda state: state.options.confidence_eos_eot_inf)
+        options = judged.canvases.options
+        hidden = judged.only([o.confidence_eos_eot_inf for o in options])
         if hidden is not None:
             order[hidden] = confidence_without_ends(judged, hidden, found.tokens)
-        at_random = judged.only(lambda state: state.options.remasking == "random")
+        at_random = judged.only([o.remasking == "random" for o in options])
         if at_random is not None:
             order[at_random] = uniforms(judged, Stream.ORDER)[at_random]
         rank = ranks(order, judged.canvas_index, judged.num_canvases)
         return Choice(rank < judged.quota(), found.tokens)
 
 
-def guided(judged: Judged) -> torch.Tensor:
-    """Logits ``(N, V)`` after classifier-free guidance where a canvas asks for it."""
-    rows = judged.only(lambda state: state.options.cfg_scale > 0)
-    if rows is None:
-        return judged.logits
-    assert judged.unconditional is not None
-    scale = judged.option("cfg_scale")[rows, None]
-    logits, free = judged.logits.double(), judged.unconditional.double()
-    logits[rows] = free + (scale + 1) * (logits[rows] - free)
-    return logits
+def guided(judged: Judged) -> LogitsOf:
+    """The logits after classifier-free guidance where a canvas asks for it."""
+    free_of = judged.unconditional_of
+    if free_of is None:
+        return judged.logits_of
+    scale = judged.option("cfg_scale")
+
+    def logits_of(rows: Rows) -> torch.Tensor:
+        logits = judged.logits_of(rows).double()
+        free = free_of(rows).double()
+        by = scale[rows, None]
+        return torch.where(by > 0, free + (by + 1) * (logits - free), logits)
+
+    return logits_of
 
 
-def without_eos(judged: Judged, logits: torch.Tensor) -> torch.Tensor:
+def without_eos(judged: Judged, inner: LogitsOf) -> LogitsOf:
     """Logits in which EOS cannot be predicted where a canvas asks for it."""
-    rows = judged.only(lambda state: state.options.logits_eos_inf)
-    if rows is None:
+    if not any(options.logits_eos_inf for options in judged.canvases.options):
+        return inner
+    hidden = judged.option_is("logits_eos_inf", True)
+
+    def logits_of(rows: Rows) -> torch.Tensor:
+        logits = inner(rows).clone()
+        for eos in judged.facts.eos_ids:
+            logits[:, eos].masked_fill_(hidden[rows], -torch.inf)
         return logits
-    logits = logits.clone()
-    for eos in judged.facts.eos_ids:
-        logits[rows, eos] = -torch.inf
-    return logits
+
+    return logits_of
 
 
 def confidence_without_ends(
@@ -129,8 +128,13 @@ def confidence_without_ends(
 
     A position that predicts one of them has confidence 0 and is committed last.
     """
-    logits = judged.logits[rows].double()
-    for token in (*judged.facts.eos_ids, judged.facts.turn_end_id):
-        if token is not None:
-            logits[:, token] = -torch.inf
-    return probability(logits.softmax(dim=-1), tokens[rows])
+    ends = [
+        t for t in (*judged.facts.eos_ids, judged.facts.turn_end_id) if t is not None
+    ]
+    found = []
+    for part in row_chunks(len(rows), judged.facts.vocab_size):
+        logits = judged.logits_of(rows[part]).double()
+        logits[:, ends] = -torch.inf
+        p = logits.softmax(dim=-1)
+        found.append(PROBABILITY.of(p, tokens[rows[part]], judged.facts.mask_id))
+    return torch.cat(found)

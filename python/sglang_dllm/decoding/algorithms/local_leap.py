@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, DecodingState, Judged
-from sglang_dllm.decoding.blockwise import BlockwiseState
-from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding.blockwise import block_step
+from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
-from sglang_dllm.families import ModelFacts
 
 
 class LocalLeapOptions(Options):
@@ -29,9 +29,10 @@ class LocalLeap(Algorithm):
     """The paper's pool of thresholds, block-wise."""
 
     options = LocalLeapOptions
+    caches = CACHES
 
-    def start(self, canvas: Canvas, options: Any, facts: ModelFacts) -> DecodingState:
-        return BlockwiseState(canvas, self, options, facts)
+    def plan(self, canvases: Canvases) -> Step:
+        return block_step(canvases)
 
     def choose(self, judged: Judged) -> Choice:
         found = confidence(judged)

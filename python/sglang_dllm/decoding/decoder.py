@@ -1,0 +1,302 @@
+"""Denoising steps of a mixed batch: what to compute, then what to commit.
+
+The decoder holds the canvases of all requests, grouped by algorithm, on the device. A
+step's plan is made when the step before has committed, so that one transfer tells the
+host both what was committed and what comes next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from sglang_dllm.decoding import cache
+from sglang_dllm.decoding.algorithm import Algorithm, Judged, LogitsOf, Rows
+from sglang_dllm.decoding.cache import Windows
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.canvases import Canvases, Device
+from sglang_dllm.decoding.layout import Candidates, Layout
+from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.selection import count
+from sglang_dllm.decoding.statistics import fits_at_once
+from sglang_dllm.families import ModelFacts
+
+logger = logging.getLogger(__name__)
+
+MAX_FORWARDS = 100_000
+"""Of one request; the most steps that any option asks for."""
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""From hidden states ``(n, H)`` to logits ``(n, V)``."""
+
+
+@dataclass
+class Group:
+    """The canvases of one algorithm; ``windows`` ``(R,)`` each, of the next forward."""
+
+    canvases: Canvases
+    windows: Windows
+
+
+class Decoder:
+    """All canvases that are being decoded; the scheduler's thread is the only user."""
+
+    def __init__(self, facts: ModelFacts, device: Device = "cpu") -> None:
+        self.facts = facts
+        self.device = torch.device(device)
+        self._groups: dict[Algorithm, Group] = {}
+        self._layout: Layout | None = None
+        self._key: object = None
+
+    @property
+    def canvases(self) -> list[Canvas]:
+        """In the order of a forward's rows."""
+        groups = self._groups.values()
+        return [canvas for group in groups for canvas in group.canvases.records]
+
+    def add(self, canvas: Canvas, algorithm: Algorithm, options: Options) -> None:
+        """Take in a canvas with nothing decoded and plan its first forward.
+
+        Raises:
+            Exception: whatever the algorithm raises; the canvas is not taken in.
+        """
+        canvases = Canvases.of(canvas, options, self.facts, self.device)
+        canvases.state = algorithm.begin(canvases)
+        canvases.cache = cache.begin(canvases)
+        canvases.update_done()
+        group = Group(canvases, _plan(algorithm, canvases))
+        _read_back([group])
+        self._join(algorithm, group)
+
+    def remove(self, canvases: Sequence[Canvas]) -> None:
+        """Forget canvases."""
+        leaving = set(map(id, canvases))
+        for algorithm, group in list(self._groups.items()):
+            records = group.canvases.records
+            stays = [i for i, c in enumerate(records) if id(c) not in leaving]
+            if len(stays) < len(records):
+                self._layout = None
+                if stays:
+                    self._groups[algorithm] = _selected(group, stays)
+                else:
+                    del self._groups[algorithm]
+
+    def set_aside(self, canvas: Canvas) -> Callable[[], None]:
+        """Take a canvas out, as far as it is; calling the result puts it back.
+
+        Its keys and values may be gone by then, so that it goes on with a forward over
+        the whole canvas.
+        """
+        algorithm, row = next(
+            (algorithm, group.canvases.records.index(canvas))
+            for algorithm, group in self._groups.items()
+            if canvas in group.canvases.records
+        )
+        group = _selected(self._groups[algorithm], [row])
+        self.remove([canvas])
+
+        def put_back() -> None:
+            group.windows = (
+                torch.zeros_like(group.canvases.prompt_len),
+                group.canvases.prompt_len + group.canvases.answer_len,
+            )
+            canvas.window = (0, len(canvas))
+            self._join(algorithm, group)
+
+        return put_back
+
+    def layout(self) -> Layout:
+        """The next forward, of which every canvas has one to run."""
+        groups = [
+            (group.canvases, _guided(algorithm, group.canvases))
+            for algorithm, group in self._groups.items()
+        ]
+        key = Layout.key_of(self.canvases)
+        if self._layout is None or self._key != key:
+            self._layout, self._key = Layout.of(groups, self.device), key
+        self._layout.update(groups)
+        return self._layout
+
+    def commit(self, hidden: torch.Tensor, head: Head) -> None:
+        """Commit what one forward decides in every canvas, and plan the next.
+
+        Args:
+            hidden: ``(N + U, H)``: the rows named by ``layout().logits_rows``.
+            head: computes logits; called for a part of the rows at a time.
+        """
+        assert self._layout is not None, "no forward was laid out"
+        pairs = zip(list(self._groups.items()), self._layout.groups, strict=True)
+        for (algorithm, group), candidates in pairs:
+            canvases = group.canvases
+            _count_rows(canvases)
+            try:
+                judged = _judged(canvases, candidates, hidden, head)
+                _commit(algorithm, judged)
+                canvases.update_done()
+                group.windows = _plan(algorithm, canvases)
+            except Exception as error:  # may be a third party's code
+                _fail(algorithm, canvases, error)
+                self.remove(canvases.records)
+        _read_back(list(self._groups.values()))
+
+    def _join(self, algorithm: Algorithm, group: Group) -> None:
+        self._layout = None
+        if algorithm in self._groups:
+            there = self._groups[algorithm]
+            group = Group(
+                there.canvases.joined(group.canvases),
+                _joined(there.windows, group.windows),
+            )
+        self._groups[algorithm] = group
+
+
+def _plan(algorithm: Algorithm, canvases: Canvases) -> Windows:
+    """Plan the next forward of all canvases of an algorithm."""
+    step = algorithm.plan(canvases)
+    # Planning may have filled what was left behind an EOS.
+    canvases.done = canvases.done | ~canvases.masked.any(dim=1)
+    last = canvases.is_last_forward[:, None]
+    candidates = torch.where(last, canvases.masked, step.candidates)
+    step = replace(step, candidates=candidates & ~canvases.done[:, None])
+    canvases.step = step
+    return cache.plan(canvases, step)
+
+
+def _judged(
+    canvases: Canvases, candidates: Candidates, hidden: torch.Tensor, head: Head
+) -> Judged:
+    """The part of the forward that one algorithm's canvases are decided by."""
+    assert canvases.step is not None
+    num = len(candidates.positions)
+    own = hidden[candidates.first : candidates.first + num]
+    free_of = None
+    if candidates.num_free:
+        end = candidates.first_free + candidates.num_free
+        free = hidden[candidates.first_free : end]
+        at = torch.zeros_like(candidates.positions)
+        at[candidates.of_guided()] = torch.arange(len(free), device=free.device)
+
+        def free_of(rows: Rows) -> torch.Tensor:
+            return head(free[at[rows]])
+
+    return Judged(
+        canvases=canvases,
+        step=canvases.step,
+        canvas_index=candidates.canvas_index,
+        positions=candidates.positions,
+        counts=candidates.counts,
+        logits_of=_kept(own, head, canvases.facts.vocab_size),
+        unconditional_of=free_of,
+    )
+
+
+def _kept(hidden: torch.Tensor, head: Head, vocab_size: int) -> LogitsOf:
+    """The head over some rows. Logits that are few enough are computed once."""
+    if not fits_at_once(len(hidden), vocab_size):
+        return lambda rows: head(hidden[rows])
+    found: list[torch.Tensor] = []
+
+    def logits_of(rows: Rows) -> torch.Tensor:
+        if not found:
+            found.append(head(hidden))
+        return found[0][rows]
+
+    return logits_of
+
+
+def _commit(algorithm: Algorithm, judged: Judged) -> None:
+    """Write what the algorithm accepts to its canvases."""
+    canvases, canvas, positions = judged.canvases, judged.canvas_index, judged.positions
+    choice = algorithm.choose(judged)
+    if not choice.accepted.shape == choice.tokens.shape == positions.shape:
+        shape = tuple(positions.shape)
+        raise ValueError(f"accepted and tokens must have the shape {shape}")
+    last = canvases.is_last_forward
+    left_out = last[canvas] & ~choice.accepted
+    accepted = choice.accepted | last[canvas]
+    cut_short = count(left_out, canvas, len(canvases)) > 0
+    canvases.cut_short = canvases.cut_short | cut_short
+    were_masked = canvases.masked[canvas, positions]
+    num_committed = count(accepted & were_masked, canvas, len(canvases))
+    canvases.num_committed = canvases.num_committed + num_committed
+    before = canvases.ids[canvas, positions]
+    canvases.ids[canvas, positions] = torch.where(accepted, choice.tokens, before)
+    canvases.masked[canvas, positions] = were_masked & ~accepted
+    canvases.num_forwards = canvases.num_forwards + ~canvases.done
+    algorithm.committed(judged, accepted, choice)
+
+
+def _count_rows(canvases: Canvases) -> None:
+    for canvas, options in zip(canvases.records, canvases.options, strict=True):
+        start, end = canvas.window
+        canvas.rows_computed += end - start
+        canvas.rows_reused += len(canvas) - (end - start)
+        is_full = end - start == len(canvas)
+        canvas.full_refreshes += is_full and options.cache != "none"
+
+
+def _fail(algorithm: Algorithm, canvases: Canvases, error: Exception) -> None:
+    """Give up an algorithm's requests; the others of the batch go on."""
+    logger.error("%s failed", algorithm.name, exc_info=error)
+    for canvas in canvases.records:
+        canvas.failure = f"{algorithm.name}: {error}"
+
+
+def _guided(algorithm: Algorithm, canvases: Canvases) -> list[bool]:
+    return [algorithm.is_guided(options) for options in canvases.options]
+
+
+def _selected(group: Group, rows: Sequence[int]) -> Group:
+    index = torch.tensor(rows, device=group.canvases.device)
+    start, end = group.windows
+    return Group(group.canvases.select(rows), (start[index], end[index]))
+
+
+def _joined(some: Windows, others: Windows) -> Windows:
+    start, end = (torch.cat(parts) for parts in zip(some, others, strict=True))
+    return start, end
+
+
+def _read_back(groups: Sequence[Group]) -> None:
+    """Bring the host's records up to date: the one place that waits for the device."""
+    if not groups:
+        return
+    tables = []
+    for group in groups:
+        canvases = group.canvases
+        assert canvases.step is not None
+        numbers = (
+            canvases.num_forwards,
+            canvases.num_committed,
+            canvases.cut_short.long(),
+            canvases.done.long(),
+            canvases.step.candidates.sum(dim=1),
+            *group.windows,
+        )
+        answers = canvases.ids.masked_fill(canvases.masked, -1)
+        tables.append(torch.cat([answers, torch.stack(numbers, dim=1)], dim=1))
+    host = torch.cat([table.flatten() for table in tables]).cpu().numpy()
+    first = 0
+    for group, table in zip(groups, tables, strict=True):
+        rows = host[first : first + table.numel()].reshape(table.shape)
+        first += table.numel()
+        for canvas, row in zip(group.canvases.records, rows, strict=True):
+            _update(canvas, row, group.canvases.max_answer_len)
+
+
+def _update(canvas: Canvas, row: np.ndarray, max_answer_len: int) -> None:
+    """One row of ``_read_back``'s tables."""
+    answer, numbers = row[: canvas.answer_len], row[max_answer_len:].tolist()
+    masked = answer < 0
+    canvas.masked[canvas.prompt_len :] = masked
+    canvas.ids[canvas.prompt_len :] = np.where(masked, canvas.mask_id, answer)
+    canvas.num_forwards, canvas.num_committed = numbers[:2]
+    canvas.cut_short, canvas.done = map(bool, numbers[2:4])
+    canvas.num_candidates = numbers[4]
+    canvas.window = (numbers[5], numbers[6])
+    if canvas.num_forwards >= MAX_FORWARDS and not canvas.done:
+        canvas.failure = f"no end after {MAX_FORWARDS} forwards"

@@ -1,0 +1,213 @@
+"""How the canvases of a step are packed into one forward, ragged and unpadded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sglang_dllm.decoding.canvas import Canvas, IdArray
+from sglang_dllm.decoding.canvases import Canvases
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the forward: a canvas's window, of its own ids or the unconditional
+    ones (its prompt masked, for guidance)."""
+
+    canvas: Canvas
+    is_unconditional: bool = False
+
+    @property
+    def length(self) -> int:
+        start, end = self.canvas.window
+        return end - start
+
+
+@dataclass
+class Candidates:
+    """What one group of R canvases decides in a step, N candidates, packed.
+
+    Attributes:
+        guided: whether each canvas has an unconditional row.
+        canvas_index: ``(N,)`` int64, ascending.
+        positions: ``(N,)`` int64, from the answer's start.
+        counts: of each canvas, on the host.
+        first, first_free: where the group's rows begin in ``Layout.logits_rows``:
+            N of the canvases, and those of the unconditional ones.
+    """
+
+    guided: list[bool]
+    canvas_index: torch.Tensor
+    positions: torch.Tensor
+    counts: list[int]
+    first: int = 0
+    first_free: int = 0
+
+    @property
+    def num_free(self) -> int:
+        """Rows of the unconditional canvases."""
+        return int(np.dot(self.counts, self.guided))
+
+    def of_guided(self) -> torch.Tensor:
+        """``(num_free,)`` int64: the candidates of guided canvases."""
+        rows = np.flatnonzero(np.repeat(self.guided, self.counts))
+        return torch.from_numpy(rows).to(self.positions.device, non_blocking=True)
+
+
+@dataclass
+class Layout:
+    """The packed batch of T tokens: the canvases' windows back to back, group by
+    group, then the unconditional rows of those that have one.
+
+    Attributes:
+        rows: what is packed.
+        positions: ``(T,)`` int64, in the canvas.
+        input_ids: ``(T,)`` int64.
+        logits_rows: ``(N + U,)`` int64: which of the T predict the candidates, of the
+            canvases and then of the unconditional ones.
+        groups: the candidates, in the order of the groups.
+    """
+
+    rows: list[Row]
+    positions: torch.Tensor
+    input_ids: torch.Tensor
+    _answer_at: torch.Tensor
+    _answer_from: torch.Tensor
+    _bases: list[torch.Tensor]
+    logits_rows: torch.Tensor = field(init=False)
+    groups: list[Candidates] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[tuple[Canvases, list[bool]]], device: torch.device
+    ) -> Layout:
+        """Pack the windows that the canvases' next forwards recompute."""
+        rows, answers, first = [], [], 0
+        for canvases, _ in groups:
+            for index, canvas in enumerate(canvases.records):
+                rows.append(Row(canvas))
+                answers.append(first + index * canvases.max_answer_len)
+            first += len(canvases) * canvases.max_answer_len
+        own = list(zip(rows, answers, strict=True))
+        flags = [flag for _, guided in groups for flag in guided]
+        free = [
+            (Row(row.canvas, True), answer)
+            for (row, answer), flag in zip(own, flags, strict=True)
+            if flag
+        ]
+        packed = own + free
+        lens = [row.length for row, _ in packed]
+        offsets = np.cumsum([0, *lens])[:-1]
+        at, source = _answer_indices(packed, offsets)
+        bases = _bases(groups, [row for row, _ in packed], offsets)
+        return cls(
+            [row for row, _ in packed],
+            _upload(
+                np.concatenate([np.arange(*r.canvas.window) for r, _ in packed]), device
+            ),
+            _upload(np.concatenate([_ids(row) for row, _ in packed]), device),
+            _upload(at, device),
+            _upload(source, device),
+            [_upload(base, device) for base in bases],
+        )
+
+    @property
+    def lens(self) -> list[int]:
+        """Tokens of each row."""
+        return [row.length for row in self.rows]
+
+    @staticmethod
+    def key_of(canvases: Sequence[Canvas]) -> tuple[tuple[int, tuple[int, int]], ...]:
+        """Equal where a layout can be used again: same canvases, same windows."""
+        return tuple((id(canvas), canvas.window) for canvas in canvases)
+
+    def update(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
+        """Bring the ids and the candidates up to date with the canvases."""
+        answers = torch.cat([canvases.ids.flatten() for canvases, _ in groups])
+        self.input_ids[self._answer_at] = answers[self._answer_from]
+        self.groups = [_candidates(*group) for group in groups]
+        rows: list[torch.Tensor] = []
+        free: list[torch.Tensor] = []
+        num, num_own = 0, sum(len(group.positions) for group in self.groups)
+        num_free = num_own
+        for group, base in zip(self.groups, self._bases, strict=True):
+            group.first, group.first_free = num, num_free
+            rows.append(_rows_of(base[:2], group.canvas_index, group.positions))
+            if any(group.guided):
+                at = group.of_guided()
+                free.append(
+                    _rows_of(base[2:], group.canvas_index[at], group.positions[at])
+                )
+            num += len(group.positions)
+            num_free += group.num_free
+        self.logits_rows = torch.cat(rows + free)
+
+
+def _upload(values: IdArray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
+def _ids(row: Row) -> IdArray:
+    """The row's ids, of which the answer's are only a place to be filled."""
+    canvas = row.canvas
+    start, end = canvas.window
+    ids = canvas.ids[start:end].copy()
+    if row.is_unconditional:
+        ids[: max(0, canvas.prompt_len - start)] = canvas.mask_id
+    return ids
+
+
+def _answer_indices(
+    packed: Sequence[tuple[Row, int]], offsets: IdArray
+) -> tuple[IdArray, IdArray]:
+    """Where the answers' tokens are in the packed batch, and in the canvases' ids."""
+    at: list[IdArray] = []
+    source: list[IdArray] = []
+    for (row, answer), offset in zip(packed, offsets, strict=True):
+        start, end = row.canvas.window
+        prompt_len = row.canvas.prompt_len
+        first = max(start, prompt_len)
+        at.append(np.arange(first, end) - start + offset)
+        source.append(np.arange(first, end) - prompt_len + answer)
+    return np.concatenate(at), np.concatenate(source)
+
+
+def _bases(
+    groups: Sequence[tuple[Canvases, list[bool]]], rows: Sequence[Row], offsets: IdArray
+) -> list[IdArray]:
+    """For each group ``(4, R)``: the packed index that predicts position 0, and the
+    least there is, of each canvas's own row; then of its unconditional one."""
+    place = {
+        (id(row.canvas), row.is_unconditional): offset
+        for row, offset in zip(rows, offsets, strict=True)
+    }
+    bases = []
+    for canvases, _ in groups:
+        shift = canvases.facts.family.shift
+        base = np.zeros((4, len(canvases)), dtype=np.int64)
+        for index, canvas in enumerate(canvases.records):
+            ahead = canvas.prompt_len - shift - canvas.window[0]
+            for which in (False, True):
+                offset = place.get((id(canvas), which), 0)
+                base[2 * which : 2 * which + 2, index] = offset + ahead, offset
+        bases.append(base)
+    return bases
+
+
+def _rows_of(
+    base: torch.Tensor, canvas_index: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """The packed rows that predict some positions; a canvas's first row its own."""
+    first, least = base
+    return torch.maximum(first[canvas_index] + positions, least[canvas_index])
+
+
+def _candidates(canvases: Canvases, guided: list[bool]) -> Candidates:
+    assert canvases.step is not None, "no step is planned"
+    counts = [canvas.num_candidates for canvas in canvases.records]
+    # The number is known: asking the device for it would wait.
+    found = torch.nonzero_static(canvases.step.candidates, size=sum(counts))
+    return Candidates(guided, found[:, 0], found[:, 1], counts)
