@@ -51,7 +51,7 @@ def load(path: str, *flags: str) -> Any:
 def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-    from sglang_dllm.forward_plan import ForwardPlan, forward_plan
+    from sglang_dllm.forward_plan import ForwardPlan, PlannedRow, forward_plan
 
     lens = [len(ids) for ids in canvases]
     total = sum(lens)
@@ -75,9 +75,11 @@ def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
         extend_num_tokens=total,
         extend_logprob_start_lens_cpu=lens,
     )
-    with forward_plan(ForwardPlan(lens, torch.arange(total))):
+    rows = [PlannedRow(0, length, length) for length in lens]
+    with forward_plan(ForwardPlan(rows, torch.arange(total))):
         out = runner.forward(batch, pp_proxy_tensors=None)
-    return [x.clone() for x in out.logits_output.full_logits.float().split(lens)]
+    logits = runner.model.logits(out.logits_output.hidden_states, batch)
+    return [x.clone() for x in logits.split(lens)]
 
 
 def quantized_layers(runner: Any) -> dict[str, str]:

@@ -53,7 +53,11 @@ KINDS = {
         "LLaDA",
         lambda path: write_llada(path, n_kv_heads=2, num_shards=3, seed=1),
         LLADA_TOKENS["<|eot_id|>"],
-        yaml={"threshold": 0.3, "algorithms": {"FastDLLM": {"threshold": 0.7}}},
+        yaml={
+            "threshold": 0.3,
+            "steps_per_round": 1,  # the others have the default
+            "algorithms": {"FastDLLM": {"threshold": 0.7}},
+        },
     ),
     "dream": Kind(
         "Dream",
@@ -99,7 +103,8 @@ class Setup:
         given = self.kind.yaml
         defaults = dict(given.get("algorithms", {}).get(case.algorithm, {}))
         if case.algorithm == "FullAttnMultiBlock":
-            defaults = {key: given[key] for key in given if key != "algorithms"}
+            server = ("algorithms", "steps_per_round")
+            defaults = {key: given[key] for key in given if key not in server}
         if "factor" in case.options:
             defaults = {"threshold": None}
         options = {**defaults, **case.options}

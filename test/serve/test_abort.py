@@ -18,6 +18,8 @@ import pytest
 import requests
 
 from serving_harness import Server
+from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.canvas import Canvas
 from tiny_checkpoints import write_llada
 
 BAD_LOG_LINE = re.compile(r"memory leak|Mem Leak|double free|Traceback|SIGQUIT")
@@ -33,6 +35,7 @@ class Ask:
     stream: bool = False
     end: str = "survive"  # "survive" | "abort" (by rid) | "close" (the connection)
     delay: float = 0.0
+    cache: str = "none"
 
     def body(self) -> dict[str, Any]:
         return {
@@ -43,6 +46,7 @@ class Ask:
                 "max_new_tokens": self.length,
                 "temperature": 0,
                 "ignore_eos": True,
+                "custom_params": {"dllm": {"cache": self.cache, "block_size": 16}},
             },
         }
 
@@ -58,6 +62,7 @@ def random_asks(seed: int, num: int, longest: int) -> list[Ask]:
             length=longest if i % 13 == 0 else rng.choice([8, 16, 33, 64, 100, 200]),
             stream=rng.random() < 0.5,
             end=ends[i % len(ends)],
+            cache=rng.choice(["none", "none", *CACHES[1:]]),
             delay=rng.random() * 3,
         )
         for i in range(num)
@@ -324,6 +329,9 @@ def running_request(rid: str, age: float) -> Any:
 
     req = Req(rid, "", array("q", [65]), SamplingParams(max_new_tokens=9))
     req.time_stats.forward_entry_time = time.perf_counter() - age
+    req.dllm_algo_state = SimpleNamespace(
+        canvas=Canvas.from_prompt([65], 9, mask_id=1, eos_ids=(2,))
+    )
     return req
 
 
@@ -336,6 +344,7 @@ def test_the_running_timeout_ends_a_request_before_the_next_forward(
     from sglang.srt.managers.scheduler import Scheduler
 
     from sglang_dllm.scheduling import rounds
+    from sglang_dllm.scheduling.metrics import Metrics
 
     old, young = running_request("old", 60.0), running_request("young", 1.0)
     running = SimpleNamespace(
@@ -343,14 +352,20 @@ def test_the_running_timeout_ends_a_request_before_the_next_forward(
     )
     released: list[Any] = []
     streamed: list[Any] = []
+    left: list[Any] = []
+    algorithm = SimpleNamespace(
+        decoder=SimpleNamespace(remove=left.extend), metrics=Metrics(None)
+    )
     scheduler = SimpleNamespace(
-        output_streamer=SimpleNamespace(stream_output=lambda r, _: streamed.extend(r))
+        output_streamer=SimpleNamespace(stream_output=lambda r, _: streamed.extend(r)),
+        tp_worker=SimpleNamespace(dllm_algorithm=algorithm),
     )
     monkeypatch.setattr(rounds, "release_canvas_slots", lambda r, _: released.append(r))
     with envs.SGLANG_REQ_RUNNING_TIMEOUT.override(30.0):
         Scheduler._abort_on_running_timeout(scheduler, running)
     rounds.finish_aborted(scheduler, running)
     assert (released, streamed, running.reqs) == ([old], [old], [young])
+    assert left == [old.dllm_algo_state.canvas]
     assert not running.batch_is_full
     reason = old.finished_reason.to_json()
     assert reason["type"] == "abort"

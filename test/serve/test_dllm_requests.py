@@ -89,6 +89,14 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"algorithm": "AdaBlock", "delimiter_ids": [2**63]}, "delimiter_ids"),
     ({"algorithm": "AdaBlock", "delimiter_ids": [100_000]}, "delimiter_ids"),
     ({"algorithm": "LowConfidence"}, "dllm.algorithm"),
+    ({"cache": "kv"}, "dllm.cache"),
+    ({"cache": True}, "dllm.cache"),
+    ({"cache": "dual", "algorithm": "Dream"}, "dllm.cache"),
+    ({"cache": "delayed", "algorithm": "AdaBlock"}, "dllm.cache"),
+    ({"cache": "dual", "algorithm": "LLaDA", "cfg_scale": 1.0}, "dllm.cache"),
+    ({"cache": "vicinity", "prefix_look": -1}, "dllm.prefix_look"),
+    ({"cache": "delayed", "refresh_interval": 0}, "dllm.refresh_interval"),
+    ({"warmup": 2}, "dllm.warmup"),
 ]
 
 

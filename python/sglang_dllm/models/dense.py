@@ -138,15 +138,21 @@ class Attention(nn.Module):
         ]
 
     def forward(
-        self, positions: torch.Tensor, x: torch.Tensor, forward_batch: ForwardBatch
+        self,
+        positions: torch.Tensor,
+        x: torch.Tensor,
+        forward_batch: ForwardBatch,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """``rows``: the tokens whose output is wanted; None for all."""
         qkv, _ = self.qkv_proj(x)
         q, k, v = qkv.split(self.split_sizes, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q = self.q_norm(q.reshape(-1, self.head_dim)).view(q.shape)
             k = self.k_norm(k.reshape(-1, self.head_dim)).view(k.shape)
         q, k = self.rotary_emb(positions, q, k)
-        out, _ = self.o_proj(self.attn(q, k, v, forward_batch))
+        out = self.attn(q, k, v, forward_batch)
+        out, _ = self.o_proj(out if rows is None else out[rows])
         return out
 
 
@@ -204,12 +210,15 @@ class Block(nn.Module):
         x: torch.Tensor,
         forward_batch: ForwardBatch,
         residual: torch.Tensor | None,
+        rows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``rows``: the tokens whose output is wanted; None for all."""
         if residual is None:
             residual, x = x, self.input_layernorm(x)
         else:
             x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(positions, x, forward_batch)
+        x = self.self_attn(positions, x, forward_batch, rows)
+        residual = residual if rows is None else residual[rows]
         x, residual = self.post_attention_layernorm(x, residual)
         return self.mlp(x), residual
 
@@ -296,13 +305,16 @@ class DenseDiffusionLM(nn.Module):
         """
         x = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
         residual = None
-        for layer in self.layers:
-            x, residual = layer(positions, x, forward_batch, residual)
-        x, _ = self.norm(x, residual)
         plan = current_plan()
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            # Behind the last attention no token looks at another one.
+            rows = plan.logits_rows if plan is not None and index == last else None
+            x, residual = layer(positions, x, forward_batch, residual, rows)
+        x, _ = self.norm(x, residual)
         if plan is None:
             return self.logits_processor(input_ids, x, self.lm_head, forward_batch)
-        return LogitsProcessorOutput(None, hidden_states=x[plan.logits_rows])
+        return LogitsProcessorOutput(None, hidden_states=x)
 
     @torch.no_grad()
     def logits(self, x: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:

@@ -42,9 +42,23 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = _MAX_TOTAL_TOKENS
 
+    def init_backend(self) -> None:
+        """Give SGLang's layers the operators of ``platform.operators``."""
+        from sglang_dllm.platform.operators import register
+
+        register(self.get_dispatch_key_name())
+
     def get_device(self, local_rank: int = 0) -> str:
         # SGLang asks an out-of-tree platform for the value of --device.
         return "cpu"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> Any:
+        from torch.profiler import ProfilerActivity
+
+        return ProfilerActivity.CPU
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"

@@ -11,6 +11,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang_dllm.decoding.decoder import Decoder
 from sglang_dllm.forward_plan import forward_plan
 from sglang_dllm.scheduling.batch import CanvasBatch
+from sglang_dllm.scheduling.metrics import Metrics
 
 
 class FullAttnAlgorithm(DllmAlgorithm):
@@ -18,11 +19,13 @@ class FullAttnAlgorithm(DllmAlgorithm):
 
     Attributes:
         decoder: the canvases; None until the scheduler has made it.
+        metrics: what ended requests are counted in.
         batch: of the round that the scheduler has begun.
         num_steps: forwards of the round, unless a canvas is done before.
     """
 
     decoder: Decoder | None = None
+    metrics: Metrics
     batch: CanvasBatch
     num_steps = 1
 

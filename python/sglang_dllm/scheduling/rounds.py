@@ -34,6 +34,7 @@ from sglang_dllm.scheduling.batch import (
     release_canvas_slots,
     try_alloc_canvas_slots,
 )
+from sglang_dllm.scheduling.metrics import Metrics
 from sglang_dllm.scheduling.report import RequestReport
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,10 @@ def _release_finished(scheduler: Any, running_batch: ScheduleBatch) -> None:
     finished = [req for req in running_batch.reqs if req.finished()]
     if not finished:
         return
-    _decoder(scheduler).remove([req.dllm_algo_state.canvas for req in finished])
+    canvases = [req.dllm_algo_state.canvas for req in finished]
+    _decoder(scheduler).remove(canvases)
+    for canvas in canvases:
+        scheduler.tp_worker.dllm_algorithm.metrics.ended(canvas)
     for req in finished:
         release_canvas_slots(req, scheduler)
         req.time_stats.set_completion_time()
@@ -270,6 +274,7 @@ def _decoder(scheduler: Any) -> Decoder:
     algorithm = scheduler.tp_worker.dllm_algorithm
     if algorithm.decoder is None:
         algorithm.decoder = Decoder(_facts(scheduler), scheduler.device)
+        algorithm.metrics = Metrics(scheduler.metrics_collector)
     decoder: Decoder = algorithm.decoder
     return decoder
 

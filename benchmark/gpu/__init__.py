@@ -1,0 +1,1 @@
+"""All GPU evidence in one command, ``run.sh``; see docs/gpu_benchmark.md."""

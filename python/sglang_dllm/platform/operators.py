@@ -1,0 +1,89 @@
+"""Elementwise layers on a CPU with fewer passes over memory than SGLang's own.
+
+Same arithmetic, in place where SGLang's native forms allocate. On a small model these
+layers take as long as its matrix products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+from sglang.srt.layers.utils.multi_platform import MultiPlatformOp
+
+
+def register(platform_key: str) -> None:
+    """Make the platform's layers use these; before a model is built."""
+    MultiPlatformOp.register_oot_forward(RMSNorm, rms_norm, platform_key)
+    MultiPlatformOp.register_oot_forward(SiluAndMul, silu_and_mul, platform_key)
+    MultiPlatformOp.register_oot_forward(RotaryEmbedding, rotate, platform_key)
+
+
+def rms_norm(
+    layer: RMSNorm,
+    x: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    *others: Any,
+    **named: Any,
+) -> Any:
+    """``x / rms(x) * weight``; with a residual, of their sum, and the sum beside it.
+
+    Only the plain float32 layer; every other goes SGLang's way.
+    """
+    is_plain = (
+        x.dtype == layer.weight.dtype == torch.float32
+        and not (others or named)
+        and layer.variance_size_override is None
+        and (residual is None or residual.dtype == torch.float32)
+    )
+    if not is_plain:
+        return layer.forward_native(x, residual, *others, **named)
+    total = x if residual is None else x + residual
+    scale = total.square().mean(dim=-1, keepdim=True)
+    scale.add_(layer.variance_epsilon).rsqrt_()
+    normed = (total * scale).mul_(layer.weight)
+    return normed if residual is None else (normed, total)
+
+
+def silu_and_mul(layer: SiluAndMul, x: torch.Tensor) -> torch.Tensor:
+    """``silu(x[..., :d]) * x[..., d:]``."""
+    gate, up = x.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate).mul_(up)
+
+
+def rotate(
+    layer: RotaryEmbedding,
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *others: Any,
+    **named: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary embedding of whole heads, halves paired (NeoX style), in float32."""
+    is_plain = (
+        layer.is_neox_style
+        and layer.rotary_dim == layer.head_size
+        and query.dtype == key.dtype == layer.cos_sin_cache.dtype == torch.float32
+        and not any(value is not None for value in (*others, *named.values()))
+    )
+    if not is_plain:
+        rotated: tuple[torch.Tensor, torch.Tensor] = layer.forward_native(
+            positions, query, key, *others, **named
+        )
+        return rotated
+    cos, sin = layer.cos_sin_cache[positions.flatten()].unsqueeze(1).chunk(2, dim=-1)
+    return _rotated(query, cos, sin), _rotated(key, cos, sin)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """``(T, heads * D)`` by ``(T, 1, D / 2)``."""
+    heads = x.unflatten(-1, (-1, 2 * cos.shape[-1]))
+    out = torch.empty_like(heads, memory_format=torch.contiguous_format)
+    first, second = heads.chunk(2, dim=-1)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out.flatten(-2)
