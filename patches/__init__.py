@@ -9,10 +9,12 @@ from sglang_dllm.hooks import HookSet
 from sglang_dllm.patches import (
     dllm_config,
     dllm_scheduler,
+    flashinfer_backend,
     http_server,
     server_args,
     tokenizer_manager,
     torch_native_backend,
+    triton_backend,
 )
 
 HOOKS = HookSet(
@@ -21,6 +23,8 @@ HOOKS = HookSet(
         *server_args.HOOKS,
         *dllm_scheduler.HOOKS,
         *torch_native_backend.HOOKS,
+        *flashinfer_backend.HOOKS,
+        *triton_backend.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
     ),

@@ -1,0 +1,80 @@
+"""sglang.srt.layers.attention.flashinfer_backend
+
+Upstream: plans its wrappers for new tokens behind a cached prefix, and in each layer
+attends to both parts and merges the results.
+Ours: the windows of canvases attend to whole canvases, in one pass over fresh keys or
+over the pool (``attention.flashinfer``); upstream's own planning is left out.
+Goes when: upstream takes queries from the middle of a sequence, without a causal mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_dllm.forward_plan import current_plan
+from sglang_dllm.hooks import Hook
+
+
+def _init_forward_metadata(
+    original: Callable[..., Any], self: Any, forward_batch: Any
+) -> Any:
+    plan = current_plan()
+    if plan is None:
+        return original(self, forward_batch)
+    from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
+
+    FlashInferCanvasAttention.of(self).plan(plan)
+    return None
+
+
+def _forward_extend(
+    original: Callable[..., Any],
+    self: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    layer: Any,
+    forward_batch: Any,
+    save_kv_cache: bool = True,
+) -> Any:
+    if current_plan() is None:
+        return original(self, q, k, v, layer, forward_batch, save_kv_cache)
+    from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
+    from sglang_dllm.attention.planned import into_pool
+
+    attention = FlashInferCanvasAttention.of(self)
+    # FlashInfer takes the scale where it plans, before any layer is known.
+    assert layer.scaling == attention.settings.scale, "layers of different scales"
+    k_pool, v_pool = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+    out = attention.run(
+        q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
+        k.view(-1, layer.tp_k_head_num, layer.qk_head_dim),
+        v.view(-1, layer.tp_v_head_num, layer.v_head_dim),
+        k_pool,
+        v_pool,
+        write=into_pool(self.token_to_kv_pool, layer),
+        k_scale=layer.k_scale_float,
+        v_scale=layer.v_scale_float,
+    )
+    return out.flatten(1)
+
+
+_BACKEND = "sglang.srt.layers.attention.flashinfer_backend.FlashInferAttnBackend"
+
+HOOKS = (
+    Hook(
+        target=f"{_BACKEND}.init_forward_metadata",
+        fn=_init_forward_metadata,
+        why="upstream plans for new tokens at the end of a sequence only",
+        contract=("self", "forward_batch"),
+        remove_when="upstream plans queries from the middle of a sequence",
+    ),
+    Hook(
+        target=f"{_BACKEND}.forward_extend",
+        fn=_forward_extend,
+        why="windows of canvases attend to whole canvases, planned by us",
+        contract=("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+        remove_when="upstream plans queries from the middle of a sequence",
+    ),
+)
