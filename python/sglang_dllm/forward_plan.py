@@ -21,21 +21,24 @@ class PlannedRow:
     Attributes:
         slots: ``(canvas_len,)`` int64: where the pool keeps the canvas's keys and
             values. None for a canvas that keeps none: its window is all of it.
+        padding: how often the window's last token is repeated behind it.
     """
 
     start: int
     end: int
     canvas_len: int
     slots: torch.Tensor | None = None
+    padding: int = 0
 
     @property
     def length(self) -> int:
-        return self.end - self.start
+        """Tokens of the packed batch, padding among them."""
+        return self.end - self.start + self.padding
 
     @property
     def is_full(self) -> bool:
         """Whether the row attends to nothing but its own fresh keys and values."""
-        return self.length == self.canvas_len
+        return self.end - self.start == self.canvas_len
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class ForwardPlan:
             if row.slots is not None:
                 tokens.append(torch.arange(first, first + row.length))
                 slots.append(row.slots[row.start : row.end])
+                if row.padding:
+                    slots.append(row.slots[row.end - 1].expand(row.padding))
             first += row.length
         if not slots:
             return None

@@ -41,10 +41,10 @@ def canvas_attention(
         v_pool[slots] = v[tokens].to(v_pool.dtype)
     out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
     first = 0
-    for (length, canvas_len), same in groupby(plan.rows, _shape):
+    for (length, _, is_full), same in groupby(plan.rows, _shape):
         rows = list(same)
         end = first + length * len(rows)
-        if length == canvas_len:
+        if is_full:
             keys, values = k[first:end], v[first:end]
         else:
             keys, values = _of_pool(k_pool, rows, k), _of_pool(v_pool, rows, v)
@@ -78,8 +78,8 @@ def attend(
     out.unflatten(0, (num_rows, -1)).copy_(result.transpose(1, 2))
 
 
-def _shape(row: PlannedRow) -> tuple[int, int]:
-    return row.length, row.canvas_len
+def _shape(row: PlannedRow) -> tuple[int, int, bool]:
+    return row.length, row.canvas_len, row.is_full
 
 
 def _of_pool(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.decoding.decoder import Decoder, Head
 from sglang_dllm.forward_plan import forward_plan
 from sglang_dllm.scheduling.batch import CanvasBatch
+from sglang_dllm.scheduling.graphs import WindowGraphs
 from sglang_dllm.scheduling.metrics import Metrics
 
 
@@ -21,12 +24,14 @@ class FullAttnAlgorithm(DllmAlgorithm):
         decoder: the canvases; None until the scheduler has made it.
         metrics: what ended requests are counted in.
         batch: of the round that the scheduler has begun.
+        graphs: run forwards of windows; None where there are none.
         num_steps: forwards of the round, unless a canvas is done before.
     """
 
     decoder: Decoder | None = None
     metrics: Metrics
     batch: CanvasBatch
+    graphs: WindowGraphs | None = None
     num_steps = 1
 
     def run(
@@ -44,12 +49,17 @@ class FullAttnAlgorithm(DllmAlgorithm):
             layout = self.batch.layout
             forward_batch.input_ids = layout.input_ids
             forward_batch.positions = layout.positions
-            with forward_plan(self.batch.plan()):
-                out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
-            hidden = out.logits_output.hidden_states
-            out.logits_output.hidden_states = None
+            plan = self.batch.plan()
             # The forward batch tells SGLang's head nothing but the kind of forward.
-            head = partial(model.logits, forward_batch=forward_batch)
+            head: Head = partial(model.logits, forward_batch=forward_batch)
+            in_graph = self.graphs is not None and self.graphs.accepts(plan)
+            if self.graphs is not None and in_graph:
+                hidden, has_head = self.graphs.run(plan, forward_batch)
+                head = _as_it_is if has_head else head
+            else:
+                with forward_plan(plan):
+                    out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
+                hidden = out.logits_output.hidden_states
             decoder.commit(hidden, head)
             if not left or any(c.done or c.failure for c in self.batch.canvases):
                 break
@@ -57,4 +67,8 @@ class FullAttnAlgorithm(DllmAlgorithm):
                 forward_batch = ForwardBatch.init_new(
                     self.batch, model_runner, return_hidden_states_before_norm=False
                 )
-        return out.logits_output, [], None, None, out.can_run_graph
+        return LogitsProcessorOutput(None), [], None, None, in_graph
+
+
+def _as_it_is(logits: torch.Tensor) -> torch.Tensor:
+    return logits

@@ -101,13 +101,15 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
         server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
     server_args.disable_radix_cache = True
     server_args.disable_overlap_schedule = True
+    # Of SGLang's own graphs; ours (scheduling.graphs) follow the decode phase's flags.
+    server_args.disable_decode_cuda_graph |= server_args.disable_cuda_graph
     server_args.disable_cuda_graph = True
     server_args.chunked_prefill_size = -1
     server_args.tokenizer_path = plain_tokenizer_path(
         server_args.tokenizer_path or server_args.model_path, server_args.revision
     )
     logger.info(
-        "%s: prefix cache, chunked prefill, overlap schedule and CUDA graphs are off; "
+        "%s: prefix cache, chunked prefill and overlap schedule are off; "
         "up to %d canvases run at once",
         architecture,
         server_args.max_running_requests,

@@ -34,6 +34,7 @@ from sglang_dllm.scheduling.batch import (
     release_canvas_slots,
     try_alloc_canvas_slots,
 )
+from sglang_dllm.scheduling.graphs import window_graphs
 from sglang_dllm.scheduling.metrics import Metrics
 from sglang_dllm.scheduling.report import RequestReport
 
@@ -275,6 +276,9 @@ def _decoder(scheduler: Any) -> Decoder:
     if algorithm.decoder is None:
         algorithm.decoder = Decoder(_facts(scheduler), scheduler.device)
         algorithm.metrics = Metrics(scheduler.metrics_collector)
+        algorithm.graphs = window_graphs(
+            scheduler.tp_worker.model_runner, scheduler.server_args
+        )
     decoder: Decoder = algorithm.decoder
     return decoder
 
