@@ -15,36 +15,29 @@ committed. Forwards of both are printed, and the ratio per forward beside the ot
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import requests
+from local_server import (
+    Ask,
+    Reply,
+    ask_all,
+    chat_prompts,
+    heldout_questions,
+    local_server,
+    run_command,
+    server_ask,
+)
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "test"))
-
-from gsm8k import OneLineParser, at_least, parse_option  # noqa: E402
-from gsm8k_problems import BenchmarkError, read_problems  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Reply:
-    ids: list[int]
-    forwards: int
-    seconds: float
-    dllm: dict[str, Any] | None = None
-
-
-Ask = Callable[[list[int]], Reply]
+from gsm8k import OneLineParser, at_least, parse_option
+from gsm8k_problems import BenchmarkError, read_problems
 
 
 @dataclass(frozen=True)
@@ -72,10 +65,7 @@ class Figures:
 
 
 def one_pass(ask: Ask, prompts: Sequence[list[int]], concurrency: int) -> Pass:
-    began = time.perf_counter()
-    with ThreadPoolExecutor(concurrency) as pool:
-        replies = list(pool.map(ask, prompts))
-    seconds = time.perf_counter() - began
+    replies, seconds = ask_all(ask, prompts, concurrency)
     return Pass(
         sum(len(reply.ids) for reply in replies) / seconds,
         median(reply.seconds for reply in replies),
@@ -121,38 +111,10 @@ def reference_ask(
 
     @torch.no_grad()
     def ask(prompt: list[int]) -> Reply:
-        began = time.perf_counter()
+        began = perf_counter()
         result = run(algorithm, model, prompt, canvas, options)
-        seconds = time.perf_counter() - began
+        seconds = perf_counter() - began
         return Reply(visible(result, model.eos_id), result.nfe, seconds)
-
-    return ask
-
-
-def server_ask(
-    base_url: str, algorithm: str, options: dict[str, Any], canvas: int
-) -> Ask:
-    sampling = {
-        "max_new_tokens": canvas,
-        "temperature": 0,
-        "custom_params": {"dllm": {"algorithm": algorithm, **options}},
-    }
-
-    def ask(prompt: list[int]) -> Reply:
-        began = time.perf_counter()
-        response = requests.post(
-            f"{base_url}/generate",
-            json={"input_ids": prompt, "sampling_params": sampling},
-            timeout=600,
-        )
-        seconds = time.perf_counter() - began
-        if not response.ok:
-            raise BenchmarkError(f"/generate answered {response.text[:300]}")
-        answer = response.json()
-        meta = answer["meta_info"]
-        return Reply(
-            answer["output_ids"], meta["num_forwards"], seconds, meta.get("dllm")
-        )
 
     return ask
 
@@ -166,28 +128,10 @@ def used_options(
     return {key: value for key, value in effective.items() if key != "algorithm"}
 
 
-def prompts_of(
-    model_path: str, data: Path | None, num: int, canvas: int
-) -> list[list[int]]:
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
+def questions_of(data: Path | None, num: int) -> list[str]:
     if data:
-        questions = [problem.question for problem in read_problems(data, num)]
-    else:
-        from sglang_dllm.demo.evaluate import heldout
-
-        questions = [problem.question for problem in heldout(num, seed=7)]
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-        for question in questions
-    ]
+        return [problem.question for problem in read_problems(data, num)]
+    return heldout_questions(num)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -206,10 +150,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(args: argparse.Namespace, base_url: str, model_path: str) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    from sglang_dllm.demo import demo_path
+
+    model_path = args.model_path or str(demo_path())
+    with ExitStack() as stack:
+        base_url = args.base_url and args.base_url.rstrip("/")
+        if base_url is None:
+            server = stack.enter_context(local_server(model_path, args.algorithm))
+            base_url = server.base_url
+        try:
+            return measure_server(args, base_url, model_path)
+        except requests.ConnectionError:
+            raise BenchmarkError(f"no server at {base_url}") from None
+
+
+def measure_server(
+    args: argparse.Namespace, base_url: str, model_path: str
+) -> dict[str, Any]:
     options = dict(args.option)
-    prompts = prompts_of(model_path, args.data, args.num, args.max_new_tokens)
-    ours = server_ask(base_url, args.algorithm, options, args.max_new_tokens)
+    prompts = chat_prompts(model_path, questions_of(args.data, args.num))
+    dllm = {"algorithm": args.algorithm, **options}
+    ours = server_ask(base_url, dllm, args.max_new_tokens)
     # One prompt each first: nothing is timed cold, and what is refused ends here.
     options = used_options(ours(prompts[0]).dllm, options)
     try:
@@ -254,36 +216,12 @@ def show(figures: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
-    from serving_harness import Server
-    from sglang_dllm.demo import demo_path
+    return run_command("compare_reference.py", measure, show, args, problem)
 
-    model_path = args.model_path or str(demo_path())
-    base_url = args.base_url and args.base_url.rstrip("/")
-    try:
-        with ExitStack() as stack:
-            if base_url is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                flags = ["--dllm-algorithm", args.algorithm]
-                server = Server(model_path, flags, folder / "log")
-                stack.callback(server.stop)
-                base_url = server.wait_until_ready().base_url
-            figures = measure(args, base_url, model_path)
-    except requests.ConnectionError:
-        print(f"compare_reference.py: no server at {base_url}", file=sys.stderr)
-        return 1
-    except (BenchmarkError, RuntimeError, OSError) as error:
-        # Of a server that did not start, the last line of its log says why.
-        print(f"compare_reference.py: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return 1
-    print(show(figures))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    equal = all(
-        row["equal"] == figures["problems"] for row in figures["server"].values()
-    )
-    if not equal:
-        print("compare_reference.py: tokens differ from the reference", file=sys.stderr)
-    return 0 if equal else 1
+
+def problem(figures: dict[str, Any]) -> str | None:
+    wrong = any(r["equal"] < figures["problems"] for r in figures["server"].values())
+    return "tokens differ from the reference" if wrong else None
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def mutated(mutation: Mutation) -> str:
     Raises:
         StaleTable: the old text is not there exactly once.
     """
-    text = (PACKAGE / "decoding" / mutation.file).read_text(encoding="utf-8")
+    text = (PACKAGE / mutation.file).read_text(encoding="utf-8")
     found = text.count(mutation.old)
     if found != 1:
         raise StaleTable(
@@ -97,7 +97,7 @@ def copy_package(folder: Path, mutation: Mutation | None) -> None:
     copied = shutil.copytree(PACKAGE, folder / "sglang_dllm", ignore=ignore)
     shutil.copytree(ROOT / "patches", copied / "patches", ignore=ignore)
     if mutation is not None:
-        file = copied / "decoding" / mutation.file
+        file = copied / mutation.file
         file.write_text(mutated(mutation), encoding="utf-8")
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from mutations.mutation import EDGES, SHARED, one
 
-FAST = "algorithms/fast_dllm.py"
-LEAP = "algorithms/local_leap.py"
-ADAPTIVE = "algorithms/adaptive_parallel.py"
-HIERARCHICAL = "algorithms/hierarchical.py"
-CREDIT = "algorithms/credit.py"
-ADA = "algorithms/ada_block.py"
+FAST = "decoding/algorithms/fast_dllm.py"
+LEAP = "decoding/algorithms/local_leap.py"
+ADAPTIVE = "decoding/algorithms/adaptive_parallel.py"
+HIERARCHICAL = "decoding/algorithms/hierarchical.py"
 ONE_BY_ONE = f"{SHARED}equal_positions_go_lower_first"
 FOR_EVER = "a request whose model is unsure runs for ever"
 A_FORWARD_LATE = "a position at the threshold waits for another forward"
@@ -74,8 +72,8 @@ BY_CONFIDENCE_MUTATIONS = (
         "FastDLLM",
         "quota off by one",
         FAST,
-        "return Step(masks, quota=quota)",
-        "return Step(masks, quota=quota + 1)",
+        "return offers * few + torch.minimum(offers, num_more) - taken",
+        "return offers * few + torch.minimum(offers, num_more) - taken + 1",
         "on Dream, more tokens a step than `steps` says",
         f"{EDGES}fast_dllm_shares_on_dream",
     ),
@@ -87,6 +85,15 @@ BY_CONFIDENCE_MUTATIONS = (
         "accepted",
         "on Dream, `steps` changes nothing",
         f"{EDGES}fast_dllm_shares_on_dream",
+    ),
+    one(
+        "FastDLLM",
+        "the whole canvas in spite of a cache",
+        FAST,
+        'is_whole = canvases.option_is("cache", "none")',
+        "is_whole = torch.ones_like(canvases.done)",
+        "on Dream, a cache changes nothing",
+        f"{SHARED}windows_of_a_cache[0-dream]",
     ),
     one(
         "LocalLeap",
@@ -222,122 +229,5 @@ BY_CONFIDENCE_MUTATIONS = (
         "positions.diff() == 1",
         "an answer depends on who else is in the batch",
         f"{EDGES}hierarchical_runs_end_where_a_position_is_missing",
-    ),
-    one(
-        "Credit",
-        "no decay",
-        CREDIT,
-        "self.credit.to(tokens.device) * self.options.decay_beta",
-        "self.credit.to(tokens.device)",
-        "old predictions outweigh what the model says now",
-        f"{EDGES}credit_grows_and_decays",
-    ),
-    one(
-        "Credit",
-        "boost_gamma ignored",
-        CREDIT,
-        'predicted.value.clamp(min=0) ** judged.option("boost_gamma")',
-        "predicted.value.clamp(min=0)",
-        "unsure predictions gain too little credit: more forwards",
-        f"{EDGES}credit_grows_and_decays[0.5]",
-    ),
-    one(
-        "Credit",
-        "credit without its logarithm",
-        CREDIT,
-        "torch.log1p(credit)",
-        "credit",
-        "repeated predictions are accepted too early",
-        f"{EDGES}credit_grows_and_decays",
-    ),
-    one(
-        "Credit",
-        "threshold strict",
-        CREDIT,
-        "Choice(found.value >= threshold",
-        "Choice(found.value > threshold",
-        A_FORWARD_LATE,
-        f"{EDGES}credit_at_its_threshold_and_next_to_the_best",
-    ),
-    one(
-        "Credit",
-        "no guaranteed progress",
-        CREDIT,
-        "best[judged.canvas_index] - TIE",
-        'judged.option("threshold")',
-        FOR_EVER,
-        f"{EDGES}credit_at_its_threshold_and_next_to_the_best",
-    ),
-    one(
-        "Credit",
-        "no slack below the best",
-        CREDIT,
-        "TIE = 1e-5",
-        "TIE = 0.0",
-        "positions as sure as the best wait for another forward",
-        f"{EDGES}credit_at_its_threshold_and_next_to_the_best",
-    ),
-    one(
-        "AdaBlock",
-        "threshold strict",
-        ADA,
-        'found.value >= judged.option("threshold")',
-        'found.value > judged.option("threshold")',
-        A_FORWARD_LATE,
-        f"{EDGES}ada_block_at_its_thresholds",
-    ),
-    one(
-        "AdaBlock",
-        "delimiter_threshold strict",
-        ADA,
-        "best >= enough",
-        "best > enough",
-        "blocks do not end at a delimiter at its threshold",
-        f"{EDGES}ada_block_at_its_thresholds",
-    ),
-    one(
-        "AdaBlock",
-        "window twice as long",
-        ADA,
-        "WINDOW = 0.25",
-        "WINDOW = 0.5",
-        "blocks end further ahead than published",
-        f"{EDGES}ada_block_ends_at_the_best_delimiter_in_its_window",
-    ),
-    one(
-        "AdaBlock",
-        "the delimiter starts the next block",
-        ADA,
-        "torch.where(at, judged.positions + 1, 0)",
-        "torch.where(at, judged.positions, 0)",
-        "a line is decided without knowing where it ends",
-        f"{EDGES}ada_block_ends_at_the_best_delimiter_in_its_window",
-    ),
-    one(
-        "AdaBlock",
-        "accepts behind the block",
-        ADA,
-        "Choice(inside & ((rank == 0) | sure)",
-        "Choice(((rank == 0) | sure)",
-        "a block's first forward writes tokens of the next ones",
-        f"{EDGES}ada_block_at_its_thresholds",
-    ),
-    one(
-        "AdaBlock",
-        "no guaranteed progress",
-        ADA,
-        "inside & ((rank == 0) | sure)",
-        "inside & sure",
-        FOR_EVER,
-        f"{ONE_BY_ONE}[AdaBlock]",
-    ),
-    one(
-        "AdaBlock",
-        "the other family's default",
-        ADA,
-        'if family.lineage == "Dream" else {}',
-        'if family.lineage == "LLaDA" else {}',
-        "blocks end at other delimiters than published",
-        f"{EDGES}published_delimiter_thresholds",
     ),
 )

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from mutations.mutation import BY_ENTROPY, EDGES, SELECTION, Mutation, one
+from mutations.mutation import (
+    BY_ENTROPY,
+    EDGES,
+    SELECTION,
+    SHARED,
+    Mutation,
+    each,
+    one,
+)
 
+BLOCKS = "decoding/blocks.py"
 BOTH_FORCE = tuple(
     f"{EDGES}dream_forces_progress_where_nothing_is_certain[{name}]"
     for name in BY_ENTROPY
@@ -23,7 +32,7 @@ def entropy(
 BY_ENTROPY_MUTATIONS = (
     entropy(
         "LLaDA's compare strict",
-        "algorithms/full_attn_multi_block.py",
+        "decoding/algorithms/full_attn_multi_block.py",
         "entropy <= threshold if is_llada",
         "entropy < threshold if is_llada",
         "a position at the threshold waits for another forward",
@@ -31,7 +40,7 @@ BY_ENTROPY_MUTATIONS = (
     ),
     entropy(
         "Dream's compare not strict",
-        "algorithms/full_attn_multi_block.py",
+        "decoding/algorithms/full_attn_multi_block.py",
         "else entropy < threshold",
         "else entropy <= threshold",
         "threshold 0 is no longer one token a step",
@@ -39,7 +48,7 @@ BY_ENTROPY_MUTATIONS = (
     ),
     entropy(
         "LLaDA's minimum dropped",
-        "algorithms/full_attn_multi_block.py",
+        "decoding/algorithms/full_attn_multi_block.py",
         "    if is_llada:\n",
         "    if is_llada and False:\n",
         "more forwards, and other tokens, where blocks overlap",
@@ -47,7 +56,7 @@ BY_ENTROPY_MUTATIONS = (
     ),
     entropy(
         "no forced progress",
-        "algorithms/full_attn_multi_block.py",
+        "decoding/algorithms/full_attn_multi_block.py",
         "return accepted | first_best(-entropy, canvas_index, stuck, num_canvases)",
         "return accepted",
         "a request of Dream runs for ever",
@@ -56,9 +65,9 @@ BY_ENTROPY_MUTATIONS = (
     ),
     entropy(
         "eps 1e-8",
-        "algorithms/full_attn_multi_block.py",
-        "ENTROPY_EPS = 1e-12",
-        "ENTROPY_EPS = 1e-8",
+        "decoding/algorithms/full_attn_multi_block.py",
+        "eps=1e-12",
+        "eps=1e-8",
         "low thresholds accept what the published decoder does not",
         *(
             f"{EDGES}the_entropy_adds_next_to_nothing_inside_its_logarithm[{name}]"
@@ -67,41 +76,50 @@ BY_ENTROPY_MUTATIONS = (
     ),
     entropy(
         "early stop leaves the masks' tokens",
-        "canvas.py",
-        "self.ids[position + 1 :] = self.ids[position]",
-        "self.ids[position + 1 :] = self.ids[position + 1 :]",
+        BLOCKS,
+        "torch.where(behind, canvases.ids.gather(1, at), canvases.ids)",
+        "canvases.ids",
         "the tokens before an EOS are decided without knowing the answer's end",
         *BOTH_STOP,
     ),
     entropy(
         "early stop despite ignore_eos",
-        "blocks.py",
-        "self.options.early_stop and not canvas.ignore_eos",
-        "self.options.early_stop",
+        BLOCKS,
+        "options.early_stop and not canvas.ignore_eos",
+        "options.early_stop",
         "ignore_eos does not decode the whole canvas",
         *BOTH_STOP,
     ),
     entropy(
         "candidates taken after the fill",
-        "blocks.py",
-        "masked = canvas.masked.copy()",
-        "masked = canvas.masked",
+        BLOCKS,
+        "candidates = masked & (",
+        "candidates = canvases.masked & (",
         "other tokens than the published decoder's once an EOS is there",
         *BOTH_STOP,
+    ),
+    entropy(
+        "blocks start with the prompt",
+        BLOCKS,
+        "            self.start + self.size[:, None], canvases",
+        "            self.start + (self.size - canvases.prompt_len % self.size)[:, None],"
+        " canvases",
+        "the blocks, and so the answer, depend on the prompt's length",
+        *each("blocks_start_behind_the_prompt", BY_ENTROPY),
     ),
     one(
         "EntropyThreshold",
         "the next block joins at half",
-        "algorithms/entropy_threshold.py",
-        "Blocks(canvas, self, options, facts, 1.0, 1.0)",
-        "Blocks(canvas, self, options, facts, 0.5, 1.0)",
+        "decoding/algorithms/entropy_threshold.py",
+        "return all_of_it, all_of_it",
+        "return all_of_it / 2, all_of_it",
         "the answer is decided further ahead than published",
         f"{EDGES}a_block_is_created_at_its_threshold_or_when_the_last_one_is_done",
     ),
     one(
         "EntropyThreshold",
         "LLaDA's default on Dream",
-        "algorithms/entropy_threshold.py",
+        "decoding/algorithms/entropy_threshold.py",
         '{"threshold": 0.45}',
         "{}",
         "Dream decodes faster and worse than published",
@@ -110,7 +128,7 @@ BY_ENTROPY_MUTATIONS = (
     one(
         "FullAttnMultiBlock",
         "LLaDA's default on Dream",
-        "algorithms/full_attn_multi_block.py",
+        "decoding/algorithms/full_attn_multi_block.py",
         '{"threshold": 0.4}',
         "{}",
         "Dream decodes faster and worse than published",
@@ -119,19 +137,64 @@ BY_ENTROPY_MUTATIONS = (
     one(
         "FullAttnMultiBlock",
         "block_add_threshold strict",
-        "blocks.py",
-        "last.progress >= self.add_progress",
-        "last.progress > self.add_progress",
+        BLOCKS,
+        "last_progress >= add_progress",
+        "last_progress > add_progress",
         "blocks join a forward late",
         f"{EDGES}a_block_is_created_at_its_threshold_or_when_the_last_one_is_done",
     ),
     one(
         "FullAttnMultiBlock",
         "decoded_token_threshold strict",
-        "blocks.py",
-        "previous_progress >= self.activate_progress",
-        "previous_progress > self.activate_progress",
+        BLOCKS,
+        "before >= activate_progress",
+        "before > activate_progress",
         "with decoded_token_threshold 1 a request of Dream runs for ever",
         f"{EDGES}a_block_behind_a_finished_one_is_forced_to_move",
+    ),
+    one(
+        "FullAttnMultiBlock",
+        "a new block is active a forward late",
+        BLOCKS,
+        "is_new & (last_progress >= activate_progress)[:, None]",
+        "is_new & (last_progress > 2)[:, None]",
+        "Dream runs a forward that commits nothing",
+        f"{EDGES}a_block_behind_a_finished_one_is_forced_to_move",
+    ),
+    one(
+        "FullAttnMultiBlock",
+        "the last active block is forced",
+        BLOCKS,
+        "forced = first_true(can_be_forced)[:, None]",
+        "forced = (can_be_forced * blocks.index).argmax(dim=1)[:, None]",
+        "Dream writes ahead of what it does not know yet",
+        f"{EDGES}a_block_behind_a_finished_one_is_forced_to_move",
+    ),
+    one(
+        "FullAttnMultiBlock",
+        "only active blocks are decoded",
+        BLOCKS,
+        "live = exists & (active | (left > 0))",
+        "live = exists & active",
+        "decoded_token_threshold acts as block_add_threshold",
+        f"{EDGES}a_block_is_created_at_its_threshold_or_when_the_last_one_is_done",
+    ),
+    one(
+        "FullAttnMultiBlock",
+        "finished blocks are not in the span",
+        BLOCKS,
+        "live = exists & (active | (left > 0))",
+        "live = exists & (left > 0)",
+        "with a cache, an active block is not recomputed",
+        f"{SHARED}the_span_of_several_blocks",
+    ),
+    one(
+        "FullAttnMultiBlock",
+        "the span from the answer's start",
+        BLOCKS,
+        "start = first_true(candidates) // blocks.size * blocks.size",
+        "start = torch.zeros_like(end)",
+        "with a cache, all is recomputed but once",
+        f"{SHARED}the_span_of_several_blocks",
     ),
 )

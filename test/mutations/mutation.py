@@ -13,9 +13,15 @@ BY_CONFIDENCE = (
     "AdaBlock",
 )
 BY_ENTROPY = ("EntropyThreshold", "FullAttnMultiBlock")
+CACHE = "decoding/cache.py"
+CANVASES = "decoding/canvases.py"
+DECODER = "decoding/decoder.py"
+LAYOUT = "decoding/layout.py"
+KERNEL = "kernels/row_statistics.py"
 SHARED = "test_shared_edges.py::test_"
 EDGES = "test_algorithm_edges.py::test_"
 DECODING = "test_decoding.py::test_"
+CONFIG = "test_config.py::test_"
 SELECTION = "test_selection.py::test_"
 REFERENCE = "test_algorithms.py::test_equals_its_reference"
 
@@ -26,7 +32,7 @@ class Mutation:
 
     Attributes:
         algorithms: those that it breaks.
-        file: below python/sglang_dllm/decoding.
+        file: below python/sglang_dllm.
         old: text that the file has exactly once.
         notice: what a user would see.
         tests: node ids below test/unit; of each, at least one case must fail.

@@ -111,7 +111,7 @@ def test_flags_keep_their_meaning() -> None:
     ("device", "backend", "flags", "reason"),
     [
         ("cpu", "FlashInferAttnBackend", {}, "not a GPU"),
-        ("cuda", "TorchNativeAttnBackend", {}, "attention backend"),
+        ("cuda", "TorchNativeAttnBackend", {}, "TorchNativeAttnBackend cannot"),
         ("cuda", "TritonAttnBackend", {"tp_size": 2}, "tensor parallelism"),
         ("cuda", "TritonAttnBackend", {"disable_decode_cuda_graph": True}, "a flag"),
     ],

@@ -7,6 +7,7 @@ notice.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,21 @@ from sglang_dllm.decoding.algorithms.hierarchical import runs
 from sglang_dllm.decoding.canvas import SamplingOptions
 from toy_model import EOS, MASK, NEWLINE, TURN_END, VOCAB, Request
 from toy_model import decode as decode_batch
+
+
+def first_steps(
+    family: str, algorithm: str, *crowd: tuple[Told, Any], sampling: Any = None
+) -> list[Any]:
+    """What the first forward commits of each of a batch: models and options."""
+    draws = sampling or SamplingOptions()
+    requests = [
+        Request(model, (1,), len(model.frames[0]), algorithm, options, draws)
+        for model, options in crowd
+    ]
+    decode_batch(family, requests)
+    seen = [model.seen[1][1:] for model, _ in crowd]
+    return [[i for i, token in enumerate(ids) if token != MASK] for ids in seen]
+
 
 # --- by entropy -------------------------------------------------------------------
 
@@ -131,6 +147,17 @@ def test_llada_guidance() -> None:
     assert model.seen_blind == [[MASK] * 3, [MASK, 1, MASK]]
 
 
+def test_llada_guidance_is_of_its_own_canvas() -> None:
+    # Twice what is seen less what is not: 0 and 1, then -3 and 1, the surer one.
+    def row(*logits: float) -> torch.Tensor:
+        return torch.tensor([*logits, *[-30.0] * (VOCAB - 2)])
+
+    guided = Told("llada", [row(1.0, 0.5)] * 2, blind=[row(2.0, 0.0), row(5.0, 0.0)])
+    alone = Told("llada", word(0.6, 0.5))
+    crowd = ((alone, {}), (guided, {"cfg_scale": 1.0}))
+    assert first_steps("llada", "LLaDA", *crowd) == [[0], [1]]
+
+
 def test_llada_eos_options() -> None:
     frame = [peak((EOS, 0.6), (2, 0.3)), peak((1, 0.4)), peak((TURN_END, 0.9))]
 
@@ -169,9 +196,23 @@ def test_dream_measures() -> None:
         peak((0, 0.56), (1, 0.24)),  # the best one is best
         peak((0, 0.50)),  # the others have .05 each: largest margin
     ]
-    options = {"steps": 3, "eps": 0.0}
-    for alg, first in (("maskgit_plus", 1), ("topk_margin", 2), ("entropy", 0)):
-        assert steps_of(Told("dream", frame), "Dream", alg=alg, **options)[0] == [first]
+    first = {"topk_margin": [2], "entropy": [0], "maskgit_plus": [1]}
+    for algs in (*([alg] for alg in first), first):  # alone and in one batch
+        options = [{"alg": alg, "steps": 3, "eps": 0.0} for alg in algs]
+        crowd = [(Told("dream", frame), each) for each in options]
+        assert first_steps("dream", "Dream", *crowd) == [first[alg] for alg in algs]
+
+
+def test_dream_measures_of_draws() -> None:
+    # Margin and entropy put the first before the second, but not of its best two.
+    frame = [peak((0, 0.5), (1, 0.2)), peak((0, 0.3))]
+    best_two = SamplingOptions(temperature=1.0, top_k=2)
+    for sampling, first in ((None, [0]), (best_two, [1])):
+        for algs in (["entropy"], ["topk_margin"], ["entropy", "topk_margin"]):
+            options = [{"alg": alg, "steps": 2, "eps": 0.0} for alg in algs]
+            crowd = [(Told("dream", frame), each) for each in options]
+            got = first_steps("dream", "Dream", *crowd, sampling=sampling)
+            assert got == [first] * len(algs)
 
 
 def test_dream_margin_ignores_the_mask_token() -> None:
@@ -315,6 +356,26 @@ def test_credit_grows_and_decays(gamma: float) -> None:
             assert got[: len(want)] == want
 
 
+def test_credit_is_of_its_block() -> None:
+    # A .5 has .77 with the credit of one step, .92 with what block 1 left; .6 has .86.
+    options = {"block_size": 2, "credit_alpha": 3.0, "boost_gamma": 1.0}
+    for confidence, want in ((0.5, [[3], [2]]), (0.6, [[2, 3]])):
+        model = Told("llada", word(0.5, 0.999, confidence, 0.999))
+        got = steps_of(model, "Credit", threshold=0.85, **options)
+        assert got == [[1], [0], *want]
+
+
+def test_credit_is_of_a_token_and_is_not_forgotten() -> None:
+    options = {"threshold": 1.0, "credit_alpha": 3.0, "boost_gamma": 1.0}
+    first = word(0.5, 0.999, 0.998)
+    # One word has .4 left and .3 of its own, the other .5 of both.
+    then = [peak((2, 0.5), (1, 0.3)), first[1]]
+    assert decode(Told("llada", first[:2], then), "Credit", **options)[0] == [2, 1]
+    # Twice predicted, a word has .72 left and outweighs the other's .4.
+    then = [peak((2, 0.4), (1, 0.35)), *first[1:]]
+    assert decode(Told("llada", first, first, then), "Credit", **options)[0] == [1] * 3
+
+
 def test_ada_block_at_its_thresholds() -> None:
     # 8 tokens: the window has 2. A newline of .5 ends the block at itself.
     newline = even(2).roll(NEWLINE)
@@ -337,6 +398,17 @@ def test_ada_block_ends_at_the_best_delimiter_in_its_window() -> None:
     # Blocks: 0 1, then 2 to 4, whose newline is the best, then none: 5 to 9.
     assert got[:5] == [[1], [0], [4], [2], [3]]
     assert got[5:10] == [[5], [6], [7], [8], [9]]
+
+
+def test_ada_block_decides_its_end_once_and_by_its_own_delimiters() -> None:
+    frame = word(*[0.5] * 16)
+    frame[1] = peak((1, 0.8))
+    later = [peak((NEWLINE, 0.5)), frame[1], peak((1, 0.6)), *frame[3:]]
+    got = steps_of(Told("llada", frame, later), "AdaBlock", block_size=4)
+    assert got[:5] == [[1], [2], [0], [3], [4]]
+    frame = [peak((NEWLINE, 0.5)), *word(*[0.6] * 7)]
+    crowd = [(Told("llada", frame), {"delimiter_ids": ids}) for ids in ([], [NEWLINE])]
+    assert first_steps("llada", "AdaBlock", *crowd) == [[1], [0]]
 
 
 def test_published_delimiter_thresholds() -> None:

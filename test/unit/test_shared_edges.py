@@ -1,4 +1,4 @@
-"""What all algorithms share, where it is close: ties, the last step, row 0, the mask.
+"""What all algorithms share, where it is close: ties, the mask, the end, the caches.
 
 `test/mutation.py` breaks the decoding one way at a time and expects these tests, for
 each algorithm, to notice.
@@ -6,14 +6,18 @@ each algorithm, to notice.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
 from told_model import Told, decode, even, peak, steps_of, word
 
-from sglang_dllm.decoding.canvas import SamplingOptions
-from toy_model import MASK, Request, ToyModel, answer
+import toy_model
+from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.decoding.layout import Layout
+from toy_model import EOS, MASK, NEWLINE, Request, ToyModel, answer, facts_of, resolve
 from toy_model import decode as decode_batch
 
 # What makes every step commit one position, the best. Dream's schedule has its own.
@@ -59,8 +63,9 @@ def test_dream_reads_row_0_for_the_first_position(algorithm: str) -> None:
         def __call__(self, ids: torch.Tensor) -> torch.Tensor:
             return torch.stack([peak((token, 0.99)) for token in (0, 1, 2)])
 
-    (canvas,) = decode_batch("dream", [Request(NoPrompt(0), (), 3, algorithm, {})])
-    assert answer(canvas) == [0, 0, 1]
+    request = Request(NoPrompt(0), (), 3, algorithm, {})
+    for canvas in decode_batch("dream", [request] * 2):
+        assert answer(canvas) == [0, 0, 1]
 
 
 @EVERY
@@ -125,3 +130,246 @@ def test_blocks_start_behind_the_prompt(algorithm: str) -> None:
         options |= {"block_add_threshold": 1.0, "decoded_token_threshold": 1.0}
     model = Told("llada", word(0.3, 0.4, 0.5, 0.6, 0.8, 0.7))
     assert steps_of(model, algorithm, **options) == [[3], [2], [1], [0], [4], [5]]
+
+
+# --- the end of a canvas ----------------------------------------------------------
+
+
+def test_a_canvas_is_cut_short_where_the_last_forward_had_to_commit() -> None:
+    for frame, limit, want in (
+        ([even(2)] * 2, 1, False),  # all are sure enough
+        ([even(2), even(4)], 1, True),
+        ([even(2), even(4)], 2, False),  # the one that is left is the surest
+    ):
+        options = {"threshold": 0.5, "max_forwards": limit}
+        request = Request(Told("llada", frame), (1,), 2, "FastDLLM", options)
+        (canvas,) = decode_batch("llada", [request])
+        assert (canvas.cut_short, canvas.num_forwards) == (want, limit)
+        assert canvas.num_committed == 2
+
+
+def forwards_to_the_end(frame: list[torch.Tensor], *ends_at_eos: bool) -> list[int]:
+    """Of canvases that are told the same and end at their first EOS, or do not."""
+    decoder, canvases = Decoder(facts_of("llada")), []
+    for ends in ends_at_eos:
+        canvas = Canvas.from_prompt(
+            [1], len(frame), mask_id=MASK, eos_ids=(EOS,), ends_at_eos=ends
+        )
+        request = Request(ToyModel(0), (1,), 0, "FastDLLM", {"threshold": 1.0})
+        decoding = resolve("llada", request)
+        decoder.add(canvas, decoding.algorithm, decoding.options)
+        canvases.append(canvas)
+    while decoder.canvases:
+        rows = torch.stack([frame[0], *frame] * len(decoder.canvases))
+        decoder.commit(rows[decoder.layout().logits_rows], head=lambda logits: logits)
+        decoder.remove([canvas for canvas in canvases if canvas.done])
+    return [canvas.num_forwards for canvas in canvases]
+
+
+def test_a_canvas_ends_at_its_eos_once_all_before_it_is_there() -> None:
+    # Written in the order 1 (the EOS), 0, 2, 3.
+    frame = [*word(0.8), peak((EOS, 0.9)), *word(0.7, 0.6)]
+    assert forwards_to_the_end(frame, True, False) == [2, 4]
+
+
+@pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
+def test_an_eos_that_leaves_nothing_to_decode_ends_the_canvas(algorithm: str) -> None:
+    frame = [peak((EOS, 0.9999)), *word(0.5, 0.4)]
+    options = {"threshold": 0.1, "early_stop": True}
+    request = Request(Told("llada", frame), (1,), 3, algorithm, options)
+    (canvas,) = decode_batch("llada", [request])
+    assert (canvas.num_forwards, canvas.num_committed) == (1, 1)
+    assert answer(canvas) == [EOS] * 3
+
+
+@pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
+def test_what_an_eos_filled_is_not_committed_again(algorithm: str) -> None:
+    # The second forward's lowest entropy is behind the EOS, and is chosen once.
+    first = [even(4), peak((EOS, 0.9999)), *[even(4)] * 2]
+    later = [even(4), even(1), even(2), even(4)]
+    options = {"threshold": 0.1, "early_stop": True}
+    request = Request(Told("llada", first, later), (1,), 4, algorithm, options)
+    (canvas,) = decode_batch("llada", [request])
+    assert (canvas.num_forwards, canvas.num_committed) == (3, 2)
+
+
+def test_a_broken_row_is_written_last_at_a_temperature() -> None:
+    frame = [even(1) * float("nan"), *word(0.5, 0.4)]
+    for sampling in (SamplingOptions(), SamplingOptions(temperature=1.0, top_k=1)):
+        model = Told("llada", frame)
+        assert steps_of(model, "FastDLLM", sampling) == [[1], [2], [0]]
+
+
+# --- windows ----------------------------------------------------------------------
+
+Window = tuple[int, int]
+
+
+def windows_of(family: str, *requests: Request) -> list[list[Window]]:
+    """The windows of each request's forwards, all decoded in one batch."""
+    seen: dict[int, list[Window]] = defaultdict(list)
+
+    class Watched(Decoder):
+        def layout(self) -> Layout:
+            for canvas in self.canvases:
+                start, end = canvas.window
+                assert 0 <= start < end <= len(canvas)
+                seen[id(canvas)].append((start, end))
+            layout = super().layout()
+            packed = [torch.arange(*row.canvas.window) for row in layout.rows]
+            assert layout.positions.tolist() == torch.cat(packed).tolist()
+            return layout
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_model, "Decoder", Watched)
+        canvases = decode_batch(family, requests)
+    return [seen[id(canvas)] for canvas in canvases]
+
+
+def cached(family: str, cache: str, **options: Any) -> Request:
+    """Three tokens of prompt, then six in blocks of two, one a forward, in order."""
+    model = Told(family, word(0.8, 0.7, 0.6, 0.5, 0.4, 0.3))
+    options = {"threshold": 1.0, "block_size": 2, "cache": cache, **options}
+    return Request(model, (1, 1, 1), 6, "FastDLLM", options)
+
+
+ALL = (0, 9)
+LOOK_1_2 = [ALL, (2, 7), ALL, (4, 9), ALL, (6, 9)]
+CACHES: tuple[tuple[str, dict[str, int], list[Window]], ...] = (
+    ("prefix", {}, [ALL, (3, 9), ALL, (5, 9), ALL, (7, 9)]),
+    ("prefix", {"max_forwards": 4}, [ALL, (3, 9), ALL, ALL]),
+    ("dual", {}, [ALL, (3, 5), ALL, (5, 7), ALL, (7, 9)]),
+    ("dual", {"max_forwards": 4}, [ALL, (3, 5), ALL, ALL]),
+    ("vicinity", {"prefix_look": 1, "after_look": 2, "warmup": 1}, LOOK_1_2),
+    (
+        "vicinity",
+        {"prefix_look": 1, "after_look": 2, "warmup": 3},
+        [ALL, ALL, ALL, (4, 9), ALL, (6, 9)],
+    ),
+    (
+        "vicinity",
+        {"prefix_look": 3, "after_look": 0, "warmup": 0},
+        [ALL, (0, 5), ALL, (2, 7), ALL, (4, 9)],
+    ),
+    # A finished block is recomputed until it has waited, the last time as it joins.
+    (
+        "delayed",
+        {"cache_delay_iter": 0, "refresh_interval": 10_000},
+        [ALL, (3, 9), (3, 9), (5, 9), (5, 9), (7, 9)],
+    ),
+    (
+        "delayed",
+        {"cache_delay_iter": 0, "refresh_interval": 10_000, "max_forwards": 4},
+        [ALL, (3, 9), (3, 9), ALL],
+    ),
+    # The third forward would be full, but a block joins; the sixth is.
+    (
+        "delayed",
+        {"cache_delay_iter": 0, "refresh_interval": 3},
+        [ALL, (3, 9), (3, 9), (5, 9), (5, 9), ALL],
+    ),
+    (
+        "delayed",
+        {"cache_delay_iter": 1, "refresh_interval": 10_000},
+        [ALL, (3, 9), ALL, (3, 9), ALL, (5, 9)],
+    ),
+)
+
+
+def shifted(family: str, windows: list[Window]) -> list[Window]:
+    shift = 1 if family == "dream" else 0
+    return [w if w == ALL else (max(w[0] - shift, 0), w[1]) for w in windows]
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("index", range(len(CACHES)))
+def test_windows_of_a_cache(family: str, index: int) -> None:
+    cache, options, want = CACHES[index]
+    (got,) = windows_of(family, cached(family, cache, **options))
+    assert got == shifted(family, want)
+
+
+def test_windows_of_caches_in_one_batch() -> None:
+    crowd = [cached("llada", cache, **options) for cache, options, _ in CACHES]
+    got = windows_of("llada", cached("llada", "none"), *crowd)
+    assert got == [[ALL] * 6, *[want for _, _, want in CACHES]]
+
+
+@pytest.mark.parametrize(
+    ("family", "want"),
+    [
+        # 5 to 7 was found finished before the third forward, but 3 to 5 waited then.
+        ("llada", [(0, 11), (0, 11), (0, 11), (3, 11), (0, 11), (5, 11)]),
+        ("dream", [(0, 11), (0, 11), (0, 11), (2, 11), (4, 11), (0, 11)]),
+    ],
+)
+def test_on_llada_a_block_starts_to_wait_behind_the_one_before(
+    family: str, want: list[Window]
+) -> None:
+    model = Told(family, [*[even(1)] * 4, *word(0.8, 0.7, 0.6, 0.5)])
+    options = {"cache_delay_iter": 2, "refresh_interval": 10_000}
+    options |= {"threshold": 1.0, "block_size": 2, "cache": "delayed"}
+    request = Request(model, (1, 1, 1), 8, "FastDLLM", options)
+    assert windows_of(family, request) == [want]
+
+
+def test_blocks_that_become_finished_at_once_join_at_once() -> None:
+    options = {"cache": "delayed", "cache_delay_iter": 0, "block_size": 2}
+    options |= {"block_add_threshold": 0.0, "refresh_interval": 10_000}
+    model = Told("llada", [even(1)] * 8)  # blocks 1 and 2, then 3, then 4
+    request = Request(model, (1, 1, 1), 8, "FullAttnMultiBlock", options)
+    assert windows_of("llada", request) == [[(0, 11), (3, 11), (7, 11)]]
+
+
+def test_the_span_of_several_blocks() -> None:
+    # From the first mask's block to the last one that is active or has masks.
+    # Blocks 1 and 2 have one sure position, the others are forced; block 3 is sure.
+    options = {"cache": "dual", "block_size": 4, "threshold": 0.1}
+    options |= {"block_add_threshold": 0.25}
+    hard = [even(4)] * 3
+    frame = [even(1), *hard, even(1), *hard, *[even(1)] * 4]
+    for progress, end in ((0.95, 11), (0.25, 15)):
+        options["decoded_token_threshold"] = progress
+        model = Told("llada", frame)
+        request = Request(model, (1, 1, 1), 12, "FullAttnMultiBlock", options)
+        full = (0, 15)
+        want = [full, (3, 11), (3, 15), (3, end), full, (7, end), (7, end)]
+        assert windows_of("llada", request) == [want]
+
+
+def test_the_span_of_an_adaptive_block() -> None:
+    # Blocks 0 to 2 and 2 to 5, by their newlines, then 5 to 8. The window has 2.
+    frame = word(*[0.5] * 8)
+    frame[1], frame[2], frame[4] = (peak((NEWLINE, c)) for c in (0.6, 0.4, 0.8))
+    options = {"cache": "dual", "block_size": 3, "delimiter_threshold": 0.5}
+    request = Request(Told("llada", frame), (1, 1, 1), 8, "AdaBlock", options)
+    full = (0, 11)
+    want = [full, (3, 5), full, (5, 8), (5, 8), full, (8, 11), (8, 11)]
+    assert windows_of("llada", request) == [want]
+
+
+def test_the_rows_of_windows_are_counted() -> None:
+    dual, none = decode_batch("llada", [cached("llada", c) for c in ("dual", "none")])
+    assert (dual.rows_computed, dual.rows_reused, dual.full_refreshes) == (33, 21, 3)
+    assert (none.rows_computed, none.rows_reused, none.full_refreshes) == (54, 0, 0)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_each_canvas_of_a_batch_is_packed_and_read_by_itself(family: str) -> None:
+    tokens = [[0, 1, 2], [8, 4, 2, 1], [10, 0, 8], [4, 4, 4, 0]]
+    caches = ["dual", "none", "prefix", "none"]
+    algorithms = ["FastDLLM", "FastDLLM", "LocalLeap", "LocalLeap"]
+    crowd, models = [], []
+    for mine, cache, algorithm in zip(tokens, caches, algorithms, strict=True):
+        frame = [peak((t, 0.8 - i / 10)) for i, t in enumerate(mine)]
+        models.append(Told(family, frame))
+        options = {**ONE_A_STEP[algorithm], "cache": cache}
+        crowd.append(Request(models[-1], (2, 2, 1), len(mine), algorithm, options))
+    canvases = decode_batch(family, crowd)
+    assert [answer(canvas) for canvas in canvases] == tokens
+    for model, cache, mine in zip(models, caches, tokens, strict=True):
+        if family == "llada" or cache != "none":
+            assert model.seen == [
+                [2, 2, 1, *mine[:i], *[MASK] * (len(mine) - i)]
+                for i in range(len(mine))
+            ]

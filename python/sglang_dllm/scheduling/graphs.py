@@ -76,15 +76,16 @@ def window_graphs(
     """The graphs of a model on a GPU; None where flags or the machine rule them out."""
     limits = Limits.from_server_args(server_args)
     backend = model_runner.attn_backend
-    # With different backends for prefill and decode, forwards of ours are prefills.
-    backend = getattr(backend, "prefill_backend", backend)
+    if type(backend).__name__ == "HybridAttnBackend":
+        # One backend for prefill and one for decode; forwards of ours are prefills.
+        backend = backend.prefill_backend
     attention = _ATTENTIONS.get(type(backend).__name__)
     reason = (
         "the device is not a GPU"
         if model_runner.device != "cuda"
         else "a flag turns them off"
         if not limits.batch_sizes
-        else "the attention backend cannot be captured"
+        else f"{type(backend).__name__} cannot be captured"
         if attention is None
         else "tensor parallelism is not captured"
         if server_args.tp_size > 1
