@@ -59,6 +59,7 @@ def test_a_gpu_gets_flashinfer_and_the_users_choice_stays() -> None:
         ("skip_tokenizer_init", True),
         ("enable_priority_scheduling", True),
         ("attention_backend", "fa3"),
+        ("kv_cache_dtype", "fp4_e2m1"),
         ("dllm_algorithm", None),
         ("dllm_algorithm", "JointThreshold"),
     ],
@@ -69,6 +70,23 @@ def test_a_flag_without_a_meaning_is_refused_by_name(field: str, value: object) 
     message = str(error.value)
     flag = "no-dllm-fdfo" if field == "dllm_fdfo" else field.replace("_", "-")
     assert f"--{flag}" in message and "\n" not in message
+
+
+def test_float32_is_not_for_flashinfer() -> None:
+    args = raw_args(device="cuda", dtype="float32")
+    settle_launch_flags(args, "LLaDAModelLM")
+    assert args.attention_backend == "triton"
+    args = raw_args(device="cuda", dtype="float32", attention_backend="flashinfer")
+    with pytest.raises(ConfigError, match="--dtype='float32' needs"):
+        settle_launch_flags(args, "LLaDAModelLM")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_sglangs_own_graphs_are_off_and_ours_follow_its_flags(given: bool) -> None:
+    args = raw_args(disable_cuda_graph=given)
+    settle_launch_flags(args, "LLaDAModelLM")
+    assert args.disable_cuda_graph
+    assert args.disable_decode_cuda_graph is given
 
 
 def test_chunks_switched_off_by_hand_are_fine() -> None:

@@ -9,6 +9,7 @@ import torch
 from sglang_dllm.decoding.algorithm import Judged
 from sglang_dllm.decoding.sampling import Stream, counter_uniform, distribution, draw
 from sglang_dllm.decoding.statistics import (
+    DRAW_ELEMENTS,
     PROBABILITY,
     Statistic,
     measure,
@@ -47,7 +48,7 @@ def predict(
         temperature = _sampling(judged, "temperature", torch.float64)[drawn]
         top_p = _sampling(judged, "top_p", torch.float64)[drawn]
         top_k = _sampling(judged, "top_k", torch.int64)[drawn]
-        for part in row_chunks(len(drawn), judged.facts.vocab_size):
+        for part in row_chunks(len(drawn), judged.facts.vocab_size, DRAW_ELEMENTS):
             rows = drawn[part]
             logits = judged.logits_of(rows)
             p = distribution(

@@ -10,8 +10,12 @@ import torch
 
 from sglang_dllm.kernels.row_statistics import Want, row_statistics
 
-_CHUNK_ELEMENTS = 2**23
-"""Logits held at once, whatever the number of positions: 32 MiB in float32."""
+HEAD_ELEMENTS = 2**25
+"""Logits held at once, whatever the number of positions: 128 MiB in float32. Each part
+reads the head's weights again, so parts are not smaller than memory asks for."""
+
+DRAW_ELEMENTS = 2**22
+"""Likewise where tokens are drawn: sorting takes some 80 bytes an element."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,18 @@ def measure(
     return found.tokens, value
 
 
-def row_chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
+def row_chunks(
+    num_rows: int, vocab_size: int, elements: int = HEAD_ELEMENTS
+) -> Iterator[slice]:
     """Slices of rows whose logits are few enough to be held at once."""
-    rows = max(1, _CHUNK_ELEMENTS // vocab_size)
+    rows = max(1, elements // vocab_size)
     for start in range(0, num_rows, rows):
         yield slice(start, min(start + rows, num_rows))
 
 
 def fits_at_once(num_rows: int, vocab_size: int) -> bool:
     """Whether the rows make up one chunk."""
-    return num_rows * vocab_size <= _CHUNK_ELEMENTS
+    return num_rows * vocab_size <= HEAD_ELEMENTS
 
 
 def without_token(logits: torch.Tensor, token_id: int) -> torch.Tensor:

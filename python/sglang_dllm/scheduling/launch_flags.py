@@ -150,5 +150,16 @@ def _check_attention_backend(server_args: Any, architecture: str) -> None:
                 f"{flag}={value!r} does not serve {architecture}; expected one of "
                 f"{', '.join(ATTENTION_BACKENDS)}"
             )
+    if server_args.kv_cache_dtype.startswith("fp4"):
+        raise ConfigError(
+            f"--kv-cache-dtype={server_args.kv_cache_dtype!r} does not serve "
+            f"{architecture}; expected auto, bfloat16 or an fp8 type"
+        )
+    is_float32 = server_args.dtype in ("float32", "float")
+    if server_args.attention_backend == "flashinfer" and is_float32:
+        raise ConfigError(
+            f"--dtype={server_args.dtype!r} needs --attention-backend triton or "
+            "torch_native: FlashInfer computes in float16 or bfloat16"
+        )
     if server_args.attention_backend is None and server_args.device == "cuda":
-        server_args.attention_backend = "flashinfer"
+        server_args.attention_backend = "triton" if is_float32 else "flashinfer"
