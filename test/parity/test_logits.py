@@ -186,7 +186,7 @@ def test_a_quantization_config_reaches_every_linear_layer(
             "mlp.gate_up_proj": "MergedColumnParallelLinear",
             "mlp.down_proj": "RowParallelLinear",
         }.items():
-            assert asked[f"layers.{layer}.{name}"] == kind
+            assert asked[f"model.layers.{layer}.{name}"] == kind
     assert asked["lm_head"] == "ParallelLMHead"
 
 
@@ -195,8 +195,8 @@ def test_a_quantization_config_reaches_the_experts_and_not_the_router(
 ) -> None:
     asked = outcomes["moe-grouped-heads"]["quantized"]
     for layer in range(2):
-        assert asked[f"layers.{layer}.mlp.experts"] == "FusedMoE"
-        assert asked[f"layers.{layer}.self_attn.qkv_proj"] == "QKVParallelLinear"
+        assert asked[f"model.layers.{layer}.mlp.experts"] == "FusedMoE"
+        assert asked[f"model.layers.{layer}.self_attn.qkv_proj"] == "QKVParallelLinear"
     assert not [name for name in asked if name.endswith(".gate")]
 
 

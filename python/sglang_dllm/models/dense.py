@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sglang.srt.layers.activation import SiluAndMul
@@ -228,8 +228,18 @@ def _norm(shape: DenseShape, size: int) -> RMSNorm:
     return RMSNorm(size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True)
 
 
+_LAYERS = "model.layers"
+"""What quantized checkpoints, which name the layers they leave out, call the blocks."""
+
+
 class DenseDiffusionLM(nn.Module):
     """Token embedding, blocks, final norm and head of a full-attention dLLM."""
+
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+    """Our fused layers and what they are called apart, for the same lists."""
 
     def __init__(
         self,
@@ -245,10 +255,12 @@ class DenseDiffusionLM(nn.Module):
             shape.vocab_size,
             shape.hidden_size,
             quant_config=quant_config,
-            prefix=add_prefix("embed_tokens", prefix),
+            prefix=add_prefix("model.embed_tokens", prefix),
         )
         self.layers = nn.ModuleList(
-            self._make_block(shape, i, quant_config, add_prefix(f"layers.{i}", prefix))
+            self._make_block(
+                shape, i, quant_config, add_prefix(f"{_LAYERS}.{i}", prefix)
+            )
             for i in range(shape.num_layers)
         )
         self.norm = _norm(shape, shape.hidden_size)
