@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations.mutation import (
     BY_ENTROPY,
     EDGES,
+    KERNEL,
     SELECTION,
     SHARED,
     Mutation,
@@ -18,7 +19,7 @@ BOTH_FORCE = tuple(
     for name in BY_ENTROPY
 )
 BOTH_STOP = tuple(
-    f"{EDGES}early_stop_fills_and_the_filled_compete_once[{name}]"
+    f"{SHARED}early_stop_fills_and_the_filled_compete_once[{name}]"
     for name in BY_ENTROPY
 )
 
@@ -75,6 +76,17 @@ BY_ENTROPY_MUTATIONS = (
         ),
     ),
     entropy(
+        "another eps in every measure",
+        KERNEL,
+        "torch.add(p, eps)",
+        "torch.add(p, 1e-8)",
+        "low thresholds accept what the published decoder does not",
+        *(
+            f"{EDGES}the_entropy_adds_next_to_nothing_inside_its_logarithm[{name}]"
+            for name in BY_ENTROPY
+        ),
+    ),
+    entropy(
         "early stop leaves the masks' tokens",
         BLOCKS,
         "torch.where(behind, canvases.ids.gather(1, at), canvases.ids)",
@@ -101,9 +113,8 @@ BY_ENTROPY_MUTATIONS = (
     entropy(
         "blocks start with the prompt",
         BLOCKS,
-        "            self.start + self.size[:, None], canvases",
-        "            self.start + (self.size - canvases.prompt_len % self.size)[:, None],"
-        " canvases",
+        "self.start + self.size[:, None], canvases",
+        "self.start + (self.size - canvases.prompt_len % self.size)[:, None], canvases",
         "the blocks, and so the answer, depend on the prompt's length",
         *each("blocks_start_behind_the_prompt", BY_ENTROPY),
     ),
@@ -187,6 +198,15 @@ BY_ENTROPY_MUTATIONS = (
         "live = exists & (left > 0)",
         "with a cache, an active block is not recomputed",
         f"{SHARED}the_span_of_several_blocks",
+    ),
+    one(
+        "FullAttnMultiBlock",
+        "what an EOS filled is not in the span",
+        BLOCKS,
+        ' | (touched & (state["left"] == 0))',
+        "",
+        "with a cache, masks are seen where an EOS is",
+        f"{SHARED}the_span_behind_an_eos",
     ),
     one(
         "FullAttnMultiBlock",

@@ -90,9 +90,11 @@ SAMPLER_MUTATIONS = (
         "LLaDA",
         "late EOS is no EOS",
         "decoding/algorithms/llada.py",
-        "    if not any(options.logits_eos_inf for options in judged.canvases.options):\n"
+        "options.logits_eos_inf for options in judged.canvases.options):\n"
         "        return inner\n"
         '    hidden = judged.option_is("logits_eos_inf", True)\n',
+        "options for options in judged.canvases.options):\n"
+        "        return inner\n"
         '    hidden = judged.option_is("logits_eos_inf", True)\n'
         '    hidden = hidden | judged.option_is("confidence_eos_eot_inf", True)\n',
         "confidence_eos_eot_inf never ends an answer",

@@ -93,32 +93,13 @@ def test_a_block_is_created_at_its_threshold_or_when_the_last_one_is_done() -> N
 
 def test_a_block_behind_a_finished_one_is_forced_to_move() -> None:
     frame = [even(1), even(4), even(4), even(4)]
-    for progress in (0.5, 1.0):
-        options = {"block_add_threshold": 0.5, "decoded_token_threshold": progress}
+    for add, progress in ((0.5, 0.5), (0.5, 1.0), (1.0, 1.0)):
+        options = {"block_add_threshold": add, "decoded_token_threshold": progress}
         model = Told("dream", frame)
         steps = steps_of(
             model, "FullAttnMultiBlock", threshold=0.1, block_size=2, **options
         )
         assert steps == [[0], [1], [2], [3]]
-
-
-@pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
-def test_early_stop_fills_and_the_filled_compete_once(algorithm: str) -> None:
-    first = [even(4), peak((EOS, 0.9999)), even(4), even(4)]
-    later = [even(4), even(1), even(2), even(4)]
-    options = {"threshold": 0.1, "early_stop": True}
-    model = Told("llada", first, later)
-    tokens, _ = decode(model, algorithm, **options)
-    # Step 2 sees the fill, but its lowest entropy is behind the EOS.
-    assert [ids[1:] for ids in model.seen] == [
-        [MASK] * 4,
-        [MASK, EOS, EOS, EOS],
-        [MASK, EOS, EOS, EOS],
-    ]
-    assert tokens == [0, EOS, EOS, EOS]
-    model = Told("llada", first, later)
-    decode(model, algorithm, ignore_eos=True, **options)
-    assert model.seen[1][1:] == [MASK, EOS, MASK, MASK]
 
 
 # --- the models' own samplers -----------------------------------------------------
@@ -363,6 +344,22 @@ def test_credit_is_of_its_block() -> None:
         model = Told("llada", word(0.5, 0.999, confidence, 0.999))
         got = steps_of(model, "Credit", threshold=0.85, **options)
         assert got == [[1], [0], *want]
+
+
+def test_credit_is_not_left_to_the_block_behind() -> None:
+    options = {"credit_alpha": 3.0, "boost_gamma": 1.0, "threshold": 1.0}
+    # In the last forward; of the place that ends the block token 0 would be raised.
+    frame = [*word(0.5, 0.999), *[peak((1, 0.3), (0, 0.2))] * 2]
+    model = Told("llada", frame)
+    got = decode(model, "Credit", block_size=2, max_forwards=2, **options)
+    assert got == ([1] * 4, [[1], [0, 2, 3]])
+    # Token 1 comes third in block 1, first and second in block 2, where the third
+    # prediction is another: its credit is not that of token 1.
+    one, other, last = peak((1, 0.5)), peak((0, 0.5)), peak((2, 0.4), (1, 0.35))
+    pairs = [*[(other, one)] * 2, *[(one, one)] * 3, (one, last)]
+    sure = word(0.999, 0.998)
+    model = Told("llada", *([a, *sure, b, *sure] for a, b in pairs))
+    assert decode(model, "Credit", block_size=3, **options)[0] == [1] * 6
 
 
 def test_credit_is_of_a_token_and_is_not_forgotten() -> None:

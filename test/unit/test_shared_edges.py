@@ -183,14 +183,23 @@ def test_an_eos_that_leaves_nothing_to_decode_ends_the_canvas(algorithm: str) ->
 
 
 @pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
-def test_what_an_eos_filled_is_not_committed_again(algorithm: str) -> None:
-    # The second forward's lowest entropy is behind the EOS, and is chosen once.
-    first = [even(4), peak((EOS, 0.9999)), *[even(4)] * 2]
+def test_early_stop_fills_and_the_filled_compete_once(algorithm: str) -> None:
+    first = [even(4), peak((EOS, 0.9999)), even(4), even(4)]
     later = [even(4), even(1), even(2), even(4)]
     options = {"threshold": 0.1, "early_stop": True}
-    request = Request(Told("llada", first, later), (1,), 4, algorithm, options)
-    (canvas,) = decode_batch("llada", [request])
-    assert (canvas.num_forwards, canvas.num_committed) == (3, 2)
+    model = Told("llada", first, later)
+    (canvas,) = decode_batch("llada", [Request(model, (1,), 4, algorithm, options)])
+    # Step 2 sees the fill, but its lowest entropy is behind the EOS.
+    assert [ids[1:] for ids in model.seen] == [
+        [MASK] * 4,
+        [MASK, EOS, EOS, EOS],
+        [MASK, EOS, EOS, EOS],
+    ]
+    assert answer(canvas) == [0, EOS, EOS, EOS]
+    assert canvas.num_committed == 2
+    model = Told("llada", first, later)
+    decode(model, algorithm, ignore_eos=True, **options)
+    assert model.seen[1][1:] == [MASK, EOS, MASK, MASK]
 
 
 def test_a_broken_row_is_written_last_at_a_temperature() -> None:
@@ -337,14 +346,27 @@ def test_the_span_of_several_blocks() -> None:
         assert windows_of("llada", request) == [want]
 
 
+def test_the_span_behind_an_eos() -> None:
+    # Block 2 is not active when an EOS fills it; it is recomputed all the same.
+    options = {"cache": "dual", "block_size": 4, "threshold": 0.1}
+    options |= {"block_add_threshold": 0.25, "early_stop": True}
+    later = [even(4)] * 8
+    later[2] = peak((EOS, 0.9999))
+    model = Told("llada", [even(1), *[even(4)] * 7], later)
+    request = Request(model, (1, 1, 1), 8, "FullAttnMultiBlock", options)
+    assert windows_of("llada", request) == [[(0, 11), (3, 11), (3, 11)]]
+
+
 def test_the_span_of_an_adaptive_block() -> None:
-    # Blocks 0 to 2 and 2 to 5, by their newlines, then 5 to 8. The window has 2.
-    frame = word(*[0.5] * 8)
-    frame[1], frame[2], frame[4] = (peak((NEWLINE, c)) for c in (0.6, 0.4, 0.8))
+    # The first forward looks 3 ahead. Blocks end at 2 and 5, by their newlines, then
+    # at 8 and 11.
+    frame = word(*[0.5] * 12)
+    frame[1], frame[4] = peak((NEWLINE, 0.6)), peak((NEWLINE, 0.8))
     options = {"cache": "dual", "block_size": 3, "delimiter_threshold": 0.5}
-    request = Request(Told("llada", frame), (1, 1, 1), 8, "AdaBlock", options)
-    full = (0, 11)
-    want = [full, (3, 5), full, (5, 8), (5, 8), full, (8, 11), (8, 11)]
+    request = Request(Told("llada", frame), (1, 1, 1), 12, "AdaBlock", options)
+    want = [(3, 5), *[(5, 8)] * 2, *[(8, 11)] * 2, *[(11, 14)] * 2]
+    for index in (0, 2, 5, 8, 11):
+        want.insert(index, (0, 15))
     assert windows_of("llada", request) == [want]
 
 
@@ -367,9 +389,7 @@ def test_each_canvas_of_a_batch_is_packed_and_read_by_itself(family: str) -> Non
         crowd.append(Request(models[-1], (2, 2, 1), len(mine), algorithm, options))
     canvases = decode_batch(family, crowd)
     assert [answer(canvas) for canvas in canvases] == tokens
-    for model, cache, mine in zip(models, caches, tokens, strict=True):
-        if family == "llada" or cache != "none":
-            assert model.seen == [
-                [2, 2, 1, *mine[:i], *[MASK] * (len(mine) - i)]
-                for i in range(len(mine))
-            ]
+    for model, mine in zip(models, tokens, strict=True):
+        assert model.seen == [
+            [2, 2, 1, *mine[:i], *[MASK] * (len(mine) - i)] for i in range(len(mine))
+        ]

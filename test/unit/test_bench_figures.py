@@ -1,0 +1,194 @@
+"""Arithmetic and tables of the speed benchmarks; nothing is measured here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cache_speed
+import goals
+import peak_memory
+import round_cost
+import server_bound
+from apart import apart
+from local_server import BenchmarkError, Reply, median_ratio, run_command
+from server_bound import Round, outside_share
+
+
+def test_a_ratio_is_of_the_same_round() -> None:
+    assert median_ratio([2, 4, 30], [1, 2, 10]) == 2
+
+
+def test_the_bound_by_time_and_by_row() -> None:
+    bare = [Round(seconds, seconds, 100, 8) for seconds in (1.0, 2.0, 3.0)]
+    ours = [Round(2 * b.seconds, 2.5 * b.cpu_seconds, 200, 8) for b in bare]
+    found = server_bound.compare(bare, ours)
+    assert found["speed"] == 0.5
+    assert found["speed_per_row"] == 1
+    # Twice the rows take twice the model's time: 2 of 2.5.
+    assert found["outside_share"] == pytest.approx(0.2)
+    assert found["bare_us_per_row"] == pytest.approx(2e4)
+    text = server_bound.show(
+        {"problems": 16, "packed_forwards": 8, "threads": 1, "rounds": 3, **found}
+    )
+    assert "bare = 1: 0.50 (per row computed 1.00)" in text
+    assert "20.0 %" in text
+
+
+def test_a_scheduler_that_takes_no_more_than_the_model() -> None:
+    assert outside_share(Round(1, 1, 10, 1), Round(1, 1, 10, 1)) == 0
+
+
+def reply(tokens: int, forwards: int, computed: int, reused: int) -> Reply:
+    meta = {"rows_computed": computed, "rows_reused": reused, "full_refreshes": 1}
+    return Reply([0] * tokens, forwards, 1.0, "", meta)
+
+
+def test_a_cache_beside_none() -> None:
+    base, ours = cache_speed.Pass(), cache_speed.Pass()
+    base.add([reply(30, 10, 5120, 0)] * 2, [True, False], 4.0)
+    base.add([reply(30, 10, 5120, 0)] * 2, [True, True], 8.0)
+    ours.add([reply(30, 12, 1024, 5120)] * 2, [False, True], 1.0)
+    ours.add([reply(30, 12, 1024, 5120)] * 2, [True, True], 4.0)
+    found = cache_speed.figures_of(ours, base)
+    assert found["speed"] == 3  # of 4 and 2
+    assert (found["lost"], found["won"]) == (1, 1)
+    assert found["accuracy"] == 0.75
+    assert found["accuracy_change"] == 0
+    assert found["tokens_per_forward"] == 2.5
+    assert found["seconds_per_problem"] == 1.25
+    table = cache_speed.show(
+        {
+            "problems": 4,
+            "canvas_len": 512,
+            "concurrency": 2,
+            "algorithm": "EntropyThreshold",
+            "caches": {"none": cache_speed.figures_of(base, base), "dual": found},
+        }
+    )
+    dual = next(line for line in table.splitlines() if line.startswith("dual"))
+    assert dual.split()[-1] == "3.00"
+
+
+def test_shares_of_a_round() -> None:
+    ms = dict.fromkeys(round_cost.PARTS, 1.0) | {"model": 12.0}
+    found = round_cost.shares(ms)
+    assert found["outside_share"] == pytest.approx(6 / 19)
+    assert found["outside_and_measure_share"] == pytest.approx(5 / 19)
+
+
+def test_a_round_of_several_forwards_is_shared_out() -> None:
+    part = dict.fromkeys(round_cost.PARTS, 0.0)
+    rounds = [(part | {"model": 0.004}, 4), (part | {"model": 0.002}, 1)]
+    assert round_cost.typical(rounds)["model"] == pytest.approx(1.5)
+
+
+def test_a_part_inside_another_is_not_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(round_cost.time, "perf_counter", lambda: now[0])
+    clock = round_cost.Clock()
+
+    class Model:
+        def outer(self) -> None:
+            now[0] += 1
+            self.inner()
+            now[0] += 2
+
+        def inner(self) -> None:
+            now[0] += 4
+
+    model = Model()
+    clock.over(model, "inner", "model")
+    clock.over(model, "outer", "runner")
+    model.outer()
+    now[0] += 8
+    found = clock.take()
+    assert (found["runner"], found["model"], found["rest"]) == (3, 4, 8)
+    assert sum(clock.take().values()) == 0
+
+
+def figures(**changes: Any) -> dict[str, Any]:
+    row = {"speed": 4.0, "accuracy_change": -0.03}
+    return {
+        "compare_reference.py": {"server": {"1": {"throughput_ratio": 0.9}}},
+        "server_bound.py": {"speed": 0.95, "speed_per_row": 0.9, "outside_share": 0.1},
+        "cache_speed.py": {
+            "problems": 10,
+            "caches": {"dual": row, "vicinity": row | {"speed": 2.0}},
+        },
+        "peak_memory.py": {"peak": 2**29, "cases": {"Credit": {"peak": 2**29}}},
+        **changes,
+    }
+
+
+def test_goals_met_and_missed() -> None:
+    lines = goals.table(figures()).splitlines()[1:]
+    met = [line[55:].split()[0] for line in lines]
+    assert met == ["no", "yes", "yes", "yes", "no", "no", "-", "yes"]
+    assert lines[4].endswith("-3.0 (dual, 10 problems)")
+    assert lines[7].endswith("0.50 (Credit)")
+
+
+def test_the_largest_round_counts() -> None:
+    kinds = [
+        {"canvases": 1, "steps": 1, "outside_share": 0.3},
+        {"canvases": 16, "steps": 4, "outside_share": 0.02},
+        {"canvases": 16, "steps": 1, "outside_share": 0.05},
+    ]
+    found = goals.table({"round_cost.py": {"kinds": kinds}})
+    (line,) = (x for x in found.splitlines() if x.startswith("round outside"))
+    assert line.split()[-2:] == ["yes", "2.0"]
+
+
+def test_the_commands_of_make_bench_are_understood() -> None:
+    parsers = {
+        "server_bound.py": server_bound,
+        "cache_speed.py": cache_speed,
+        "round_cost.py": round_cost,
+        "peak_memory.py": peak_memory,
+    }
+    for script, module in parsers.items():
+        module.build_parser().parse_args(goals.COMMANDS[script])
+    assert {goal.script for goal in goals.GOALS} <= set(goals.COMMANDS)
+
+
+def test_memory_by_stage() -> None:
+    watch = peak_memory.Watch()
+    owner = argparse.Namespace(work=lambda: bytearray(64 * peak_memory.MIB) and None)
+    watch.over(owner, "work", "head")
+    try:
+        watch.note()
+    except OSError as error:
+        pytest.skip(f"/proc: {error}")
+    before = peak_memory.status("VmRSS")
+    owner.work()
+    assert watch.peaks["head"] - before > 60 * peak_memory.MIB
+    watch.peaks["other"] = 0
+    watch.note()
+    assert watch.peaks["other"] - before < 30 * peak_memory.MIB
+
+
+def test_what_fails_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fails(args: argparse.Namespace) -> dict[str, Any]:
+        raise BenchmarkError("first\nlast")
+
+    args = argparse.Namespace(json=None)
+    assert run_command("x.py", fails, str, args) == 1
+    assert capsys.readouterr().err == "x.py: last\n"
+    args.json = tmp_path / "out.json"
+    assert run_command("x.py", lambda a: {"n": 1}, str, args, lambda f: "bad") == 1
+    assert args.json.exists()
+
+
+def test_an_object_in_a_process_of_its_own() -> None:
+    with apart("fractions:Fraction", 1, 3) as call:
+        assert call("limit_denominator", 2) == 1 / 2
+        with pytest.raises(BenchmarkError, match="ZeroDivisionError"):
+            call("__truediv__", 0)
