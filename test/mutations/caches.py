@@ -53,8 +53,8 @@ CACHE_MUTATIONS = (
     ),
     cache(
         "the last full forward is forgotten",
-        "is_full & ~canvases.done, step.start, refreshed_at",
-        "is_full & canvases.done, step.start, refreshed_at",
+        "torch.where(is_full, step.start, refreshed_at)",
+        "refreshed_at",
         SLOW,
         *cases(PREFIX, DUAL, LOOKS),
     ),

@@ -126,7 +126,8 @@ class Delayed:
         self.blocks = [(0, prompt_len), *answer]
         # Number of the forward before which a block was first seen without a mask.
         self.done_at: list[int | None] = [0] + [None] * len(answer)
-        self.cached = [False] * len(self.blocks)
+        # Of an empty prompt there is nothing to compute.
+        self.cached = [prompt_len == 0] + [False] * len(answer)
         self.cached_end = 0  # positions before it are cached
 
     def next_window(self, n: int, span: Span, masked: list[int]) -> Window | None:

@@ -159,7 +159,7 @@ def requests(
             draw(st.sampled_from([-50.0, 0.0, 3.0])),
             draw(st.booleans()),
         ),
-        prompt=tuple(draw(st.lists(st.integers(0, 10), min_size=1, max_size=6))),
+        prompt=tuple(draw(st.lists(st.integers(0, 10), min_size=0, max_size=6))),
         length=draw(st.integers(1, 40)),
         algorithm=algorithm,
         options=chosen if limit is None else {**chosen, "max_forwards": limit},

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import cache_speed
 import goals
 import peak_memory
+import pytest
 import round_cost
 import server_bound
 from apart import apart

@@ -90,9 +90,7 @@ def plan(canvases: Canvases, step: Step) -> Windows:
         window_start = torch.where(uses, delayed_start, window_start)
         is_full = torch.where(uses, refreshes | canvases.is_last_forward, is_full)
     is_full = is_full | canvases.option_is("cache", "none")
-    canvases.cache["refreshed_at"] = torch.where(
-        is_full & ~canvases.done, step.start, refreshed_at
-    )
+    canvases.cache["refreshed_at"] = torch.where(is_full, step.start, refreshed_at)
     window_start = (window_start - canvases.facts.family.shift).clamp(min=0)
     return (
         torch.where(is_full, whole_start, window_start),
@@ -116,8 +114,7 @@ def _plan_delayed(canvases: Canvases, uses: torch.Tensor) -> Windows:
     # A block holds masks unless the first one is behind it: for the walk, which ends
     # at the first such block, that is all that counts.
     first_masked = prompt + first_true(canvases.masked)[:, None]
-    exists = (index - 1) * size < canvases.answer_len[:, None]
-    is_finished = exists & (ends <= first_masked)
+    is_finished = ends <= first_masked
     now = (canvases.num_forwards + 1)[:, None]
     delay = canvases.option("cache_delay_iter", torch.int64)[:, None]
     done_at = cache["done_at"]
@@ -129,8 +126,7 @@ def _plan_delayed(canvases: Canvases, uses: torch.Tensor) -> Windows:
         is_reached = is_finished & (goes_on.long().cumprod(dim=1) > 0)
     else:
         is_reached = is_finished
-    walks = uses & ~canvases.done
-    is_reached = is_reached & walks[:, None]
+    is_reached = is_reached & uses[:, None]
     done_at = torch.where(is_reached & (done_at < 0), now, done_at)
     joins = is_reached & is_due & ~cache["is_cached"]
     is_cached = cache["is_cached"] | joins

@@ -100,10 +100,6 @@ class Decoder:
         self.remove([canvas])
 
         def put_back() -> None:
-            group.windows = (
-                torch.zeros_like(group.canvases.prompt_len),
-                group.canvases.prompt_len + group.canvases.answer_len,
-            )
             canvas.window = (0, len(canvas))
             self._join(algorithm, group)
 

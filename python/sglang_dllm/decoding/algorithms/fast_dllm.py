@@ -95,14 +95,8 @@ def _quota(canvases: Canvases) -> torch.Tensor:
     steps = canvases.option("steps", torch.int64)
     taken = length - canvases.masked.sum(dim=1)
     few, num_more = length // steps, length % steps
-    # Steps with nothing to offer run no forward: go on to the first that has.
-    ahead = taken + 1 - num_more * (few + 1)
-    needed = torch.where(
-        ahead <= 0,
-        -(-(taken + 1) // (few + 1)),
-        num_more - (-ahead // few.clamp(min=1)),
-    )
-    offers = torch.maximum(torch.minimum(state["offers"] + 1, steps), needed)
+    # The first steps offer the most, so that each has something to offer.
+    offers = torch.minimum(state["offers"] + 1, steps)
     state["offers"] = offers
     return offers * few + torch.minimum(offers, num_more) - taken
 
