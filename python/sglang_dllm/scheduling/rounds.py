@@ -11,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any
 
@@ -55,10 +55,12 @@ class Denoising:
 
     Attributes:
         enter: makes the decoder take the canvas in.
+        stop_ids: tokens of which SGLang's own rules may end the request.
     """
 
     canvas: Canvas
     enter: Callable[[], None]
+    stop_ids: frozenset[int]
 
 
 def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | None:
@@ -267,7 +269,20 @@ def _start(req: Req, scheduler: Any) -> Denoising:
     report = RequestReport(canvas, replace(decoding, options=options))
     req.customized_info = report.as_customized_info()
     decoder = _decoder(scheduler)
-    return Denoising(canvas, partial(decoder.add, canvas, algorithm, options))
+    stop_ids = _stop_ids(scheduler.tokenizer).union(
+        params.stop_token_ids or (), req.eos_token_ids or ()
+    )
+    enter = partial(decoder.add, canvas, algorithm, options)
+    return Denoising(canvas, enter, stop_ids)
+
+
+@lru_cache(maxsize=1)
+def _stop_ids(tokenizer: Any) -> frozenset[int]:
+    """Those of the tokenizer, which takes as long to name one as a token may take."""
+    if tokenizer is None:
+        return frozenset()
+    more = tokenizer.additional_stop_token_ids or ()
+    return frozenset({tokenizer.eos_token_id, *more} - {None})
 
 
 def _decoder(scheduler: Any) -> Decoder:
@@ -313,15 +328,19 @@ def _emit(req: Req, scheduler: Any) -> bool:
     Returns whether there is something to send.
     """
     canvas: Canvas = req.dllm_algo_state.canvas
+    stop_ids, params = req.dllm_algo_state.stop_ids, req.sampling_params
+    has_text_stops = bool(params.stop_strs or params.stop_regex_strs)
     before = len(req.output_ids)
     for token in canvas.take_committed_prefix().tolist():
-        if token in canvas.eos_ids and not req.sampling_params.ignore_eos:
+        if token in canvas.eos_ids and not params.ignore_eos:
             req.finished_reason = FinishEos()
             break
         req.output_ids.append(token)
-        _check_end(req, token)
-        if req.finished():
-            break
+        is_last = len(req.output_ids) >= params.max_new_tokens
+        if is_last or has_text_stops or token in stop_ids:
+            _check_end(req, token)
+            if req.finished():
+                break
     num_new = len(req.output_ids) - before
     scheduler.metrics_reporter.num_generated_tokens += num_new
     return num_new > 0 or req.finished()
