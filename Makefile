@@ -43,8 +43,7 @@ format: .venv/.ready
 	$(BIN)/python -m sglang_dllm.patches
 
 bench: .venv/.ready
-	$(BIN)/python benchmark/compare_reference.py
-	$(BIN)/python benchmark/attention_cost.py
+	$(BIN)/python benchmark/goals.py
 
 doctor: .venv/.ready
 	$(BIN)/python -m sglang_dllm doctor
