@@ -133,9 +133,10 @@ def test_retraction_forgets_the_keys_and_values_of_a_canvas(
     demo_server: Server, prompts: list[list[int]]
 ) -> None:
     """A retracted canvas goes on with a forward over all of it, in other slots."""
+    one_block_at_a_time = {"algorithm": "EntropyThreshold", "threshold": 0}
     with ThreadPoolExecutor(4) as pool:
         running = [
-            pool.submit(ask, demo_server, prompt, "dual", threshold=0)
+            pool.submit(ask, demo_server, prompt, "dual", **one_block_at_a_time)
             for prompt in prompts[:4]
         ]
         time.sleep(1.0)

@@ -185,6 +185,7 @@ def test_the_effective_options_come_back(demo_server: Server) -> None:
     meta = demo_server.generate([5], max_new_tokens=8, custom_params=custom)
     assert meta["meta_info"]["dllm"] == {
         "algorithm": "LocalLeap",
+        "cache": "none",
         "max_forwards": None,
         "block_size": 32,
         "anchor_threshold": 0.9,
@@ -248,6 +249,7 @@ def test_a_third_party_adds_an_algorithm_and_seeds_outlive_a_restart(
     answer = server.generate([5], max_new_tokens=12, ignore_eos=True)["meta_info"]
     assert answer["dllm"] == {
         "algorithm": "LeftToRight",
+        "cache": "none",
         "max_forwards": None,
         "width": 1,
     }
@@ -276,13 +278,14 @@ def test_a_third_party_adds_an_algorithm_and_seeds_outlive_a_restart(
     assert "NoSuchClass" in server.log.read_text()
     for where in ("begin", "plan", "later_plan", "choose", "committed", "shape"):
         broken = {"dllm": {"algorithm": "Faulty", "where": where}}
+        whole = {"max_new_tokens": 9, "ignore_eos": True}
         with ThreadPoolExecutor(2) as pool:
-            sound = pool.submit(server.generate, [5], max_new_tokens=9, ignore_eos=True)
+            sound = pool.submit(server.generate, [5], **whole)
             failed = pool.submit(
                 server.post,
                 "/generate",
                 input_ids=[5],
-                sampling_params={"max_new_tokens": 9, "custom_params": broken},
+                sampling_params=whole | {"custom_params": broken},
             )
             assert failed.result().status_code == 500, where
             assert where in failed.result().text

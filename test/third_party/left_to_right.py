@@ -28,10 +28,7 @@ class LeftToRight(Algorithm):
         return whole_canvas_step(canvases)
 
     def choose(self, judged: Judged) -> Choice:
-        place = ranks(
-            -judged.positions.double(), judged.canvas_index, judged.num_canvases
-        )
-        accepted = place < judged.option("width", torch.int64)
+        accepted = _places(judged) < judged.option("width", torch.int64)
         return Choice(accepted, confidence(judged).tokens)
 
 
@@ -50,13 +47,13 @@ class Faulty(Algorithm):
 
     def plan(self, canvases: Canvases) -> Step:
         _fail_in("plan", canvases)
-        if canvases.records[0].num_forwards:
+        if bool(canvases.num_forwards.any()):
             _fail_in("later_plan", canvases)
         return whole_canvas_step(canvases)
 
     def choose(self, judged: Judged) -> Choice:
         _fail_in("choose", judged.canvases)
-        accepted = torch.ones_like(judged.positions, dtype=torch.bool)
+        accepted = _places(judged) < 1
         tokens = confidence(judged).tokens
         if judged.canvases.options[0].where == "shape":
             return Choice(accepted[1:], tokens)
@@ -64,6 +61,11 @@ class Faulty(Algorithm):
 
     def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
         _fail_in("committed", judged.canvases)
+
+
+def _places(judged: Judged) -> torch.Tensor:
+    """0 for the first mask of its canvas, then 1."""
+    return ranks(-judged.positions.double(), judged.canvas_index, judged.num_canvases)
 
 
 def _fail_in(where: str, canvases: Canvases) -> None:
