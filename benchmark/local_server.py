@@ -17,8 +17,10 @@ from typing import Any
 
 import psutil
 import requests
+from requests.adapters import HTTPAdapter
 
 ROOT = Path(__file__).parents[1]
+MAX_CONNECTIONS = 256
 sys.path.insert(0, str(ROOT / "test"))
 
 from gsm8k_problems import BenchmarkError  # noqa: E402
@@ -68,6 +70,9 @@ def server_ask(
         canvas_len: of both together, instead.
     """
     assert (answer_len is None) != (canvas_len is None)
+    # As OpenAI's client does: connections are kept, as many as are used at once.
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
 
     def ask(prompt: list[int]) -> Reply:
         sampling = {
@@ -76,7 +81,7 @@ def server_ask(
             "custom_params": {"dllm": dllm},
         }
         began = time.perf_counter()
-        response = requests.post(
+        response = session.post(
             f"{base_url}/generate",
             json={"input_ids": prompt, "sampling_params": sampling},
             timeout=600,

@@ -46,8 +46,8 @@ CACHE_MUTATIONS = (
     ),
     cache(
         "no full forward at a new block",
-        "is_full = (step.start != refreshed_at) | canvases.is_last_forward",
-        "is_full = (refreshed_at < 0) | canvases.is_last_forward",
+        "is_full = step.start != refreshed_at",
+        "is_full = refreshed_at < 0",
         STALE,
         *cases(PREFIX, DUAL, LOOKS),
     ),
@@ -60,10 +60,10 @@ CACHE_MUTATIONS = (
     ),
     cache(
         "the last of max_forwards is a window",
-        "is_full = (step.start != refreshed_at) | canvases.is_last_forward",
-        "is_full = step.start != refreshed_at",
+        "is_full = is_full | last",
+        "is_full = is_full",
         "masks outside the window get the tokens of another forward",
-        *cases(PREFIX_ENDS),
+        *cases(PREFIX_ENDS, NO_DELAY_ENDS),
     ),
     cache(
         "no row before the window",
@@ -169,13 +169,6 @@ CACHE_MUTATIONS = (
         'if family.lineage == "LLaDA":',
         "other windows than published",
         f"{CONFIG}caches_have_published_defaults_and_need_naming",
-    ),
-    delayed(
-        "the last of max_forwards is a window",
-        "refreshes | canvases.is_last_forward",
-        "refreshes",
-        "masks outside the window get the tokens of another forward",
-        *cases(NO_DELAY_ENDS),
     ),
     delayed(
         "a block joins late",

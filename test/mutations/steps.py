@@ -115,7 +115,7 @@ STEP_MUTATIONS = (
     decoder(
         "cut short by any last forward",
         EVERY,
-        "left_out = last[canvas] & ~choice.accepted",
+        "left_out = last[canvas] & ~accepted",
         "left_out = last[canvas]",
         "max_forwards_reached though nothing was left",
         f"{SHARED}a_canvas_is_cut_short_where_the_last_forward_had_to_commit",
@@ -123,8 +123,8 @@ STEP_MUTATIONS = (
     decoder(
         "cut short by any forward",
         EVERY,
-        "left_out = last[canvas] & ~choice.accepted",
-        "left_out = ~choice.accepted",
+        "left_out = last[canvas] & ~accepted",
+        "left_out = ~accepted",
         "max_forwards_reached of every request",
         f"{SHARED}a_canvas_is_cut_short_where_the_last_forward_had_to_commit",
     ),
@@ -139,8 +139,8 @@ STEP_MUTATIONS = (
     decoder(
         "the last forward commits what is accepted",
         EVERY,
-        "accepted = choice.accepted | last[canvas]",
-        "accepted = choice.accepted",
+        "accepted = accepted | last[canvas]",
+        "accepted = accepted.clone()",
         "a request goes on behind its max_forwards",
         *each("the_last_of_max_forwards_commits_all_that_is_left", EVERY),
     ),

@@ -72,7 +72,7 @@ def plan(canvases: Canvases, step: Step) -> Windows:
         return whole_start, whole_end
     start, end = canvases.prompt_len + step.start, canvases.prompt_len + step.end
     refreshed_at = canvases.cache["refreshed_at"]
-    is_full = (step.start != refreshed_at) | canvases.is_last_forward
+    is_full = step.start != refreshed_at
     window_start, window_end = start, whole_end
     if "dual" in kinds:
         window_end = torch.where(canvases.option_is("cache", "dual"), end, window_end)
@@ -88,8 +88,11 @@ def plan(canvases: Canvases, step: Step) -> Windows:
         uses = canvases.option_is("cache", "delayed")
         delayed_start, refreshes = _plan_delayed(canvases, uses)
         window_start = torch.where(uses, delayed_start, window_start)
-        is_full = torch.where(uses, refreshes | canvases.is_last_forward, is_full)
+        is_full = torch.where(uses, refreshes, is_full)
     is_full = is_full | canvases.option_is("cache", "none")
+    last = canvases.is_last_forward()
+    if last is not None:
+        is_full = is_full | last
     canvases.cache["refreshed_at"] = torch.where(is_full, step.start, refreshed_at)
     window_start = (window_start - canvases.facts.family.shift).clamp(min=0)
     return (

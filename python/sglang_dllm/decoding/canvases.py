@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -111,10 +111,10 @@ class Canvases:
         """A."""
         return self.ids.shape[1]
 
-    @cached_property
+    @property
     def positions(self) -> torch.Tensor:
         """``(A,)`` int64: 0 to A - 1."""
-        return torch.arange(self.max_answer_len, device=self.device)
+        return indices(self.max_answer_len, self.device)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What depends on nothing but which canvases these are, made once."""
@@ -169,9 +169,11 @@ class Canvases:
             torch.bool,
         )
 
-    @property
-    def is_last_forward(self) -> torch.Tensor:
-        """``(R,)`` bool: whether ``max_forwards`` ends a canvas with the next one."""
+    def is_last_forward(self) -> torch.Tensor | None:
+        """``(R,)`` bool: whether ``max_forwards`` ends a canvas with the next one;
+        None where it ends no canvas at all."""
+        if all(options.max_forwards is None for options in self.options):
+            return None
         most = self.option("max_forwards", torch.int64, missing=1 << 62)
         return self.num_forwards + 1 >= most
 
@@ -181,11 +183,12 @@ class Canvases:
 
     def first_eos(self) -> torch.Tensor:
         """``(R,)`` int64: the first committed EOS, A where there is none."""
-        found = torch.zeros_like(self.masked)
+        inside = self.once("inside", lambda: self.positions < self.answer_len[:, None])
+        found = torch.zeros_like(inside)
         for eos in self.facts.eos_ids:
             found |= self.ids == eos
-        inside = self.positions < self.answer_len[:, None]
-        return first_true(found & inside & ~self.masked)
+        # What is masked holds the mask token, which ends nothing.
+        return first_true(found & inside)
 
     def update_done(self) -> None:
         """Find out which canvases need no forward any more."""
@@ -254,9 +257,17 @@ def first_true(values: torch.Tensor) -> torch.Tensor:
     length = values.shape[1]
     if length == 0:
         return torch.zeros(len(values), dtype=torch.int64, device=values.device)
-    # argmax gives the first of equal values.
-    first = values.to(torch.uint8).argmax(dim=1)
-    return torch.where(values.any(dim=1), first, length)
+    return torch.where(values, indices(length, values.device), length).amin(dim=1)
+
+
+def indices(length: int, device: torch.device) -> torch.Tensor:
+    """``(length,)`` int64 from 0; not to be written to."""
+    return _power_of_two(length.bit_length(), device)[:length]
+
+
+@lru_cache(maxsize=64)
+def _power_of_two(exponent: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(1 << exponent, device=device)
 
 
 def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -155,8 +155,9 @@ def _plan(algorithm: Algorithm, canvases: Canvases) -> Windows:
     step = algorithm.plan(canvases)
     # Planning may have filled what was left behind an EOS.
     canvases.done = canvases.done | ~canvases.masked.any(dim=1)
-    last = canvases.is_last_forward[:, None]
-    candidates = torch.where(last, canvases.masked, step.candidates)
+    candidates, last = step.candidates, canvases.is_last_forward()
+    if last is not None:
+        candidates = torch.where(last[:, None], canvases.masked, candidates)
     step = replace(step, candidates=candidates & ~canvases.done[:, None])
     canvases.step = step
     return cache.plan(canvases, step)
@@ -211,11 +212,12 @@ def _commit(algorithm: Algorithm, judged: Judged) -> None:
     if not choice.accepted.shape == choice.tokens.shape == positions.shape:
         shape = tuple(positions.shape)
         raise ValueError(f"accepted and tokens must have the shape {shape}")
-    last = canvases.is_last_forward
-    left_out = last[canvas] & ~choice.accepted
-    accepted = choice.accepted | last[canvas]
-    cut_short = count(left_out, canvas, len(canvases)) > 0
-    canvases.cut_short = canvases.cut_short | cut_short
+    accepted, last = choice.accepted, canvases.is_last_forward()
+    if last is not None:
+        left_out = last[canvas] & ~accepted
+        accepted = accepted | last[canvas]
+        cut_short = count(left_out, canvas, len(canvases)) > 0
+        canvases.cut_short = canvases.cut_short | cut_short
     were_masked = canvases.masked[canvas, positions]
     num_committed = count(accepted & were_masked, canvas, len(canvases))
     canvases.num_committed = canvases.num_committed + num_committed

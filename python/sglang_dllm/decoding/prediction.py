@@ -57,8 +57,9 @@ def predict(
             tokens[rows] = draw(p, uniform[part])
             if not of_drawn:
                 p = logits.double().softmax(dim=-1)
-            value[rows] = statistic.of(p, tokens[rows], mask_id)
-    return Prediction(tokens, _no_nan(value))
+            found = statistic.of(p, tokens[rows], mask_id)
+            value[rows] = found.masked_fill(found.isnan(), -torch.inf)
+    return Prediction(tokens, value)
 
 
 def plain_prediction(judged: Judged, statistic: Statistic = PROBABILITY) -> Prediction:
@@ -71,11 +72,7 @@ def plain_prediction(judged: Judged, statistic: Statistic = PROBABILITY) -> Pred
         nothing = torch.zeros_like(judged.positions)
         return Prediction(nothing, nothing.double())
     tokens, values = zip(*parts, strict=True)
-    return Prediction(torch.cat(tokens), _no_nan(torch.cat(values)))
-
-
-def _no_nan(value: torch.Tensor) -> torch.Tensor:
-    return value.masked_fill(value.isnan(), -torch.inf)
+    return Prediction(torch.cat(tokens), torch.cat(values))
 
 
 def confidence(judged: Judged) -> Prediction:

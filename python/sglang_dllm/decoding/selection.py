@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from sglang_dllm.decoding.canvases import indices
+
 
 def ranks(
     value: torch.Tensor, canvas_index: torch.Tensor, num_canvases: int
@@ -24,7 +26,7 @@ def ranks(
     order = best_first[canvas_index[best_first].sort(stable=True).indices]
     counts = count(torch.ones_like(order, dtype=torch.bool), canvas_index, num_canvases)
     first = counts.cumsum(0) - counts
-    place = torch.arange(len(value), device=value.device)
+    place = indices(len(value), value.device)
     rank = torch.empty_like(order)
     rank[order] = place - first[canvas_index]
     return rank
@@ -55,7 +57,7 @@ def first_best(
     num_canvases: int,
 ) -> torch.Tensor:
     """Per canvas the first eligible candidate of greatest value, as a mask ``(N,)``."""
-    index = torch.arange(len(value), device=value.device)
+    index = indices(len(value), value.device)
     best = best_of_group(
         torch.where(eligible, value, -torch.inf), canvas_index, num_canvases
     )
