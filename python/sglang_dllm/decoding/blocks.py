@@ -16,6 +16,9 @@ import torch
 
 from sglang_dllm.decoding.canvases import Canvases, Step, first_true
 
+FAR = 1 << 60
+"""Behind every position; a block's size more is an int64 still."""
+
 
 class Blocks:
     """Where the blocks of some canvases are; at most ``num`` a canvas.
@@ -35,6 +38,9 @@ class Blocks:
         self.end = end
         self.total = (end - self.start).clamp(min=0)
         self.num = -(-canvases.answer_len // self.size)
+        self.is_real = self.index < self.num[:, None]
+        block = canvases.positions // self.size[:, None]
+        self._of_position = block.clamp(max=num - 1)
 
     def of(self, positions: torch.Tensor, canvas_index: torch.Tensor) -> torch.Tensor:
         """``(N,)`` int64: the block of each position."""
@@ -42,12 +48,8 @@ class Blocks:
 
     def masks(self) -> torch.Tensor:
         """``(R, K)`` int64: masks of each block."""
-        canvases = self.canvases
-        block = (canvases.positions // self.size[:, None]).clamp(
-            max=len(self.index) - 1
-        )
         counts = torch.zeros_like(self.start)
-        return counts.scatter_add(1, block, canvases.masked.long())
+        return counts.scatter_add(1, self._of_position, self.canvases.masked.long())
 
 
 def blocks_of(canvases: Canvases) -> Blocks:
@@ -89,36 +91,28 @@ def plan(
     state, blocks = canvases.state, blocks_of(canvases)
     masked = canvases.masked
     stopped = stop_at_eos(canvases, blocks)
-    left, active, created = state["left"], state["active"], state["created"]
-    exists = blocks.index < created[:, None]
+    left, created = state["left"], state["created"]
     progress = 1.0 - left.double() / blocks.total
-    before = torch.nn.functional.pad(progress[:, :-1], (1, 0), value=1.0)
-    active = active | (exists & (before >= activate_progress[:, None]))
-    last = (created - 1)[:, None]
-    last_progress = progress.gather(1, last)[:, 0]
-    creates = (
-        ~stopped
-        & (created < blocks.num)
-        & ((last_progress >= add_progress) | (left.gather(1, last)[:, 0] == 0))
+    # Of the last block; 1 where it is finished, which is enough for any threshold.
+    last_progress = progress.gather(1, created[:, None] - 1)[:, 0]
+    created = created + (
+        ~stopped & (created < blocks.num) & (last_progress >= add_progress)
     )
-    is_new = creates[:, None] & (blocks.index == created[:, None])
-    active = active | (is_new & (last_progress >= activate_progress)[:, None])
-    created = created + creates
-    exists = exists | is_new
+    exists = blocks.index < created[:, None]
+    before = torch.nn.functional.pad(progress[:, :-1], (1, 0), value=1.0)
+    active = state["active"] | (exists & (before >= activate_progress[:, None]))
     state["active"], state["created"] = active, created
-    live = exists & (active | (left > 0))
+    has_masks = left > 0
+    live = exists & (active | has_masks)
     end = torch.where(live, blocks.end, 0).amax(dim=1)
     candidates = masked & (canvases.positions < end[:, None])
     start = first_true(candidates) // blocks.size * blocks.size
-    can_be_forced = exists & active & (left > 0)
-    forced = first_true(can_be_forced)[:, None].clamp(max=len(blocks.index) - 1)
-    is_forced = can_be_forced.any(dim=1)
+    can_be_forced = exists & active & has_masks
+    # Where there is none, a range that begins behind every position and is empty.
+    forced_start = torch.where(can_be_forced, blocks.start, FAR).amin(dim=1)
+    forced_end = torch.minimum(forced_start + blocks.size, canvases.answer_len)
     return Step(
-        candidates,
-        start,
-        end,
-        forced_start=torch.where(is_forced, blocks.start.gather(1, forced)[:, 0], 0),
-        forced_end=torch.where(is_forced, blocks.end.gather(1, forced)[:, 0], 0),
+        candidates, start, end, forced_start=forced_start, forced_end=forced_end
     )
 
 
@@ -139,19 +133,15 @@ def stop_at_eos(canvases: Canvases, blocks: Blocks) -> torch.Tensor:
     stopped = canvases.constant("stops", lambda: stops, torch.bool)
     stopped = stopped & (eos < canvases.answer_len)
     at = eos.clamp(max=canvases.max_answer_len - 1)[:, None]
-    behind = (
-        stopped[:, None]
-        & (canvases.positions > eos[:, None])
-        & (canvases.positions < canvases.answer_len[:, None])
-    )
+    first = torch.where(stopped, eos, FAR)[:, None]
+    behind = canvases.inside & (canvases.positions > first)
     canvases.ids = torch.where(behind, canvases.ids.gather(1, at), canvases.ids)
     canvases.masked = canvases.masked & ~behind
-    exists = blocks.index < blocks.num[:, None]
-    is_new = stopped[:, None] & exists & (blocks.index >= state["created"][:, None])
-    touched = stopped[:, None] & exists & (blocks.end > eos[:, None])
+    touched = blocks.is_real & (blocks.end > first)
+    left = torch.where(touched, blocks.masks(), state["left"])
     state["created"] = torch.where(stopped, blocks.num, state["created"])
-    state["left"] = torch.where(touched, blocks.masks(), state["left"])
-    state["active"] = state["active"] | is_new | (touched & (state["left"] == 0))
+    state["active"] = state["active"] | (touched & (left == 0))
+    state["left"] = left
     return stopped
 
 

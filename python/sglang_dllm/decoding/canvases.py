@@ -116,6 +116,14 @@ class Canvases:
         """``(A,)`` int64: 0 to A - 1."""
         return indices(self.max_answer_len, self.device)
 
+    @property
+    def inside(self) -> torch.Tensor:
+        """``(R, A)`` bool: whether a position is one of the answer's."""
+        inside: torch.Tensor = self.once(
+            "inside", lambda: self.positions < self.answer_len[:, None]
+        )
+        return inside
+
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What depends on nothing but which canvases these are, made once."""
         if key not in self._once:
@@ -183,12 +191,11 @@ class Canvases:
 
     def first_eos(self) -> torch.Tensor:
         """``(R,)`` int64: the first committed EOS, A where there is none."""
-        inside = self.once("inside", lambda: self.positions < self.answer_len[:, None])
-        found = torch.zeros_like(inside)
+        found = torch.zeros_like(self.inside)
         for eos in self.facts.eos_ids:
             found |= self.ids == eos
         # What is masked holds the mask token, which ends nothing.
-        return first_true(found & inside)
+        return first_true(found & self.inside)
 
     def update_done(self) -> None:
         """Find out which canvases need no forward any more."""

@@ -53,15 +53,21 @@ def best_of_group(
 def first_best(
     value: torch.Tensor,
     canvas_index: torch.Tensor,
-    eligible: torch.Tensor,
     num_canvases: int,
+    eligible: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Per canvas the first eligible candidate of greatest value, as a mask ``(N,)``."""
+    """Per canvas the first candidate of greatest value, as a mask ``(N,)``.
+
+    Args:
+        eligible: ``(N,)`` bool: those to choose from, of which a canvas may have none;
+            None for all.
+    """
+    if eligible is not None:
+        value = value.masked_fill(~eligible, -torch.inf)
+    is_best = value == best_of_group(value, canvas_index, num_canvases)[canvas_index]
+    if eligible is not None:
+        is_best = is_best & eligible
     index = indices(len(value), value.device)
-    best = best_of_group(
-        torch.where(eligible, value, -torch.inf), canvas_index, num_canvases
-    )
-    is_best = eligible & (value == best[canvas_index])
     first = torch.full(
         (num_canvases,), len(value), dtype=torch.int64, device=value.device
     ).scatter_reduce(0, canvas_index, torch.where(is_best, index, len(value)), "amin")

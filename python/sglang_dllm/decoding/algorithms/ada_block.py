@@ -94,7 +94,7 @@ def block_ends(judged: Judged, found: Prediction) -> torch.Tensor:
         canvas,
         judged.num_canvases,
     )
-    at = first_best(found.value, canvas, delimiters, judged.num_canvases)
+    at = first_best(found.value, canvas, judged.num_canvases, delimiters)
     behind = torch.zeros_like(ends).index_add_(
         0, canvas, torch.where(at, judged.positions + 1, 0)
     )

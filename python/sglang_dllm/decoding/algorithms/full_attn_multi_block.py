@@ -103,8 +103,7 @@ def certain_enough(
     """
     accepted = entropy <= threshold if is_llada else entropy < threshold
     if is_llada:
-        everywhere = torch.ones_like(in_forced)
-        accepted |= first_best(-entropy, canvas_index, everywhere, num_canvases)
+        accepted |= first_best(-entropy, canvas_index, num_canvases)
     moved = count(accepted & in_forced, canvas_index, num_canvases)
     stuck = in_forced & (moved == 0)[canvas_index]
-    return accepted | first_best(-entropy, canvas_index, stuck, num_canvases)
+    return accepted | first_best(-entropy, canvas_index, num_canvases, stuck)
