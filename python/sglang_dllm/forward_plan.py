@@ -61,11 +61,6 @@ class ForwardPlan:
         return [row.length for row in self.rows]
 
     @cached_property
-    def is_full(self) -> bool:
-        """Whether every row recomputes its whole canvas."""
-        return all(row.is_full for row in self.rows)
-
-    @cached_property
     def kept(self) -> tuple[torch.Tensor | slice, torch.Tensor] | None:
         """Which of the T tokens keep keys and values, and their slots ``(K,)``."""
         tokens, slots, first = [], [], 0

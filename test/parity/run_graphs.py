@@ -45,6 +45,12 @@ class Pretended:
         return replay
 
 
+def fails(run: Run) -> Run:
+    """A capture that runs out of memory."""
+    run()
+    raise RuntimeError("out of memory")
+
+
 class Attention:
     """Plans nothing: on a CPU each layer reads the current plan."""
 
@@ -90,6 +96,18 @@ def main() -> None:
             "buckets": sorted(graphs._graphs),
             **vars(capture),
         }
+    process.rounds.graphs = graphs = WindowGraphs(
+        process.runner.model,
+        Attention(),
+        process.runner.attn_backend,
+        Limits(batch_sizes=(4,), windows=(64,)),
+        fails,
+    )
+    found["without memory"] = {
+        "eager": found["three"]["eager"],
+        "graphs": decode(process, REQUESTS),
+        "buckets": list(graphs._graphs),
+    }
     # The last line; SGLang prints what it likes before it.
     print(json.dumps(found))
 

@@ -51,6 +51,12 @@ def test_a_batch_with_a_full_row_runs_eagerly(cases: dict[str, Any]) -> None:
     assert case["num_replayed"] < cases["three"]["num_replayed"]
 
 
+def test_a_capture_that_fails_turns_graphs_off(cases: dict[str, Any]) -> None:
+    case = cases["without memory"]
+    assert case["graphs"] == case["eager"]
+    assert case["buckets"] == []
+
+
 def plan_of(*windows: tuple[int, int, int], kept: bool = True) -> ForwardPlan:
     rows = [
         PlannedRow(start, end, length, torch.arange(length) if kept else None)
@@ -72,6 +78,8 @@ def test_the_gate() -> None:
     assert not graphs.accepts(plan_of((0, 33, 40)))  # wider than any bucket
     assert not graphs.accepts(plan_of(*[(0, 8, 40)] * 3))  # more than any bucket
     assert not graphs.accepts(plan_of((0, 8, 40), kept=False))
+    nothing = ForwardPlan(plan_of((3, 11, 40)).rows, torch.zeros(0, dtype=torch.int64))
+    assert not graphs.accepts(nothing)  # no candidate
 
 
 def test_padding_repeats_what_is_there() -> None:
@@ -88,7 +96,6 @@ def test_padding_repeats_what_is_there() -> None:
 
 FLAGS = {
     "disable_decode_cuda_graph": False,
-    "cuda_graph_backend_decode": None,
     "cuda_graph_bs_decode": None,
     "cuda_graph_max_bs_decode": None,
     "tp_size": 1,
@@ -104,7 +111,6 @@ def test_flags_keep_their_meaning() -> None:
     assert sizes(cuda_graph_max_bs_decode=6) == [1, 2, 4, 6]
     assert sizes(cuda_graph_bs_decode=[3, 5]) == [3, 5]
     assert sizes(disable_decode_cuda_graph=True) == []
-    assert sizes(cuda_graph_backend_decode="disabled") == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from sglang_dllm.decoding.canvases import Canvases, Step, first_true
 from sglang_dllm.decoding.decoder import Decoder
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.prediction import plain_prediction
+from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.decoding.sampling import (
     Stream,
     counter_uniform,
@@ -78,7 +81,7 @@ def test_a_nan_row_does_not_stop_a_canvas() -> None:
     for algorithm in ("FullAttnMultiBlock", "FastDLLM", "Credit", "AdaBlock"):
         request = Request(Broken(1), (1, 2), 6, algorithm, {})
         (canvas,) = decode("llada", [request])
-        assert canvas.finished, algorithm
+        assert not canvas.masked.any(), algorithm
 
 
 def test_committed_prefix_is_handed_out_once_and_in_order() -> None:
@@ -92,7 +95,7 @@ def test_committed_prefix_is_handed_out_once_and_in_order() -> None:
     assert commit([2], [7]) == [7, 8]
     assert commit([4, 5], [9, 9]) == [9, 9]
     assert canvas.take_committed_prefix().tolist() == []
-    assert canvas.finished
+    assert not canvas.masked.any()
 
 
 def test_first_true_is_the_width_where_nothing_is_true() -> None:
@@ -139,6 +142,33 @@ def test_a_canvas_set_aside_goes_on_where_it_was() -> None:
         return [canvas.ids.tolist() for canvas in canvases]
 
     assert answers(interrupted=True) == answers(interrupted=False)
+
+
+@pytest.mark.parametrize("algorithm", sorted(algorithms()))
+def test_what_a_wide_canvas_needed_goes_with_it(algorithm: str) -> None:
+    """Else one large request would slow down all that come after it."""
+    facts, decoder = facts_of("llada"), Decoder(facts_of("llada"))
+
+    def add(length: int, **options: Any) -> Canvas:
+        request = Request(ToyModel(5), (1,), length, algorithm, options)
+        found = resolve("llada", request)
+        canvas = Canvas.from_prompt(
+            [1], length, mask_id=facts.mask_id, eos_ids=facts.eos_ids
+        )
+        decoder.add(canvas, found.algorithm, found.options)
+        return canvas
+
+    def sizes() -> dict[str, torch.Size]:
+        (group,) = decoder._groups.values()
+        return {name: t.shape for name, t in group.canvases._tensors().items()}
+
+    add(20)
+    add(24)
+    before = sizes()
+    large = add(300)
+    assert sizes()["ids"] == (3, 300)
+    decoder.remove([large])
+    assert sizes() == before
 
 
 def test_draws_follow_temperature_top_k_and_top_p() -> None:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -250,6 +252,19 @@ def test_impossible_arguments_are_refused(
             compute(logits, mask_id, EPS, ALL)
     with pytest.raises(ValueError, match="eps"):
         compute(logits, 0, 0.0, ALL)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_logits_that_no_kernel_takes_go_the_plain_way(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Guidance and credit make float64 logits, on a GPU as well."""
+    for way in ("triton", "plain"):
+        name = f"sglang_dllm.kernels.row_statistics.{way}_row_statistics"
+        monkeypatch.setattr(name, lambda *args, way=way: way)
+    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=dtype)
+    found: Any = row_statistics(on_gpu, 0, EPS, ALL)
+    assert found == ("plain" if dtype == torch.float64 else "triton")
 
 
 def test_kernels_refuse_float64() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sglang.srt.server_args import ServerArgs
@@ -58,6 +59,9 @@ def test_a_gpu_gets_flashinfer_and_the_users_choice_stays() -> None:
         ("enable_dp_attention", True),
         ("skip_tokenizer_init", True),
         ("enable_priority_scheduling", True),
+        ("cuda_graph_backend_prefill", "breakable"),
+        ("cuda_graph_backend_decode", "tc_piecewise"),
+        ("disable_cuda_graph_padding", True),
         ("attention_backend", "fa3"),
         ("kv_cache_dtype", "fp4_e2m1"),
         ("dllm_algorithm", None),
@@ -81,12 +85,26 @@ def test_float32_is_not_for_flashinfer() -> None:
         settle_launch_flags(args, "LLaDAModelLM")
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_sglangs_own_graphs_are_off_and_ours_follow_its_flags(given: bool) -> None:
-    args = raw_args(disable_cuda_graph=given)
+@pytest.mark.parametrize(
+    ("flags", "is_off"),
+    [
+        ({}, False),
+        ({"cuda_graph_backend_decode": "full"}, False),
+        ({"disable_cuda_graph": True}, True),
+        ({"disable_decode_cuda_graph": True}, True),
+        ({"cuda_graph_backend_decode": "disabled"}, True),
+        ({"cuda_graph_backend_prefill": "disabled"}, False),
+    ],
+)
+def test_sglangs_own_graphs_are_off_and_ours_follow_its_flags(
+    flags: dict[str, Any], is_off: bool
+) -> None:
+    args = raw_args(**flags)
     settle_launch_flags(args, "LLaDAModelLM")
-    assert args.disable_cuda_graph
-    assert args.disable_decode_cuda_graph is given
+    assert args.disable_decode_cuda_graph is is_off
+    args._parse_cuda_graph_config()
+    config = args.cuda_graph_config
+    assert config.decode.backend == config.prefill.backend == "disabled"
 
 
 def test_chunks_switched_off_by_hand_are_fine() -> None:

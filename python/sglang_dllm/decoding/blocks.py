@@ -28,7 +28,6 @@ class Blocks:
     """
 
     def __init__(self, canvases: Canvases, num: int) -> None:
-        self.canvases = canvases
         self.size = canvases.option("block_size", torch.int64)
         self.index = torch.arange(num, device=canvases.device)
         self.start = self.index * self.size[:, None]
@@ -46,10 +45,10 @@ class Blocks:
         """``(N,)`` int64: the block of each position."""
         return positions // self.size[canvas_index]
 
-    def masks(self) -> torch.Tensor:
-        """``(R, K)`` int64: masks of each block."""
+    def masks(self, masked: torch.Tensor) -> torch.Tensor:
+        """``(R, K)`` int64: masks of each block, of ``(R, A)``."""
         counts = torch.zeros_like(self.start)
-        return counts.scatter_add(1, self._of_position, self.canvases.masked.long())
+        return counts.scatter_add(1, self._of_position, masked.long())
 
 
 def blocks_of(canvases: Canvases) -> Blocks:
@@ -138,7 +137,7 @@ def stop_at_eos(canvases: Canvases, blocks: Blocks) -> torch.Tensor:
     canvases.ids = torch.where(behind, canvases.ids.gather(1, at), canvases.ids)
     canvases.masked = canvases.masked & ~behind
     touched = blocks.is_real & (blocks.end > first)
-    left = torch.where(touched, blocks.masks(), state["left"])
+    left = torch.where(touched, blocks.masks(canvases.masked), state["left"])
     state["created"] = torch.where(stopped, blocks.num, state["created"])
     state["active"] = state["active"] | (touched & (left == 0))
     state["left"] = left

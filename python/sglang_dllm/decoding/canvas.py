@@ -130,8 +130,3 @@ class Canvas:
         grown = int(masked.argmax()) if masked.any() else len(masked)
         self.num_emitted += grown
         return self.ids[start : start + grown]
-
-    @property
-    def finished(self) -> bool:
-        """Whether no answer position is masked."""
-        return not bool(self.masked[self.prompt_len :].any())

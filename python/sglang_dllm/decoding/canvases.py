@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Self, TypeAlias
 
@@ -13,6 +13,8 @@ from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.families import ModelFacts
 
 Device: TypeAlias = torch.device | str
+Widths: TypeAlias = dict[str, torch.Size]
+"""Of a tensor's name, its sizes but the number of canvases."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Canvases:
         state: the algorithm's own tensors, ``(R, ...)``.
         cache: the cache strategies' tensors, ``(R, ...)``.
         step: of the next forward.
+
+    A tensor is as wide as its widest canvas needs. ``_widths`` has for each canvas what
+    it needs, by the tensor's name: when a wide one leaves, the rest gets narrow again.
     """
 
     facts: ModelFacts
@@ -73,6 +78,7 @@ class Canvases:
     cache: dict[str, torch.Tensor] = field(default_factory=dict)
     step: Step | None = None
     _once: dict[Any, Any] = field(default_factory=dict)
+    _widths: list[Widths] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -133,7 +139,7 @@ class Canvases:
     def constant(
         self, key: Any, make: Callable[[], Sequence[Any]], dtype: torch.dtype
     ) -> torch.Tensor:
-        """``(R,)``: one value a canvas, uploaded once."""
+        """``(R, ...)``: values of each canvas, uploaded once."""
 
         def upload() -> torch.Tensor:
             values = torch.tensor(make(), dtype=dtype)
@@ -208,10 +214,21 @@ class Canvases:
     def select(self, rows: Sequence[int]) -> Self:
         """Some of the canvases, in that order."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        all_widths = self.widths()
+        widths = [all_widths[row] for row in rows]
+
+        def chosen(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
+            needed = [one[name] for one in widths if name in one]
+            if len(needed) < len(widths):  # not there from the start
+                return tensors[0][index]
+            widest = (slice(max(sizes)) for sizes in zip(*needed, strict=True))
+            return tensors[0][(index, *widest)]
+
         return self._with(
             [self.records[row] for row in rows],
             [self.options[row] for row in rows],
-            lambda tensors: tensors[0][index],
+            widths,
+            chosen,
             [self],
         )
 
@@ -220,43 +237,53 @@ class Canvases:
         return self._with(
             self.records + other.records,
             self.options + other.options,
+            self.widths() + other.widths(),
             _stacked,
             [self, other],
         )
+
+    def widths(self) -> list[Widths]:
+        """What each canvas needs; of one that is alone, what it has."""
+        if not self._widths:
+            assert len(self) == 1
+            self._widths = [{name: t.shape[1:] for name, t in self._tensors().items()}]
+        return self._widths
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """All of them by name, those of ``state``, ``cache`` and ``step`` too."""
+        found = dict(vars(self))
+        for name in ("state", "cache"):
+            found |= {f"{name}.{key}": t for key, t in getattr(self, name).items()}
+        if self.step is not None:
+            found |= {f"step.{key}": t for key, t in vars(self.step).items()}
+        return {k: t for k, t in found.items() if isinstance(t, torch.Tensor)}
 
     def _with(
         self,
         records: list[Canvas],
         options: list[Any],
-        merge: Callable[[list[torch.Tensor]], torch.Tensor],
+        widths: list[Widths],
+        merge: Callable[[str, list[torch.Tensor]], torch.Tensor],
         parts: list[Self],
     ) -> Self:
-        def merged(values: list[Any]) -> Any:
-            first = values[0]
-            if isinstance(first, torch.Tensor):
-                return merge(values)
-            if isinstance(first, dict):
-                return {key: merge([v[key] for v in values]) for key in first}
-            if isinstance(first, Step):
-                names = [
-                    f.name for f in fields(first) if getattr(first, f.name) is not None
-                ]
-                return replace(
-                    first,
-                    **{
-                        name: merge([getattr(v, name) for v in values])
-                        for name in names
-                    },
-                )
-            return first
+        """Canvases whose every tensor is merged from the parts' ones of its name."""
+        tensors = [part._tensors() for part in parts]
+        merged = {name: merge(name, [t[name] for t in tensors]) for name in tensors[0]}
 
-        names = [
-            f.name
-            for f in fields(self)
-            if f.name not in ("facts", "records", "options", "_once")
-        ]
-        tensors = {name: merged([getattr(p, name) for p in parts]) for name in names}
-        return type(self)(self.facts, records, options, **tensors)
+        def of(group: str) -> dict[str, torch.Tensor]:
+            pairs = ((name.partition("."), tensor) for name, tensor in merged.items())
+            return {key: tensor for (first, _, key), tensor in pairs if first == group}
+
+        return type(self)(
+            self.facts,
+            records,
+            options,
+            **{name: tensor for name, tensor in merged.items() if "." not in name},
+            state=of("state"),
+            cache=of("cache"),
+            step=Step(**of("step")) if self.step is not None else None,
+            _widths=widths,
+        )
 
 
 def first_true(values: torch.Tensor) -> torch.Tensor:
@@ -277,7 +304,7 @@ def _power_of_two(exponent: int, device: torch.device) -> torch.Tensor:
     return torch.arange(1 << exponent, device=device)
 
 
-def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+def _stacked(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
     """Rows on rows; shorter trailing dimensions are filled up with zeros."""
     if parts[0].ndim == 1:
         return torch.cat(parts)

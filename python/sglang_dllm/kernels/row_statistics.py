@@ -25,6 +25,10 @@ import triton.language as tl
 
 # Triton needs no guard where there is no GPU: SGLang itself imports it everywhere.
 
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""Of logits that the kernel takes. Float64 ones, as guidance and credit make them, go
+the plain way."""
+
 _PLAIN_ELEMENTS = 2**23
 """float64 elements (64 MiB) of the greatest temporary of the plain form."""
 
@@ -82,7 +86,8 @@ def row_statistics(
             compiled for its value.
         want: the measures to compute.
     """
-    compute = triton_row_statistics if logits.is_cuda else plain_row_statistics
+    on_gpu = logits.is_cuda and logits.dtype in KERNEL_DTYPES
+    compute = triton_row_statistics if on_gpu else plain_row_statistics
     return compute(logits, mask_id, eps, want)
 
 
@@ -145,7 +150,7 @@ def triton_row_statistics(
     with these flags and dtype, since the first run compiles.
     """
     _check(logits, mask_id, eps, want)
-    if logits.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+    if logits.dtype not in KERNEL_DTYPES:
         raise TypeError(f"logits must be bf16, fp16 or fp32, not {logits.dtype}")
     if logits.stride(1) != 1:
         logits = logits.contiguous()

@@ -37,8 +37,8 @@ class CanvasBatch(ScheduleBatch):
         """Set what the next forward reads. Returns False where only ids changed.
 
         A window appears to SGLang as the end of its canvas: as many new tokens behind
-        a prefix that fills up the canvas. Its attention backends then let the window
-        attend to as many keys as the canvas has, whatever the window's place.
+        a prefix that fills up the canvas. Its forward batch is made from that; what
+        attends to what is the plan's business.
         """
         is_new = getattr(self, "layout", None) is not layout
         self.layout = layout
@@ -47,7 +47,7 @@ class CanvasBatch(ScheduleBatch):
         rows = layout.rows
         lens = layout.lens
         # A guided canvas has a second row. It shares the first one's slots: a forward
-        # attends to its fresh keys and values, and nobody reads those in the pool.
+        # attends to its fresh keys and values, and nothing is kept in the pool.
         indices = [req.req_pool_idx for req in self.reqs]
         pool_indices = dict(zip(map(id, self.canvases), indices, strict=True))
         owners = torch.tensor([pool_indices[id(row.canvas)] for row in rows])

@@ -62,9 +62,7 @@ class Limits:
     def from_server_args(cls, server_args: Any) -> Limits:
         """As SGLang's ``--cuda-graph-*`` flags of the decode phase say: a denoising
         step is what decoding is for these models."""
-        is_off = server_args.disable_decode_cuda_graph or str(
-            server_args.cuda_graph_backend_decode
-        ).lower().endswith("disabled")
+        is_off = server_args.disable_decode_cuda_graph
         sizes = server_args.cuda_graph_bs_decode or BATCH_SIZES
         most = server_args.cuda_graph_max_bs_decode or max(sizes)
         return cls(() if is_off else sorted({n for n in (*sizes, most) if n <= most}))
@@ -97,7 +95,7 @@ def window_graphs(
     module, name = attention
     planned = getattr(import_module(module), name).of(backend)
     return WindowGraphs(
-        model_runner.model, planned, backend, limits, capture or cuda_capture
+        model_runner.model, planned, backend, limits, capture or CudaCapture()
     )
 
 
@@ -141,7 +139,7 @@ class WindowGraphs:
         model: gives hidden states ``(N, H)`` and their ``logits``.
         attention: of the model's backend.
         backend: SGLang's attention backend, for its layers.
-        capture: ``cuda_capture``, or what stands in for it where there is no GPU.
+        capture: a ``CudaCapture``, or what stands in for it where there is no GPU.
     """
 
     def __init__(
@@ -155,8 +153,8 @@ class WindowGraphs:
         self.model, self.attention, self.backend = model, attention, backend
         self.limits, self.capture = limits, capture
         self._graphs: dict[tuple[int, int, int], _Graph] = {}
-        self._index: tuple[ForwardPlan, torch.Tensor] | None = None
         self._plan: ForwardPlan | None = None
+        self._has_failed = False
         logger.info(
             "CUDA graphs: up to %d windows of up to %d tokens; other forwards, full "
             "prefills among them, run eagerly",
@@ -167,7 +165,9 @@ class WindowGraphs:
     def accepts(self, plan: ForwardPlan) -> bool:
         """Whether every row is a window, and a bucket holds them."""
         return (
-            all(row.slots is not None and not row.is_full for row in plan.rows)
+            not self._has_failed
+            and len(plan.logits_rows) > 0
+            and all(row.slots is not None and not row.is_full for row in plan.rows)
             and bucket_of(len(plan.rows), self.limits.batch_sizes) is not None
             and bucket_of(max(plan.lens), self.limits.windows) is not None
         )
@@ -206,10 +206,19 @@ class WindowGraphs:
         graph.logits_rows[:num] = wanted
         graph.logits_rows[num:] = wanted[-1]
         if is_new:
-            graph.replay = self.capture(graph.replay)
-            self._graphs[key] = graph
+            self._capture(key, graph)
         out = graph.replay()[:num]
         return out, self._has_head(num_logits)
+
+    def _capture(self, key: tuple[int, int, int], graph: _Graph) -> None:
+        try:
+            graph.replay = self.capture(graph.replay)
+            self._graphs[key] = graph
+        except RuntimeError as error:  # no memory left, for one
+            # This forward runs without a graph, and so do all that follow.
+            logger.error("CUDA graphs are off from now on: %s", error)
+            self._has_failed = True
+            self._graphs.clear()
 
     def _has_head(self, num_logits: int) -> bool:
         return fits_at_once(num_logits, self.model.config.vocab_size)
@@ -239,20 +248,28 @@ class WindowGraphs:
         return _Graph(ids, positions, logits_rows, forward)
 
 
-def cuda_capture(run: Run) -> Run:
-    """Capture a forward in a CUDA graph, after running it to warm its kernels up."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
+class CudaCapture:
+    """Captures forwards in CUDA graphs that share their memory: what one computes has
+    been read before another one runs."""
 
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return out
+    def __init__(self) -> None:
+        self._pool: Any = None
 
-    return replay
+    def __call__(self, run: Run) -> Run:
+        # Kernels are compiled and chosen when they first run.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            out = run()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return out
+
+        return replay

@@ -30,6 +30,7 @@ ATTENTION_BACKENDS = ("flashinfer", "triton", "torch_native")
 _UNSHARED = "a canvas's KV belongs to its request alone"
 _WHOLE = "every forward is a prefill of whole canvases"
 _UNSUPPORTED = "it is not supported"
+_VARYING = "prefills of varying length are not captured"
 
 # Fields of ServerArgs that have no use here, and why.
 _REFUSED = {
@@ -62,8 +63,16 @@ _REFUSED = {
     "skip_tokenizer_init": "stop strings and chat need the tokenizer",
     "enable_priority_scheduling": "a canvas cannot be preempted",
     "enable_torch_compile": _UNSUPPORTED,
-    "cuda_graph_config": "prefills of varying length are not captured",
+    "cuda_graph_config": "use --cuda-graph-bs-decode and its like",
+    "cuda_graph_backend_prefill": _VARYING,
+    "cuda_graph_max_bs_prefill": _VARYING,
+    "cuda_graph_bs_prefill": _VARYING,
+    "cuda_graph_tc_compiler": _VARYING,
+    "disable_cuda_graph_padding": "windows are padded to the next captured size",
 }
+
+_HARMLESS = (("chunked_prefill_size", -1), ("cuda_graph_backend_prefill", "disabled"))
+"""Values that ask for what is so anyway."""
 
 
 def architecture_of(server_args: Any) -> str | None:
@@ -101,9 +110,7 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
         server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
     server_args.disable_radix_cache = True
     server_args.disable_overlap_schedule = True
-    # Of SGLang's own graphs; ours (scheduling.graphs) follow the decode phase's flags.
-    server_args.disable_decode_cuda_graph |= server_args.disable_cuda_graph
-    server_args.disable_cuda_graph = True
+    _settle_graphs(server_args)
     server_args.chunked_prefill_size = -1
     server_args.tokenizer_path = plain_tokenizer_path(
         server_args.tokenizer_path or server_args.model_path, server_args.revision
@@ -114,6 +121,23 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
         architecture,
         server_args.max_running_requests,
     )
+
+
+def _settle_graphs(server_args: Any) -> None:
+    """Turn SGLang's own graphs off. Ours (``scheduling.graphs``) follow
+    ``disable_decode_cuda_graph`` and the sizes of the decode phase."""
+    backend = server_args.cuda_graph_backend_decode
+    if backend not in (None, "full", "disabled"):
+        raise ConfigError(
+            f"--cuda-graph-backend-decode={backend!r} has no use: graphs of windows "
+            "are whole; expected full or disabled"
+        )
+    is_off = server_args.disable_cuda_graph or backend == "disabled"
+    server_args.disable_decode_cuda_graph |= is_off
+    server_args.disable_cuda_graph = True
+    # SGLang prefers a phase's own flag to the one for all.
+    server_args.cuda_graph_backend_decode = "disabled"
+    server_args.cuda_graph_backend_prefill = "disabled"
 
 
 def _refuse(server_args: Any, architecture: str) -> None:
@@ -129,7 +153,7 @@ def _refuse(server_args: Any, architecture: str) -> None:
         value = getattr(server_args, name)
         if value in (defaults[name], None, False):
             continue
-        if name == "chunked_prefill_size" and value == -1:
+        if (name, value) in _HARMLESS:
             continue
         flag = "--" + name.replace("_", "-")
         raise ConfigError(

@@ -299,8 +299,9 @@ def _decoder(scheduler: Any) -> Decoder:
 
 
 def _num_steps(scheduler: Any, reqs: Iterable[Req]) -> int:
-    """Forwards of a round. One where a request may end for reasons that only the host
-    sees, so that none runs more forwards than it needs."""
+    """Forwards of a round. One where a request brings stops that only the host sees,
+    so that it runs no more forwards than it needs; those of the tokenizer that the
+    model's config does not name may cost it the rest of a round."""
     params = [req.sampling_params for req in reqs]
     if any(p.stop_strs or p.stop_regex_strs or p.stop_token_ids for p in params):
         return 1

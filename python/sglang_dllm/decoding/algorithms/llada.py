@@ -134,7 +134,8 @@ def confidence_without_ends(
     found = []
     for part in row_chunks(len(rows), judged.facts.vocab_size):
         logits = judged.logits_of(rows[part]).double()
-        logits[:, ends] = -torch.inf
+        for token in ends:
+            logits[:, token] = -torch.inf
         p = logits.softmax(dim=-1)
         found.append(PROBABILITY.of(p, tokens[rows[part]], judged.facts.mask_id))
     return torch.cat(found)
