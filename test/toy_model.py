@@ -12,7 +12,9 @@ from reference.canvas import Sampling
 from sglang_dllm.config import Decoding, parse_decode_config
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.sampling import Stream, counter_uniform
+from sglang_dllm.decoding.statistics import Statistic, measure
 from sglang_dllm.families import FAMILIES, ModelFacts
 
 MASK, EOS, TURN_END, NEWLINE, VOCAB = 3, 5, 6, 7, 11
@@ -87,8 +89,20 @@ class Memory:
         return self.model(self.ids)[start:end]
 
 
-def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
-    """All requests in one batch, until each canvas is full."""
+def held(table: torch.Tensor, statistics: Sequence[Statistic] = ()) -> Logits:
+    """Of logits ``(N, V)`` that are there, some statistics computed before."""
+    known = {statistic: measure(table, MASK, statistic) for statistic in statistics}
+    return Logits(len(table), table.shape[1], lambda rows: table[rows], known)
+
+
+def decode(
+    family: str, requests: Sequence[Request], measures: bool = False
+) -> list[Canvas]:
+    """All requests in one batch, until each canvas is full.
+
+    Args:
+        measures: let the forward compute what the algorithms read of the logits.
+    """
     facts = facts_of(family)
     decoder, canvases = Decoder(facts), []
     memories: dict[tuple[int, bool], Memory] = {}
@@ -121,7 +135,8 @@ def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
                 )
             ]
         )
-        decoder.commit(packed[layout.logits_rows], head=lambda logits: logits)
+        statistics = decoder.statistics if measures else ()
+        decoder.commit(held(packed[layout.logits_rows], statistics))
         decoder.remove([canvas for canvas in canvases if canvas.done])
     return canvases
 

@@ -10,6 +10,7 @@ from mutations.mutation import (
     EDGES,
     EVERY,
     LAYOUT,
+    REFERENCE,
     SHARED,
     Mutation,
     each,
@@ -38,6 +39,41 @@ def decoder(
 
 
 STEP_MUTATIONS = (
+    decoder(
+        "the next forward computes the step before",
+        EVERY,
+        "self._layout.expect(self._packed())",
+        "pass",
+        "nothing that is committed is seen: gibberish",
+        *PACKED,
+    ),
+    Mutation(
+        "logits: of a part, from the batch's first",
+        EVERY,
+        "decoding/logits.py",
+        "slice(first + start, first + stop)",
+        "slice(start, stop)",
+        IN_A_CROWD,
+        (*PACKED,),
+    ),
+    Mutation(
+        "logits: a statistic of a part, from the batch's first",
+        EVERY,
+        "decoding/logits.py",
+        "(tokens[here], values[here])",
+        "(tokens[:num], values[:num])",
+        IN_A_CROWD,
+        (f"{DECODING}a_forward_may_know_the_statistics",),
+    ),
+    Mutation(
+        "logits: what is known of others",
+        ("LLaDA", "Credit"),
+        "decoding/logits.py",
+        "return Logits(self.num_rows, self.vocab_size, of)",
+        "return Logits(self.num_rows, self.vocab_size, of, self.measured)",
+        "with CUDA graphs, credit and guidance change nothing",
+        (f"{DECODING}a_forward_may_know_the_statistics",),
+    ),
     layout(
         "rows counted from the canvas's start",
         CACHED,
@@ -85,6 +121,14 @@ STEP_MUTATIONS = (
         "num_free = 0\n",
         "cfg_scale changes nothing",
         f"{EDGES}llada_guidance",
+    ),
+    layout(
+        "candidates that became more are left out",
+        ("FullAttnMultiBlock",),
+        "if end > len(found.rows):",
+        "if not found:",
+        "answers of several blocks end with an error",
+        f"{REFERENCE}[FullAttnMultiBlock-llada]",
     ),
     layout(
         "the answer written over the prompt",

@@ -1,4 +1,4 @@
-"""Windows in graphs whose capture is pretended, on the demo model in this process.
+"""Windows in graphs that are recorded on the CPU, on the demo model in this process.
 
 Prints JSON: of each case, ids decoded eagerly and through graphs, and the buckets. A
 process of its own: SGLang's parallel state is global.
@@ -11,14 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from in_process import InProcess
+from recorded_capture import FixedAttention, RecordedCapture
 
-from sglang_dllm.forward_plan import ForwardPlan
-from sglang_dllm.scheduling.graphs import Limits, Run, WindowGraphs
+from sglang_dllm.attention import canvas
+from sglang_dllm.scheduling.graphs import Capture, Limits, Run, WindowGraphs
 
 REQUESTS = [
     (list(range(5, 30)), 60, "FullAttnMultiBlock", {"cache": "dual", "block_size": 16}),
@@ -27,38 +26,13 @@ REQUESTS = [
 ]
 
 
-class Pretended:
-    """A capture that runs the forward again at each replay, into the same tensor."""
-
-    def __init__(self) -> None:
-        self.num_captured = self.num_replayed = 0
-
-    def __call__(self, run: Run) -> Run:
-        self.num_captured += 1
-        out = run()
-        out.zero_()
-
-        def replay() -> torch.Tensor:
-            self.num_replayed += 1
-            return out.copy_(run())
-
-        return replay
+LIMITS = Limits(batch_sizes=(1, 4), windows=(32, 64))
 
 
 def fails(run: Run) -> Run:
     """A capture that runs out of memory."""
     run()
     raise RuntimeError("out of memory")
-
-
-class Attention:
-    """Plans nothing: on a CPU each layer reads the current plan."""
-
-    plans: list[ForwardPlan]
-
-    def plan(self, plan: ForwardPlan, graph: bool = False) -> None:
-        assert graph
-        assert len(set(plan.lens)) == 1
 
 
 def decode(process: InProcess, asks: list[Any]) -> list[list[int]]:
@@ -82,27 +56,18 @@ def main() -> None:
     for name, asks in cases.items():
         process.rounds.graphs = None
         eager = decode(process, asks)
-        capture = Pretended()
-        process.rounds.graphs = graphs = WindowGraphs(
-            process.runner.model,
-            Attention(),
-            process.runner.attn_backend,
-            Limits(batch_sizes=(1, 4), windows=(32, 64)),
-            capture,
-        )
+        capture = RecordedCapture()
+        graphs = turn_on(process, capture)
         found[name] = {
             "eager": eager,
             "graphs": decode(process, asks),
-            "buckets": sorted(graphs._graphs),
+            "buckets": [
+                [*bucket[:3], [statistic.kind for statistic in bucket.statistics]]
+                for bucket in graphs._graphs
+            ],
             **vars(capture),
         }
-    process.rounds.graphs = graphs = WindowGraphs(
-        process.runner.model,
-        Attention(),
-        process.runner.attn_backend,
-        Limits(batch_sizes=(4,), windows=(64,)),
-        fails,
-    )
+    graphs = turn_on(process, fails)
     found["without memory"] = {
         "eager": found["three"]["eager"],
         "graphs": decode(process, REQUESTS),
@@ -110,6 +75,20 @@ def main() -> None:
     }
     # The last line; SGLang prints what it likes before it.
     print(json.dumps(found))
+
+
+def turn_on(process: InProcess, capture: Capture) -> WindowGraphs:
+    attention = FixedAttention(max(LIMITS.batch_sizes), 128, max(LIMITS.windows))
+    canvas.canvas_attention = attention
+    process.rounds.graphs = WindowGraphs(
+        process.runner.model,
+        process.facts,
+        attention,
+        process.runner.attn_backend,
+        LIMITS,
+        capture,
+    )
+    return process.rounds.graphs
 
 
 if __name__ == "__main__":

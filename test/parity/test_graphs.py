@@ -1,4 +1,4 @@
-"""Forwards of windows through graphs equal eager ones; capture itself is pretended."""
+"""Forwards of windows in graphs equal eager ones; a recording stands for a capture."""
 
 from __future__ import annotations
 
@@ -39,9 +39,12 @@ def test_padded_windows_decode_the_same(cases: dict[str, Any], name: str) -> Non
     case = cases[name]
     assert case["graphs"] == case["eager"]
     assert 0 < case["num_captured"] == len(case["buckets"]) < case["num_replayed"]
-    for num_rows, length, num_logits in case["buckets"]:
+    read = set()
+    for num_rows, length, num_logits, statistics in case["buckets"]:
         assert num_rows in (1, 4) and length in (32, 64)
         assert num_logits <= num_rows * length
+        read |= set(statistics)
+    assert read == {"negative_entropy", *["probability"] * (name != "alone")}
 
 
 def test_a_batch_with_a_full_row_runs_eagerly(cases: dict[str, Any]) -> None:
@@ -67,7 +70,7 @@ def plan_of(*windows: tuple[int, int, int], kept: bool = True) -> ForwardPlan:
 
 def graphs_of(limits: Limits) -> WindowGraphs:
     nothing = SimpleNamespace()
-    return WindowGraphs(nothing, nothing, nothing, limits, lambda run: run)  # type: ignore[arg-type]
+    return WindowGraphs(nothing, nothing, nothing, nothing, limits, lambda run: run)  # type: ignore[arg-type]
 
 
 def test_the_gate() -> None:
@@ -131,5 +134,6 @@ def test_why_there_are_none_is_logged_once(
 ) -> None:
     runner = SimpleNamespace(device=device, attn_backend=type(backend, (), {})())
     with caplog.at_level("INFO"):
-        assert window_graphs(runner, SimpleNamespace(**FLAGS | flags)) is None
+        args, nothing = SimpleNamespace(**FLAGS | flags), SimpleNamespace()
+        assert window_graphs(runner, args, nothing) is None  # type: ignore[arg-type]
     assert [reason in record.getMessage() for record in caplog.records] == [True]

@@ -31,6 +31,7 @@ from toy_model import (
     answer,
     decode,
     facts_of,
+    held,
     resolve,
 )
 
@@ -43,7 +44,7 @@ def judged(logits: torch.Tensor) -> Judged:
     step = Step(canvases.masked, canvases.answer_len * 0, canvases.answer_len)
     zero = torch.zeros(length, dtype=torch.int64)
     places = torch.arange(length)
-    return Judged(canvases, step, zero, places, [length], lambda rows: logits[rows])
+    return Judged(canvases, step, zero, places, [length], held(logits))
 
 
 def test_the_mask_token_is_never_predicted_and_the_measures_count_it() -> None:
@@ -82,6 +83,28 @@ def test_a_nan_row_does_not_stop_a_canvas() -> None:
         request = Request(Broken(1), (1, 2), 6, algorithm, {})
         (canvas,) = decode("llada", [request])
         assert not canvas.masked.any(), algorithm
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_forward_may_know_the_statistics(family: str) -> None:
+    """As in a CUDA graph. Other logits than the forward's are measured anew."""
+    options: dict[str, list[dict[str, Any]]] = {name: [{}] for name in algorithms()}
+    options["LLaDA"] += [{"cfg_scale": 1.5}, {"logits_eos_inf": True}]
+    warm = SamplingOptions(temperature=0.8, seed=3)
+    requests = [
+        Request(ToyModel(seed, eos_bias=2.0), (1, 2), 20 + seed, name, chosen, sampling)
+        for seed, (name, chosen, sampling) in enumerate(
+            (name, chosen, sampling)
+            for name, choices in options.items()
+            for chosen in choices
+            for sampling in (SamplingOptions(), warm)
+        )
+    ]
+    answers = [
+        [(c.ids.tolist(), c.num_forwards) for c in decode(family, requests, measures)]
+        for measures in (False, True)
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_committed_prefix_is_handed_out_once_and_in_order() -> None:
@@ -137,8 +160,7 @@ def test_a_canvas_set_aside_goes_on_where_it_was() -> None:
                 model(torch.from_numpy(row.canvas.ids))[slice(*row.canvas.window)]
                 for row, _ in zip(layout.rows, rows, strict=True)
             ]
-            hidden = torch.cat(packed)[layout.logits_rows]
-            decoder.commit(hidden, head=lambda logits: logits)
+            decoder.commit(held(torch.cat(packed)[layout.logits_rows]))
         return [canvas.ids.tolist() for canvas in canvases]
 
     assert answers(interrupted=True) == answers(interrupted=False)

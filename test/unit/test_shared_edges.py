@@ -17,7 +17,17 @@ import toy_model
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.decoder import Decoder
 from sglang_dllm.decoding.layout import Layout
-from toy_model import EOS, MASK, NEWLINE, Request, ToyModel, answer, facts_of, resolve
+from toy_model import (
+    EOS,
+    MASK,
+    NEWLINE,
+    Request,
+    ToyModel,
+    answer,
+    facts_of,
+    held,
+    resolve,
+)
 from toy_model import decode as decode_batch
 
 # What makes every step commit one position, the best. Dream's schedule has its own.
@@ -161,7 +171,7 @@ def forwards_to_the_end(frame: list[torch.Tensor], *ends_at_eos: bool) -> list[i
         canvases.append(canvas)
     while decoder.canvases:
         rows = torch.stack([frame[0], *frame] * len(decoder.canvases))
-        decoder.commit(rows[decoder.layout().logits_rows], head=lambda logits: logits)
+        decoder.commit(held(rows[decoder.layout().logits_rows]))
         decoder.remove([canvas for canvas in canvases if canvas.done])
     return [canvas.num_forwards for canvas in canvases]
 

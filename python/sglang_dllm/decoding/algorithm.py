@@ -9,23 +9,18 @@ committed. All of it is tensor code that never asks the device for a value.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.logits import Logits, LogitsOf
 from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.families import Family, ModelFacts
-
-Rows: TypeAlias = slice | torch.Tensor
-"""Some of N candidates: a slice, or int64 indices."""
-
-LogitsOf = Callable[[Rows], torch.Tensor]
-"""Logits ``(n, V)`` float of some candidates. Computed when asked for: those of all
-candidates of a batch would be the largest tensor of a server."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Judged:
         canvas_index: ``(N,)`` int64, ascending: the canvas of each candidate.
         positions: ``(N,)`` int64: the candidates, counted from the answer's start.
         counts: candidates of each canvas, on the host.
-        logits_of: of some candidates.
+        logits_of: ``(n, V)`` of some candidates.
         unconditional_of: of the unconditional canvases' same candidates; only of
             guided canvases' ones is it meaningful. None where no canvas is guided.
     """
@@ -48,7 +43,7 @@ class Judged:
     canvas_index: torch.Tensor
     positions: torch.Tensor
     counts: Sequence[int]
-    logits_of: LogitsOf
+    logits_of: Logits
     unconditional_of: LogitsOf | None = None
 
     @property
@@ -118,10 +113,13 @@ class Algorithm(ABC):
         caches: strategies of ``decoding.cache`` it can be decoded with. All but
             ``none`` need spans that are smaller than the canvas, ``delayed`` needs
             blocks of ``block_size`` in order.
+        statistics: what it always reads of its candidates' logits; a forward in a
+            CUDA graph computes them too.
     """
 
     options: ClassVar[type[Options]]
     caches: ClassVar[tuple[str, ...]] = ("none",)
+    statistics: ClassVar[tuple[Statistic, ...]] = ()
 
     @property
     def name(self) -> str:

@@ -15,23 +15,21 @@ import numpy as np
 import torch
 
 from sglang_dllm.decoding import cache
-from sglang_dllm.decoding.algorithm import Algorithm, Judged, LogitsOf, Rows
+from sglang_dllm.decoding.algorithm import Algorithm, Judged
 from sglang_dllm.decoding.cache import Windows
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.canvases import Canvases, Device
+from sglang_dllm.decoding.canvases import Canvases, Device, indices
 from sglang_dllm.decoding.layout import Candidates, Layout
+from sglang_dllm.decoding.logits import Logits, Rows
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.selection import count
-from sglang_dllm.decoding.statistics import fits_at_once
+from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.families import ModelFacts
 
 logger = logging.getLogger(__name__)
 
 MAX_FORWARDS = 100_000
 """Of one request; the most steps that any option asks for."""
-
-Head = Callable[[torch.Tensor], torch.Tensor]
-"""From hidden states ``(n, H)`` to logits ``(n, V)``."""
 
 
 @dataclass
@@ -107,22 +105,18 @@ class Decoder:
 
     def layout(self) -> Layout:
         """The next forward, of which every canvas has one to run."""
-        groups = [
-            (group.canvases, _guided(algorithm, group.canvases))
-            for algorithm, group in self._groups.items()
-        ]
+        groups = self._packed()
         key = Layout.key_of(self.canvases)
         if self._layout is None or self._key != key:
             self._layout, self._key = Layout.of(groups, self.device), key
         self._layout.update(groups)
         return self._layout
 
-    def commit(self, hidden: torch.Tensor, head: Head) -> None:
+    def commit(self, logits: Logits) -> None:
         """Commit what one forward decides in every canvas, and plan the next.
 
         Args:
-            hidden: ``(N + U, H)``: the rows named by ``layout().logits_rows``.
-            head: computes logits; called for a part of the rows at a time.
+            logits: ``(N + U, V)``: of the rows named by ``layout().logits_rows``.
         """
         assert self._layout is not None, "no forward was laid out"
         pairs = zip(list(self._groups.items()), self._layout.groups, strict=True)
@@ -130,14 +124,32 @@ class Decoder:
             canvases = group.canvases
             _count_rows(canvases)
             try:
-                judged = _judged(canvases, candidates, hidden, head)
+                judged = _judged(canvases, candidates, logits)
                 _commit(algorithm, judged)
                 canvases.update_done()
                 group.windows = _plan(algorithm, canvases)
             except Exception as error:  # may be a third party's code
                 _fail(algorithm, canvases, error)
                 self.remove(canvases.records)
+        if self._layout is not None:
+            self._layout.expect(self._packed())
         _read_back(list(self._groups.values()))
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What the algorithms that are in use read of the logits, in one order."""
+        wanted = {s for algorithm in self._groups for s in algorithm.statistics}
+        return tuple(sorted(wanted))
+
+    def _packed(self) -> list[tuple[Canvases, list[bool]]]:
+        """What a layout is made of: each group, and which canvases are guided."""
+        return [
+            (
+                group.canvases,
+                [algorithm.is_guided(options) for options in group.canvases.options],
+            )
+            for algorithm, group in self._groups.items()
+        ]
 
     def _join(self, algorithm: Algorithm, group: Group) -> None:
         self._layout = None
@@ -163,22 +175,16 @@ def _plan(algorithm: Algorithm, canvases: Canvases) -> Windows:
     return cache.plan(canvases, step)
 
 
-def _judged(
-    canvases: Canvases, candidates: Candidates, hidden: torch.Tensor, head: Head
-) -> Judged:
+def _judged(canvases: Canvases, candidates: Candidates, logits: Logits) -> Judged:
     """The part of the forward that one algorithm's canvases are decided by."""
     assert canvases.step is not None
-    num = len(candidates.positions)
-    own = hidden[candidates.first : candidates.first + num]
     free_of = None
     if candidates.num_free:
-        end = candidates.first_free + candidates.num_free
-        free = hidden[candidates.first_free : end]
-        at = torch.zeros_like(candidates.positions)
-        at[candidates.of_guided()] = torch.arange(len(free), device=free.device)
+        at = torch.full_like(candidates.positions, candidates.first_free)
+        at[candidates.of_guided()] += indices(candidates.num_free, at.device)
 
         def free_of(rows: Rows) -> torch.Tensor:
-            return head(free[at[rows]])
+            return logits(at[rows])
 
     return Judged(
         canvases=canvases,
@@ -186,23 +192,9 @@ def _judged(
         canvas_index=candidates.canvas_index,
         positions=candidates.positions,
         counts=candidates.counts,
-        logits_of=_kept(own, head, canvases.facts.vocab_size),
+        logits_of=logits.part(candidates.first, len(candidates.positions)),
         unconditional_of=free_of,
     )
-
-
-def _kept(hidden: torch.Tensor, head: Head, vocab_size: int) -> LogitsOf:
-    """The head over some rows. Logits that are few enough are computed once."""
-    if not fits_at_once(len(hidden), vocab_size):
-        return lambda rows: head(hidden[rows])
-    found: list[torch.Tensor] = []
-
-    def logits_of(rows: Rows) -> torch.Tensor:
-        if not found:
-            found.append(head(hidden))
-        return found[0][rows]
-
-    return logits_of
 
 
 def _commit(algorithm: Algorithm, judged: Judged) -> None:
@@ -242,10 +234,6 @@ def _fail(algorithm: Algorithm, canvases: Canvases, error: Exception) -> None:
     logger.error("%s failed", algorithm.name, exc_info=error)
     for canvas in canvases.records:
         canvas.failure = f"{algorithm.name}: {error}"
-
-
-def _guided(algorithm: Algorithm, canvases: Canvases) -> list[bool]:
-    return [algorithm.is_guided(options) for options in canvases.options]
 
 
 def _selected(group: Group, rows: Sequence[int]) -> Group:

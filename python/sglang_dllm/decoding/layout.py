@@ -57,6 +57,31 @@ class Candidates:
         return torch.from_numpy(rows).to(self.positions.device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Found:
+    """The candidates of a group, each ``(M,)`` int64; the first N of them where there
+    are N, and behind them nothing that is meant.
+
+    Attributes:
+        canvas_index, positions: as ``Candidates`` has them.
+        rows: the packed rows that predict them.
+    """
+
+    canvas_index: torch.Tensor
+    positions: torch.Tensor
+    rows: torch.Tensor
+
+    @classmethod
+    def of(cls, canvases: Canvases, base: torch.Tensor) -> Found:
+        """As many as the host knows of."""
+        assert canvases.step is not None, "no step is planned"
+        size = sum(canvas.num_candidates for canvas in canvases.records)
+        # With a size, the device is not asked how many there are.
+        found = torch.nonzero_static(canvases.step.candidates, size=size, fill_value=0)
+        canvas_index, positions = found[:, 0], found[:, 1]
+        return cls(canvas_index, positions, _rows_of(base[:2], canvas_index, positions))
+
+
 @dataclass
 class Layout:
     """The packed batch of T tokens: the canvases' windows back to back, group by
@@ -79,6 +104,7 @@ class Layout:
     _bases: list[torch.Tensor]
     logits_rows: torch.Tensor = field(init=False)
     groups: list[Candidates] = field(default_factory=list)
+    _found: list[Found] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -124,25 +150,47 @@ class Layout:
         """Equal where a layout can be used again: same canvases, same windows."""
         return tuple((id(canvas), canvas.window) for canvas in canvases)
 
-    def update(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
-        """Bring the ids and the candidates up to date with the canvases."""
+    def expect(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
+        """Do what ``update`` can do before the host knows how many candidates there
+        are: of every group, find as many as there were. While windows stay, they
+        hardly ever become more."""
         answers = torch.cat([canvases.ids.flatten() for canvases, _ in groups])
         self.input_ids[self._answer_at] = answers[self._answer_from]
-        self.groups = [_candidates(*group) for group in groups]
+        self._found = [
+            Found.of(canvases, base)
+            for (canvases, _), base in zip(groups, self._bases, strict=True)
+        ]
+
+    def update(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
+        """Bring the ids and the candidates up to date with the canvases."""
+        if not self._found:
+            self.expect(groups)
+        self.groups = []
         rows: list[torch.Tensor] = []
         free: list[torch.Tensor] = []
-        num, num_own = 0, sum(len(group.positions) for group in self.groups)
+        num_own = sum(c.num_candidates for group, _ in groups for c in group.records)
+        num = 0
         num_free = num_own
-        for group, base in zip(self.groups, self._bases, strict=True):
+        for (canvases, guided), base, found in zip(
+            groups, self._bases, self._found, strict=True
+        ):
+            counts = [canvas.num_candidates for canvas in canvases.records]
+            end = sum(counts)
+            if end > len(found.rows):
+                found = Found.of(canvases, base)
+            group = Candidates(
+                guided, found.canvas_index[:end], found.positions[:end], counts
+            )
             group.first, group.first_free = num, num_free
-            rows.append(_rows_of(base[:2], group.canvas_index, group.positions))
-            if any(group.guided):
+            rows.append(found.rows[:end])
+            if any(guided):
                 at = group.of_guided()
                 free.append(
                     _rows_of(base[2:], group.canvas_index[at], group.positions[at])
                 )
-            num += len(group.positions)
+            num += end
             num_free += group.num_free
+            self.groups.append(group)
         self.logits_rows = torch.cat(rows + free)
 
 
@@ -203,11 +251,3 @@ def _rows_of(
     """The packed rows that predict some positions; a canvas's first row its own."""
     first, least = base
     return torch.maximum(first[canvas_index] + positions, least[canvas_index])
-
-
-def _candidates(canvases: Canvases, guided: list[bool]) -> Candidates:
-    assert canvases.step is not None, "no step is planned"
-    counts = [canvas.num_candidates for canvas in canvases.records]
-    # The number is known: asking the device for it would wait.
-    found = torch.nonzero_static(canvases.step.candidates, size=sum(counts))
-    return Candidates(guided, found[:, 0], found[:, 1], counts)

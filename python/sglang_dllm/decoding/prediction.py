@@ -12,7 +12,6 @@ from sglang_dllm.decoding.statistics import (
     DRAW_ELEMENTS,
     PROBABILITY,
     Statistic,
-    measure,
     row_chunks,
 )
 
@@ -43,6 +42,7 @@ def predict(
     tokens, value = best.tokens, best.value
     drawn = judged.only([not c.sampling.greedy for c in judged.canvases.records])
     if drawn is not None:
+        tokens, value = tokens.clone(), value.clone()
         mask_id = judged.facts.mask_id
         uniform = uniforms(judged, Stream.TOKEN)[drawn]
         temperature = _sampling(judged, "temperature", torch.float64)[drawn]
@@ -64,15 +64,10 @@ def predict(
 
 def plain_prediction(judged: Judged, statistic: Statistic = PROBABILITY) -> Prediction:
     """As ``predict`` at temperature 0, whatever the canvas's."""
-    parts = [
-        measure(judged.logits_of(rows), judged.facts.mask_id, statistic)
-        for rows in row_chunks(judged.num_candidates, judged.facts.vocab_size)
-    ]
-    if not parts:
+    if not judged.num_candidates:
         nothing = torch.zeros_like(judged.positions)
         return Prediction(nothing, nothing.double())
-    tokens, values = zip(*parts, strict=True)
-    return Prediction(torch.cat(tokens), torch.cat(values))
+    return Prediction(*judged.logits_of.measure(statistic, judged.facts.mask_id))
 
 
 def confidence(judged: Judged) -> Prediction:

@@ -18,7 +18,7 @@ DRAW_ELEMENTS = 2**22
 """Likewise where tokens are drawn: sorting takes some 80 bytes an element."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Statistic:
     """A measure of a row of probabilities; the best position has the greatest value.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_dllm.decoding.decoder import Decoder, Head
+from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.forward_plan import forward_plan
 from sglang_dllm.scheduling.batch import CanvasBatch
 from sglang_dllm.scheduling.graphs import WindowGraphs
@@ -44,23 +44,24 @@ class FullAttnAlgorithm(DllmAlgorithm):
         """
         decoder = self.decoder
         assert decoder is not None
-        model = model_runner.model
         for left in reversed(range(self.num_steps)):
             layout = self.batch.layout
             forward_batch.input_ids = layout.input_ids
             forward_batch.positions = layout.positions
             plan = self.batch.plan()
-            # The forward batch tells SGLang's head nothing but the kind of forward.
-            head: Head = partial(model.logits, forward_batch=forward_batch)
             in_graph = self.graphs is not None and self.graphs.accepts(plan)
             if self.graphs is not None and in_graph:
-                hidden, has_head = self.graphs.run(plan, forward_batch)
-                head = _as_it_is if has_head else head
+                logits = self.graphs.run(plan, forward_batch, decoder.statistics)
             else:
                 with forward_plan(plan):
                     out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
-                hidden = out.logits_output.hidden_states
-            decoder.commit(hidden, head)
+                # The forward batch tells SGLang's head nothing but the kind of forward.
+                logits = Logits.of_hidden(
+                    out.logits_output.hidden_states,
+                    partial(model_runner.model.logits, forward_batch=forward_batch),
+                    decoder.facts.vocab_size,
+                )
+            decoder.commit(logits)
             if not left or any(c.done or c.failure for c in self.batch.canvases):
                 break
             if self.batch.prepare(decoder.layout()):
@@ -68,7 +69,3 @@ class FullAttnAlgorithm(DllmAlgorithm):
                     self.batch, model_runner, return_hidden_states_before_norm=False
                 )
         return LogitsProcessorOutput(None), [], None, None, in_graph
-
-
-def _as_it_is(logits: torch.Tensor) -> torch.Tensor:
-    return logits

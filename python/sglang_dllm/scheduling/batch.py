@@ -25,6 +25,7 @@ class CanvasBatch(ScheduleBatch):
     """
 
     layout: Layout
+    _planned_rows: list[PlannedRow]
 
     def is_dllm(self) -> bool:
         return True
@@ -45,6 +46,14 @@ class CanvasBatch(ScheduleBatch):
         if not is_new:
             return False
         rows = layout.rows
+        self._planned_rows = [
+            PlannedRow(
+                *row.canvas.window,
+                len(row.canvas),
+                row.canvas.kv_slots if row.canvas.has_cache else None,
+            )
+            for row in rows
+        ]
         lens = layout.lens
         # A guided canvas has a second row. It shares the first one's slots: a forward
         # attends to its fresh keys and values, and nothing is kept in the pool.
@@ -71,15 +80,7 @@ class CanvasBatch(ScheduleBatch):
 
     def plan(self) -> ForwardPlan:
         """The forward that ``prepare`` was told of."""
-        rows = [
-            PlannedRow(
-                *row.canvas.window,
-                len(row.canvas),
-                row.canvas.kv_slots if row.canvas.has_cache else None,
-            )
-            for row in self.layout.rows
-        ]
-        return ForwardPlan(rows, self.layout.logits_rows)
+        return ForwardPlan(self._planned_rows, self.layout.logits_rows)
 
 
 def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:

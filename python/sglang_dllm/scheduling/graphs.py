@@ -13,14 +13,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
-from sglang_dllm.decoding.statistics import fits_at_once
-from sglang_dllm.forward_plan import ForwardPlan, forward_plan
+from sglang_dllm.attention.planned import same_rows
+from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.statistics import Statistic, fits_at_once, measure
+from sglang_dllm.families import ModelFacts
+from sglang_dllm.forward_plan import ForwardPlan, PlannedRow, forward_plan
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +45,9 @@ _ATTENTIONS = {
 """SGLang's backends that have fixed buffers to plan into, and ours for each. Named,
 since FlashInfer cannot be imported everywhere."""
 
-Run = Callable[[], torch.Tensor]
+Run = Callable[[], tuple[torch.Tensor, ...]]
 Capture = Callable[[Run], Run]
-"""From a forward over fixed tensors to its replay; both return the same tensor."""
+"""From a forward over fixed tensors to its replay; both return the same tensors."""
 
 
 class Attention(Protocol):
@@ -69,7 +74,10 @@ class Limits:
 
 
 def window_graphs(
-    model_runner: Any, server_args: Any, capture: Capture | None = None
+    model_runner: Any,
+    server_args: Any,
+    facts: ModelFacts,
+    capture: Capture | None = None,
 ) -> WindowGraphs | None:
     """The graphs of a model on a GPU; None where flags or the machine rule them out."""
     limits = Limits.from_server_args(server_args)
@@ -94,9 +102,8 @@ def window_graphs(
         return None
     module, name = attention
     planned = getattr(import_module(module), name).of(backend)
-    return WindowGraphs(
-        model_runner.model, planned, backend, limits, capture or CudaCapture()
-    )
+    capture = capture or CudaCapture()
+    return WindowGraphs(model_runner.model, facts, planned, backend, limits, capture)
 
 
 def bucket_of(number: int, buckets: Sequence[int]) -> int | None:
@@ -122,6 +129,16 @@ def padded_tokens(plan: ForwardPlan, num_rows: int, length: int) -> torch.Tensor
     return torch.cat(index)
 
 
+class Bucket(NamedTuple):
+    """What a graph is captured for: rows, their tokens, candidates, and what is read
+    of the candidates' logits."""
+
+    num_rows: int
+    length: int
+    num_logits: int
+    statistics: tuple[Statistic, ...]
+
+
 @dataclass
 class _Graph:
     """One bucket: what its replay reads, and the replay."""
@@ -132,11 +149,31 @@ class _Graph:
     replay: Run
 
 
+@dataclass(frozen=True)
+class _Padded:
+    """Windows of a plan as the bucket has them, kept while the same ones are computed.
+
+    Attributes:
+        rows: of the plan.
+        shape: the bucket's rows, and tokens of each.
+        plan: padded.
+        tokens: ``(T',)`` int64: which token of the plan each padded one is.
+        place: ``(T,)`` int64: where each token of the plan is among the padded ones.
+    """
+
+    rows: Sequence[PlannedRow]
+    shape: tuple[int, int]
+    plan: ForwardPlan
+    tokens: torch.Tensor
+    place: torch.Tensor
+
+
 class WindowGraphs:
     """The graphs of one model, each captured when it is first needed.
 
     Args:
         model: gives hidden states ``(N, H)`` and their ``logits``.
+        facts: of the model.
         attention: of the model's backend.
         backend: SGLang's attention backend, for its layers.
         capture: a ``CudaCapture``, or what stands in for it where there is no GPU.
@@ -145,15 +182,17 @@ class WindowGraphs:
     def __init__(
         self,
         model: Any,
+        facts: ModelFacts,
         attention: Attention,
         backend: Any,
         limits: Limits,
         capture: Capture,
     ) -> None:
-        self.model, self.attention, self.backend = model, attention, backend
+        self.model, self.facts = model, facts
+        self.attention, self.backend = attention, backend
         self.limits, self.capture = limits, capture
-        self._graphs: dict[tuple[int, int, int], _Graph] = {}
-        self._plan: ForwardPlan | None = None
+        self._graphs: dict[Bucket, _Graph] = {}
+        self._padded: _Padded | None = None
         self._has_failed = False
         logger.info(
             "CUDA graphs: up to %d windows of up to %d tokens; other forwards, full "
@@ -172,15 +211,21 @@ class WindowGraphs:
             and bucket_of(max(plan.lens), self.limits.windows) is not None
         )
 
-    def run(self, plan: ForwardPlan, forward_batch: Any) -> tuple[torch.Tensor, bool]:
+    def run(
+        self,
+        plan: ForwardPlan,
+        forward_batch: Any,
+        statistics: tuple[Statistic, ...] = (),
+    ) -> Logits:
         """One forward of a plan that is accepted.
 
         Args:
             forward_batch: with the plan's ``input_ids`` and ``positions``.
+            statistics: to compute with it.
 
         Returns:
-            ``(N, V)`` logits of the plan's candidates and True; or where those are
-            too many to be held at once ``(N, H)``, their hidden states, and False.
+            Of the plan's N candidates. Where the bucket's logits are too many to be
+            held at once, the head and the statistics are left for later.
         """
         num_rows = bucket_of(len(plan.rows), self.limits.batch_sizes)
         length = bucket_of(max(plan.lens), self.limits.windows)
@@ -188,62 +233,76 @@ class WindowGraphs:
         num = len(plan.logits_rows)
         # Powers of two, so that few graphs serve all numbers of candidates.
         num_logits = min(1 << max(5, (num - 1).bit_length()), num_rows * length)
-        device = forward_batch.input_ids.device
-        tokens = padded_tokens(plan, num_rows, length).to(device, non_blocking=True)
-        self._plan = padded_plan(plan, num_rows, length)
-        self.attention.plan(self._plan, graph=True)
-        key = (num_rows, length, num_logits)
-        graph = self._graphs.get(key)
-        is_new = graph is None
-        if graph is None:
-            graph = self._new_graph(key, forward_batch)
-        graph.input_ids.copy_(forward_batch.input_ids[tokens])
-        graph.positions.copy_(forward_batch.positions[tokens])
-        # Where a token is repeated, any of its places will do.
-        place = torch.empty_like(tokens)
-        place[tokens] = torch.arange(len(tokens), device=device)
-        wanted = place[plan.logits_rows]
+        has_head = fits_at_once(num_logits, self.facts.vocab_size)
+        bucket = Bucket(num_rows, length, num_logits, statistics if has_head else ())
+        padded = self._pad(plan, bucket, forward_batch.input_ids.device)
+        self.attention.plan(padded.plan, graph=True)
+        graph = self._graphs.get(bucket) or self._new_graph(bucket, forward_batch)
+        graph.input_ids.copy_(forward_batch.input_ids[padded.tokens])
+        graph.positions.copy_(forward_batch.positions[padded.tokens])
+        wanted = padded.place[plan.logits_rows]
         graph.logits_rows[:num] = wanted
         graph.logits_rows[num:] = wanted[-1]
-        if is_new:
-            self._capture(key, graph)
-        out = graph.replay()[:num]
-        return out, self._has_head(num_logits)
+        if bucket not in self._graphs:
+            self._capture(bucket, graph)
+        out, *measured = (tensor[:num] for tensor in graph.replay())
+        if not has_head:
+            head = partial(self.model.logits, forward_batch=forward_batch)
+            return Logits.of_hidden(out, head, self.facts.vocab_size)
+        pairs = zip(measured[::2], measured[1::2], strict=True)
+        known = dict(zip(statistics, pairs, strict=True))
+        return Logits(num, self.facts.vocab_size, lambda rows: out[rows], known)
 
-    def _capture(self, key: tuple[int, int, int], graph: _Graph) -> None:
+    def _pad(self, plan: ForwardPlan, bucket: Bucket, device: torch.device) -> _Padded:
+        shape = bucket.num_rows, bucket.length
+        padded = self._padded
+        is_same = padded is not None and padded.shape == shape
+        if padded is None or not (is_same and same_rows(plan.rows, padded.rows)):
+            tokens = padded_tokens(plan, *shape).to(device, non_blocking=True)
+            # Where a token is repeated, any of its places will do.
+            place = torch.empty_like(tokens)
+            place[tokens] = torch.arange(len(tokens), device=device)
+            padded = _Padded(plan.rows, shape, padded_plan(plan, *shape), tokens, place)
+            self._padded = padded
+        return padded
+
+    def _capture(self, bucket: Bucket, graph: _Graph) -> None:
         try:
             graph.replay = self.capture(graph.replay)
-            self._graphs[key] = graph
+            self._graphs[bucket] = graph
         except RuntimeError as error:  # no memory left, for one
             # This forward runs without a graph, and so do all that follow.
             logger.error("CUDA graphs are off from now on: %s", error)
             self._has_failed = True
             self._graphs.clear()
 
-    def _has_head(self, num_logits: int) -> bool:
-        return fits_at_once(num_logits, self.model.config.vocab_size)
-
-    def _new_graph(self, key: tuple[int, int, int], forward_batch: Any) -> _Graph:
-        num_rows, length, num_logits = key
+    def _new_graph(self, bucket: Bucket, forward_batch: Any) -> _Graph:
+        num_tokens = bucket.num_rows * bucket.length
         device = forward_batch.input_ids.device
 
         def zeros(size: int) -> torch.Tensor:
             return torch.zeros(size, dtype=torch.int64, device=device)
 
         ids, positions, logits_rows = map(
-            zeros, (num_rows * length, num_rows * length, num_logits)
+            zeros, (num_tokens, num_tokens, bucket.num_logits)
         )
         batch = replace(forward_batch, input_ids=ids, positions=positions)
+        has_head = fits_at_once(bucket.num_logits, self.facts.vocab_size)
 
-        def forward() -> torch.Tensor:
-            assert self._plan is not None
-            plan = ForwardPlan(self._plan.rows, logits_rows)
+        def forward() -> tuple[torch.Tensor, ...]:
+            assert self._padded is not None
+            plan = ForwardPlan(self._padded.plan.rows, logits_rows)
             context = ForwardContext(attn_backend=self.backend)
             with forward_context(context), forward_plan(plan):
                 hidden = self.model.forward(ids, positions, batch).hidden_states
-                if self._has_head(num_logits):
-                    hidden = self.model.logits(hidden, batch)
-            return hidden
+                if not has_head:
+                    return (hidden,)
+                logits = self.model.logits(hidden, batch)
+            measured = (
+                measure(logits, self.facts.mask_id, statistic)
+                for statistic in bucket.statistics
+            )
+            return (logits, *chain.from_iterable(measured))
 
         return _Graph(ids, positions, logits_rows, forward)
 
@@ -268,7 +327,7 @@ class CudaCapture:
         with torch.cuda.graph(graph, pool=self._pool):
             out = run()
 
-        def replay() -> torch.Tensor:
+        def replay() -> tuple[torch.Tensor, ...]:
             graph.replay()
             return out
 

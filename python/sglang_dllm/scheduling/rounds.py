@@ -292,7 +292,9 @@ def _decoder(scheduler: Any) -> Decoder:
         algorithm.decoder = Decoder(_facts(scheduler), scheduler.device)
         algorithm.metrics = Metrics(scheduler.metrics_collector)
         algorithm.graphs = window_graphs(
-            scheduler.tp_worker.model_runner, scheduler.server_args
+            scheduler.tp_worker.model_runner,
+            scheduler.server_args,
+            _facts(scheduler),
         )
     decoder: Decoder = algorithm.decoder
     return decoder

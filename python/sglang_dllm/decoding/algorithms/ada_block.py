@@ -12,6 +12,7 @@ from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share, TokenIds
 from sglang_dllm.decoding.prediction import Prediction, confidence
 from sglang_dllm.decoding.selection import best_of_group, first_best, ranks
+from sglang_dllm.decoding.statistics import PROBABILITY
 from sglang_dllm.families import Family, ModelFacts
 
 WINDOW = 0.25
@@ -37,6 +38,7 @@ class AdaBlock(Algorithm):
 
     options = AdaBlockOptions
     caches = ("none", "prefix", "dual", "vicinity")
+    statistics = (PROBABILITY,)
 
     def defaults(self, family: Family) -> dict[str, Any]:
         return {"delimiter_threshold": 0.5} if family.lineage == "Dream" else {}

@@ -17,6 +17,7 @@ from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import Options, Share
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
+from sglang_dllm.decoding.statistics import PROBABILITY
 
 
 class AdaptiveParallelOptions(Options):
@@ -30,6 +31,7 @@ class AdaptiveParallel(Algorithm):
     """Up to ``max_parallel`` tokens a step, anywhere in the canvas."""
 
     options = AdaptiveParallelOptions
+    statistics = (PROBABILITY,)
 
     def plan(self, canvases: Canvases) -> Step:
         return whole_canvas_step(canvases)

@@ -8,13 +8,15 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged, Rows
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
 from sglang_dllm.decoding.blockwise import block_step
 from sglang_dllm.decoding.cache import CACHES
 from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.logits import Rows
 from sglang_dllm.decoding.options import Options, Share
 from sglang_dllm.decoding.prediction import confidence, plain_prediction
 from sglang_dllm.decoding.selection import best_of_group
+from sglang_dllm.decoding.statistics import PROBABILITY
 
 TIE = 1e-5
 """Candidates this close to the best confidence are accepted with it, as in dInfer."""
@@ -48,6 +50,7 @@ class Credit(Algorithm):
 
     options = CreditOptions
     caches = CACHES
+    statistics = (PROBABILITY,)
 
     def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
         size = max(options.block_size for options in canvases.options)
@@ -78,7 +81,8 @@ class Credit(Algorithm):
             logits = judged.logits_of(rows).double()
             return logits.scatter_add(1, tokens[rows], raised[rows])
 
-        found = confidence(replace(judged, logits_of=logits_of))
+        raised_logits = judged.logits_of.changed(logits_of)
+        found = confidence(replace(judged, logits_of=raised_logits))
         best = best_of_group(found.value, judged.canvas_index, judged.num_canvases)
         threshold = torch.minimum(
             judged.option("threshold"), best[judged.canvas_index] - TIE

@@ -14,6 +14,7 @@ from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share, Steps
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
+from sglang_dllm.decoding.statistics import PROBABILITY
 from sglang_dllm.families import Family
 
 TOKENS_A_STEP = 32
@@ -43,6 +44,7 @@ class FastDLLM(Algorithm):
 
     options = FastDLLMOptions
     caches = CACHES
+    statistics = (PROBABILITY,)
 
     def defaults(self, family: Family) -> dict[str, Any]:
         return {"threshold": 0.9}

@@ -36,6 +36,7 @@ class FullAttnMultiBlock(Algorithm):
 
     options: ClassVar[type[Options]] = FullAttnMultiBlockOptions
     caches = CACHES
+    statistics = (NEGATIVE_ENTROPY,)
 
     def defaults(self, family: Family) -> dict[str, Any]:
         # d3LLM's evaluation scripts.

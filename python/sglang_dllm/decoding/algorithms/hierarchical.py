@@ -15,6 +15,7 @@ from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import best_of_group, ranks
+from sglang_dllm.decoding.statistics import PROBABILITY
 
 
 class HierarchicalOptions(Options):
@@ -28,6 +29,7 @@ class Hierarchical(Algorithm):
 
     options = HierarchicalOptions
     caches = CACHES
+    statistics = (PROBABILITY,)
 
     def plan(self, canvases: Canvases) -> Step:
         return block_step(canvases)

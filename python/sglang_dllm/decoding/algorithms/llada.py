@@ -8,16 +8,11 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import (
-    Algorithm,
-    Choice,
-    Judged,
-    LogitsOf,
-    Rows,
-)
+from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
 from sglang_dllm.decoding.blockwise import block_step, shared_out
 from sglang_dllm.decoding.cache import CACHES
 from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.logits import Logits, Rows
 from sglang_dllm.decoding.options import BlockSize, Bool, Options, Steps
 from sglang_dllm.decoding.prediction import predict, uniforms
 from sglang_dllm.decoding.sampling import Stream
@@ -46,6 +41,7 @@ class LLaDA(Algorithm):
 
     options = LLaDAOptions
     caches = CACHES
+    statistics = (PROBABILITY,)
 
     def settle(self, options: Any, answer_len: int, family: Family) -> Any:
         num_blocks = -(-answer_len // options.block_size)
@@ -90,7 +86,7 @@ class LLaDA(Algorithm):
         return Choice(rank < judged.quota(), found.tokens)
 
 
-def guided(judged: Judged) -> LogitsOf:
+def guided(judged: Judged) -> Logits:
     """The logits after classifier-free guidance where a canvas asks for it."""
     free_of = judged.unconditional_of
     if free_of is None:
@@ -103,10 +99,10 @@ def guided(judged: Judged) -> LogitsOf:
         by = scale[rows, None]
         return torch.where(by > 0, free + (by + 1) * (logits - free), logits)
 
-    return logits_of
+    return judged.logits_of.changed(logits_of)
 
 
-def without_eos(judged: Judged, inner: LogitsOf) -> LogitsOf:
+def without_eos(judged: Judged, inner: Logits) -> Logits:
     """Logits in which EOS cannot be predicted where a canvas asks for it."""
     if not any(options.logits_eos_inf for options in judged.canvases.options):
         return inner
@@ -118,7 +114,7 @@ def without_eos(judged: Judged, inner: LogitsOf) -> LogitsOf:
             logits[:, eos].masked_fill_(hidden[rows], -torch.inf)
         return logits
 
-    return logits_of
+    return inner.changed(logits_of)
 
 
 def confidence_without_ends(

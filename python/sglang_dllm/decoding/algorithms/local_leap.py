@@ -14,6 +14,7 @@ from sglang_dllm.decoding.canvases import Canvases, Step
 from sglang_dllm.decoding.options import BlockSize, Options, Share
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
+from sglang_dllm.decoding.statistics import PROBABILITY
 
 
 class LocalLeapOptions(Options):
@@ -30,6 +31,7 @@ class LocalLeap(Algorithm):
 
     options = LocalLeapOptions
     caches = CACHES
+    statistics = (PROBABILITY,)
 
     def plan(self, canvases: Canvases) -> Step:
         return block_step(canvases)
