@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.models.utils import WeightsMapper
 
 from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 
-_TOP = {
-    "wte.weight": "embed_tokens.weight",
-    "ln_f.weight": "norm.weight",
-    "ff_out.weight": "lm_head.weight",
-}
+_TOP = {"wte": "embed_tokens", "ln_f": "norm", "ff_out": "lm_head"}
 # A block's ff_out is the MLP's down projection; the top-level one is the head.
 _IN_BLOCK = {
     "attn_norm": "input_layernorm",
@@ -29,6 +26,7 @@ _IN_BLOCK = {
     "up_proj": "mlp.up_proj",
     "ff_out": "mlp.down_proj",
 }
+_TOP_NAME = re.compile(r"(\w+)\.(\w+)")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(\w+)\.(.+)")
 
 # What the architecture can express but this module does not compute.
@@ -49,8 +47,9 @@ _REQUIRED = {
 def rename(name: str) -> str | None:
     """Our name of a LLaDA tensor."""
     name = name.removeprefix("model.").removeprefix("transformer.")
-    if name in _TOP:
-        return _TOP[name]
+    if match := _TOP_NAME.fullmatch(name):
+        part, leaf = match.groups()
+        return f"{_TOP.get(part, part)}.{leaf}"
     if match := _BLOCK_NAME.fullmatch(name):
         layer, part, leaf = match.groups()
         return f"layers.{layer}.{_IN_BLOCK.get(part, part)}.{leaf}"
@@ -59,6 +58,15 @@ def rename(name: str) -> str | None:
 
 class LLaDAModelLM(DenseDiffusionLM):
     """LLaDA (arXiv 2502.09992): a Llama block without the causal mask."""
+
+    hf_to_sglang_mapper: ClassVar[WeightsMapper] = WeightsMapper(
+        orig_to_new_prefix={
+            "model.transformer.blocks.": "model.layers.",
+            "model.transformer.ff_out": "lm_head",
+        },
+        orig_to_new_suffix={f".{x}": f".{ours}" for x, ours in _IN_BLOCK.items()},
+    )
+    """For SGLang, our names of the layers that a quantized checkpoint lists."""
 
     def __init__(
         self,

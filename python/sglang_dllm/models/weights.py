@@ -7,6 +7,7 @@ when all of its pieces have come.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -21,6 +22,9 @@ _FUSED: dict[str, dict[str, str | int]] = {
     "qkv_proj": {"q_proj": "q", "k_proj": "k", "v_proj": "v"},
     "gate_up_proj": {"gate_proj": 0, "up_proj": 1},
 }
+# Quantized layers have these whether or not a checkpoint does: scales of the KV cache,
+# and the order of an expert's inputs.
+_OPTIONAL = re.compile(r".*\.attn\.[kv]_scale|.*\.experts\..*g_idx.*")
 
 
 def rename_llama(name: str) -> str | None:
@@ -53,12 +57,16 @@ def load_tensors(
         for parameter_name, parameter in module.named_parameters()
         for name, loader in _pieces(parameter_name, parameter, experts)
     }
-    needed = {name for name in loaders if name.endswith(("weight", "bias"))}
+    needed = {name for name in loaders if not _OPTIONAL.fullmatch(name)}
     for their_name, tensor in weights:
         name = rename(their_name)
         if name is None:
             continue
         if name not in loaders:
+            layer, _, leaf = name.rpartition(".")
+            # GPTQ's tools write a bias for every layer, zero where there is none.
+            if leaf == "bias" and f"{layer}.qweight" in loaders and not tensor.any():
+                continue
             raise ValueError(f"unknown tensor {their_name!r} in the checkpoint")
         loaders[name](tensor)
         needed.discard(name)
