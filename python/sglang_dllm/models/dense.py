@@ -33,6 +33,7 @@ from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sglang_dllm.forward_plan import current_plan
+from sglang_dllm.models.linear import use_column_major
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
 
@@ -274,6 +275,7 @@ class DenseDiffusionLM(nn.Module):
                 prefix=add_prefix("lm_head", prefix),
             )
         self.logits_processor = LogitsProcessor(config, return_full_logits=True)
+        use_column_major(self)
 
     def _make_block(
         self,

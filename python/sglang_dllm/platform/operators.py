@@ -75,7 +75,21 @@ def rotate(
         )
         return rotated
     cos, sin = layer.cos_sin_cache[positions.flatten()].unsqueeze(1).chunk(2, dim=-1)
-    return _rotated(query, cos, sin), _rotated(key, cos, sin)
+    if not _is_behind(key, query):
+        return _rotated(query, cos, sin), _rotated(key, cos, sin)
+    widths = query.shape[-1], key.shape[-1]
+    both = query.as_strided((len(query), sum(widths)), query.stride())
+    rotated_query, rotated_key = _rotated(both, cos, sin).split(widths, dim=-1)
+    return rotated_query, rotated_key
+
+
+def _is_behind(key: torch.Tensor, query: torch.Tensor) -> bool:
+    """Whether their rows follow each other in memory, as parts of one product do."""
+    return (
+        query.ndim == key.ndim == 2
+        and query.stride() == key.stride()
+        and key.data_ptr() == query.data_ptr() + query.shape[-1] * query.itemsize
+    )
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
