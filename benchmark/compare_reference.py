@@ -24,7 +24,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import requests
+import urllib3
 from local_server import (
     Ask,
     Reply,
@@ -161,7 +161,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             base_url = server.base_url
         try:
             return measure_server(args, base_url, model_path)
-        except requests.ConnectionError:
+        except urllib3.exceptions.NewConnectionError:
             raise BenchmarkError(f"no server at {base_url}") from None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sglang_dllm.hooks import Hook
@@ -25,7 +26,9 @@ def is_ours(manager: Any) -> bool:
     return is_full_attention(manager.model_config.hf_config)
 
 
+@lru_cache(maxsize=1)
 def served_model(manager: Any) -> ServedModel:
+    """What is asked of every request's fields; a server has one manager."""
     from sglang_dllm.serving.body import ServedModel
     from sglang_dllm.serving.door import default_temperature
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Candidates:
     @property
     def num_free(self) -> int:
         """Rows of the unconditional canvases."""
-        return int(np.dot(self.counts, self.guided))
+        return sum(compress(self.counts, self.guided))
 
     def of_guided(self) -> torch.Tensor:
         """``(num_free,)`` int64: the candidates of guided canvases."""

@@ -165,7 +165,8 @@ def _check_openai(
     check_token_ids(
         "stop_token_ids", body.get("stop_token_ids") or [], model.vocab_size
     )
-    refuse_unsupported(body, implemented, defaults_of(upstream), unknown_allowed=True)
+    defaults = defaults_of(upstream)  # type: ignore[arg-type]
+    refuse_unsupported(body, implemented, defaults, unknown_allowed=True)
     if body.get("stream_options") is not None and not body.get("stream"):
         raise refused("stream_options", body["stream_options"], "it with stream=true")
     return {"temperature": model.temperature, **_without_nulls(body)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -47,6 +48,7 @@ _FOREIGN = (
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
 
+@cache
 def defaults_of(upstream: type[Any]) -> dict[str, Any]:
     """What SGLang takes for each field of a request model that is left out."""
     if issubclass(upstream, BaseModel):
