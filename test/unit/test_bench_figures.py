@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import blind_rounds
 import cache_speed
 import goals
 import peak_memory
@@ -15,6 +16,11 @@ import server_bound
 from apart import apart
 from local_server import BenchmarkError, Reply, median_ratio, run_command
 from server_bound import Round, outside_share
+
+
+def test_a_round_runs_on_behind_the_end() -> None:
+    assert blind_rounds.wasted([4, 8], 4) == 0
+    assert blind_rounds.wasted([1, 5, 4], 4) == 6 / 10
 
 
 def test_a_ratio_is_of_the_same_round() -> None:
