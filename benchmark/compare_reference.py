@@ -24,7 +24,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import urllib3
 from local_server import (
     Ask,
     Reply,
@@ -159,10 +158,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if base_url is None:
             server = stack.enter_context(local_server(model_path, args.algorithm))
             base_url = server.base_url
-        try:
-            return measure_server(args, base_url, model_path)
-        except urllib3.exceptions.NewConnectionError:
-            raise BenchmarkError(f"no server at {base_url}") from None
+        return measure_server(args, base_url, model_path)
 
 
 def measure_server(

@@ -80,11 +80,11 @@ def server_ask(
             "custom_params": {"dllm": dllm},
         }
         began = time.perf_counter()
-        response = pool.request(
-            "POST",
-            f"{base_url}/generate",
-            json={"input_ids": prompt, "sampling_params": sampling},
-        )
+        body = {"input_ids": prompt, "sampling_params": sampling}
+        try:
+            response = pool.request("POST", f"{base_url}/generate", json=body)
+        except urllib3.exceptions.HTTPError as error:
+            raise BenchmarkError(f"no answer from {base_url}: {error}") from None
         seconds = time.perf_counter() - began
         if response.status != 200:
             raise BenchmarkError(f"/generate answered {response.data[:300]!r}")

@@ -137,7 +137,7 @@ class Step:
         """One step: peaks above the memory before it, in bytes."""
         import ctypes
 
-        from sglang_dllm.decoding import prediction
+        from sglang_dllm.decoding import logits, prediction
 
         runner, decoder = self.model.runner, self.model.decoder
         num_candidates = sum(canvas.num_candidates for canvas in decoder.canvases)
@@ -146,7 +146,7 @@ class Step:
         watch = Watch()
         watch.over(runner, "forward", "forward")
         watch.over(runner.model, "logits", "head")
-        watch.over(prediction, "measure", "measure")
+        watch.over(logits, "measure", "measure")
         watch.over(prediction, "distribution", "draw")
         watch.over(prediction, "draw", "draw")
         watch.note()

@@ -99,7 +99,7 @@ class Timed:
     def __init__(self, args: argparse.Namespace, model_path: str) -> None:
         from in_process import InProcess
 
-        from sglang_dllm.decoding import prediction
+        from sglang_dllm.decoding import logits
 
         self.args = args
         most = max(args.canvases)
@@ -118,7 +118,7 @@ class Timed:
         clock.over(model.runner.model, "logits", "head")
         clock.over(model.decoder, "layout", "layout")
         clock.over(model.decoder, "commit", "commit")
-        clock.over(prediction, "measure", "measure")
+        clock.over(logits, "measure", "measure")
 
     def table(self) -> list[dict[str, Any]]:
         """Each number of canvases with each number of steps, in turn."""

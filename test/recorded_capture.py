@@ -56,21 +56,24 @@ def _is_mask(value: Any) -> bool:
 
 
 class RecordedCapture:
-    """A capture for ``WindowGraphs``."""
+    """A capture for ``WindowGraphs``. Graphs share memory: a replay leaves nothing of
+    what another one computed."""
 
     def __init__(self) -> None:
         self.num_captured = self.num_replayed = 0
+        self._outputs: list[torch.Tensor] = []
 
     def __call__(self, run: Run) -> Run:
         self.num_captured += 1
         run()
         with _Recorder() as recorder:
             out = run()
-        for tensor in out:
-            tensor.zero_()
+        self._outputs += out
 
         def replay() -> tuple[torch.Tensor, ...]:
             self.num_replayed += 1
+            for tensor in self._outputs:
+                tensor.fill_(-1)
             for func, args, kwargs, written in recorder.calls:
                 result = func(*args, **kwargs)
                 tensors = [t for t in tree_leaves(result) if torch.is_tensor(t)]

@@ -125,8 +125,8 @@ STEP_MUTATIONS = (
     layout(
         "candidates that became more are left out",
         ("FullAttnMultiBlock",),
-        "if end > len(found.rows):",
-        "if not found:",
+        "if sum(counts) > len(expected.rows):",
+        "if not expected:",
         "answers of several blocks end with an error",
         f"{REFERENCE}[FullAttnMultiBlock-llada]",
     ),

@@ -25,7 +25,6 @@ REQUESTS = [
     (list(range(7, 70)), 33, "Credit", {"cache": "prefix", "block_size": 16}),
 ]
 
-
 LIMITS = Limits(batch_sizes=(1, 4), windows=(32, 64))
 
 
@@ -62,11 +61,23 @@ def main() -> None:
             "eager": eager,
             "graphs": decode(process, asks),
             "buckets": [
-                [*bucket[:3], [statistic.kind for statistic in bucket.statistics]]
-                for bucket in graphs._graphs
+                [*bucket, [statistic.kind for statistic in graph.statistics]]
+                for bucket, graph in graphs._graphs.items()
             ],
-            **vars(capture),
+            "num_captured": capture.num_captured,
+            "num_replayed": capture.num_replayed,
         }
+    capture = RecordedCapture()
+    graphs = turn_on(process, capture)
+    in_turn, captured = [], []
+    for asks in (REQUESTS[:1], REQUESTS[1:2], REQUESTS[:1], REQUESTS[1:2]):
+        in_turn += decode(process, asks)
+        captured.append(capture.num_captured)
+    found["in turn"] = {
+        "eager": 2 * found["two"]["eager"],
+        "graphs": in_turn,
+        "captured": captured,
+    }
     graphs = turn_on(process, fails)
     found["without memory"] = {
         "eager": found["three"]["eager"],

@@ -47,6 +47,15 @@ def test_padded_windows_decode_the_same(cases: dict[str, Any], name: str) -> Non
     assert read == {"negative_entropy", *["probability"] * (name != "alone")}
 
 
+def test_a_graph_keeps_what_it_computes_of_the_logits(cases: dict[str, Any]) -> None:
+    case = cases["in turn"]
+    assert case["graphs"] == case["eager"]
+    first, second, *later = case["captured"]
+    # The other algorithm's statistic comes to it, and then both are there.
+    assert 0 < first < second
+    assert later == [second, second]
+
+
 def test_a_batch_with_a_full_row_runs_eagerly(cases: dict[str, Any]) -> None:
     case = cases["with one that has no cache"]
     assert case["graphs"] == case["eager"]

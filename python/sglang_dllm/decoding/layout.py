@@ -35,6 +35,7 @@ class Candidates:
         guided: whether each canvas has an unconditional row.
         canvas_index: ``(N,)`` int64, ascending.
         positions: ``(N,)`` int64, from the answer's start.
+        rows: ``(N,)`` int64: the packed rows that predict them.
         counts: of each canvas, on the host.
         first, first_free: where the group's rows begin in ``Layout.logits_rows``:
             N of the canvases, and those of the unconditional ones.
@@ -43,6 +44,7 @@ class Candidates:
     guided: list[bool]
     canvas_index: torch.Tensor
     positions: torch.Tensor
+    rows: torch.Tensor
     counts: list[int]
     first: int = 0
     first_free: int = 0
@@ -52,35 +54,16 @@ class Candidates:
         """Rows of the unconditional canvases."""
         return sum(compress(self.counts, self.guided))
 
+    def first_of(self, counts: list[int]) -> Candidates:
+        """As many as there are; behind them nothing was meant."""
+        num = sum(counts)
+        tensors = (self.canvas_index[:num], self.positions[:num], self.rows[:num])
+        return Candidates(self.guided, *tensors, counts)
+
     def of_guided(self) -> torch.Tensor:
         """``(num_free,)`` int64: the candidates of guided canvases."""
         rows = np.flatnonzero(np.repeat(self.guided, self.counts))
         return torch.from_numpy(rows).to(self.positions.device, non_blocking=True)
-
-
-@dataclass(frozen=True)
-class Found:
-    """The candidates of a group, each ``(M,)`` int64; the first N of them where there
-    are N, and behind them nothing that is meant.
-
-    Attributes:
-        canvas_index, positions: as ``Candidates`` has them.
-        rows: the packed rows that predict them.
-    """
-
-    canvas_index: torch.Tensor
-    positions: torch.Tensor
-    rows: torch.Tensor
-
-    @classmethod
-    def of(cls, canvases: Canvases, base: torch.Tensor) -> Found:
-        """As many as the host knows of."""
-        assert canvases.step is not None, "no step is planned"
-        size = sum(canvas.num_candidates for canvas in canvases.records)
-        # With a size, the device is not asked how many there are.
-        found = torch.nonzero_static(canvases.step.candidates, size=size, fill_value=0)
-        canvas_index, positions = found[:, 0], found[:, 1]
-        return cls(canvas_index, positions, _rows_of(base[:2], canvas_index, positions))
 
 
 @dataclass
@@ -105,7 +88,7 @@ class Layout:
     _bases: list[torch.Tensor]
     logits_rows: torch.Tensor = field(init=False)
     groups: list[Candidates] = field(default_factory=list)
-    _found: list[Found] = field(default_factory=list)
+    _expected: list[Candidates] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -157,14 +140,14 @@ class Layout:
         hardly ever become more."""
         answers = torch.cat([canvases.ids.flatten() for canvases, _ in groups])
         self.input_ids[self._answer_at] = answers[self._answer_from]
-        self._found = [
-            Found.of(canvases, base)
-            for (canvases, _), base in zip(groups, self._bases, strict=True)
+        self._expected = [
+            _candidates(*group, base)
+            for group, base in zip(groups, self._bases, strict=True)
         ]
 
     def update(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
         """Bring the ids and the candidates up to date with the canvases."""
-        if not self._found:
+        if not self._expected:
             self.expect(groups)
         self.groups = []
         rows: list[torch.Tensor] = []
@@ -172,24 +155,21 @@ class Layout:
         num_own = sum(c.num_candidates for group, _ in groups for c in group.records)
         num = 0
         num_free = num_own
-        for (canvases, guided), base, found in zip(
-            groups, self._bases, self._found, strict=True
+        for (canvases, guided), base, expected in zip(
+            groups, self._bases, self._expected, strict=True
         ):
             counts = [canvas.num_candidates for canvas in canvases.records]
-            end = sum(counts)
-            if end > len(found.rows):
-                found = Found.of(canvases, base)
-            group = Candidates(
-                guided, found.canvas_index[:end], found.positions[:end], counts
-            )
+            if sum(counts) > len(expected.rows):
+                expected = _candidates(canvases, guided, base)
+            group = expected.first_of(counts)
             group.first, group.first_free = num, num_free
-            rows.append(found.rows[:end])
+            rows.append(group.rows)
             if any(guided):
                 at = group.of_guided()
                 free.append(
                     _rows_of(base[2:], group.canvas_index[at], group.positions[at])
                 )
-            num += end
+            num += len(group.rows)
             num_free += group.num_free
             self.groups.append(group)
         self.logits_rows = torch.cat(rows + free)
@@ -252,3 +232,18 @@ def _rows_of(
     """The packed rows that predict some positions; a canvas's first row its own."""
     first, least = base
     return torch.maximum(first[canvas_index] + positions, least[canvas_index])
+
+
+def _candidates(
+    canvases: Canvases, guided: list[bool], base: torch.Tensor
+) -> Candidates:
+    """As many as the host knows of."""
+    assert canvases.step is not None, "no step is planned"
+    counts = [canvas.num_candidates for canvas in canvases.records]
+    # With a size, the device is not asked how many there are.
+    found = torch.nonzero_static(
+        canvases.step.candidates, size=sum(counts), fill_value=0
+    )
+    canvas_index, positions = found[:, 0], found[:, 1]
+    rows = _rows_of(base[:2], canvas_index, positions)
+    return Candidates(guided, canvas_index, positions, rows, counts)

@@ -30,8 +30,8 @@ Measured = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Logits:
-    """Logits ``(N, V)`` that are not held as such: those of all candidates of a batch
-    would be the largest tensor of a server.
+    """Logits ``(N, V)`` by a function of rows: those of all candidates of a batch would
+    be the largest tensor of a server. Few enough ones (``fits_at_once``) are held.
 
     Attributes:
         num_rows, vocab_size: N and V.

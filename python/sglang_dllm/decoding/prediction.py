@@ -18,7 +18,10 @@ from sglang_dllm.decoding.statistics import (
 
 @dataclass(frozen=True)
 class Prediction:
-    """``tokens``: (N,) int64. ``value``: (N,) float64, the greatest is the best."""
+    """``tokens``: (N,) int64. ``value``: (N,) float64, the greatest is the best.
+
+    Not to be written to: they may be what the forward computed, kept in its graph.
+    """
 
     tokens: torch.Tensor
     value: torch.Tensor

@@ -6,9 +6,16 @@ by a seventh at a hundred tokens; no second copy has to follow updates of the we
 
 from __future__ import annotations
 
+import os
+
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from torch import nn
+
+_KEPT_KERNELS = "16"
+"""oneDNN keeps a kernel for each number of rows, 1024 unless told. One is made in some
+30 us; kept ones lie between a step's tensors, and the next step's do not fit where the
+last one's were: a server of ragged batches would grow by hundreds of megabytes."""
 
 
 class ColumnMajorLinear(UnquantizedLinearMethod):
@@ -38,3 +45,5 @@ def use_column_major(model: nn.Module) -> None:
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             weight.data = weight.data.t().contiguous().t()
             layer.quant_method = ColumnMajorLinear()
+            # oneDNN reads it at its first product.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_KERNELS)

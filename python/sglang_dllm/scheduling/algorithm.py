@@ -62,6 +62,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
                     decoder.facts.vocab_size,
                 )
             decoder.commit(logits)
+            del logits  # they may be many, and the next forward needs the memory
             if not left or any(c.done or c.failure for c in self.batch.canvases):
                 break
             if self.batch.prepare(decoder.layout()):

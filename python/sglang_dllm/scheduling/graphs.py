@@ -130,22 +130,21 @@ def padded_tokens(plan: ForwardPlan, num_rows: int, length: int) -> torch.Tensor
 
 
 class Bucket(NamedTuple):
-    """What a graph is captured for: rows, their tokens, candidates, and what is read
-    of the candidates' logits."""
+    """What a graph is captured for: rows, their tokens, and candidates."""
 
     num_rows: int
     length: int
     num_logits: int
-    statistics: tuple[Statistic, ...]
 
 
 @dataclass
 class _Graph:
-    """One bucket: what its replay reads, and the replay."""
+    """One bucket: what its replay reads, what it computes of the logits, the replay."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     logits_rows: torch.Tensor
+    statistics: tuple[Statistic, ...]
     replay: Run
 
 
@@ -234,23 +233,25 @@ class WindowGraphs:
         # Powers of two, so that few graphs serve all numbers of candidates.
         num_logits = min(1 << max(5, (num - 1).bit_length()), num_rows * length)
         has_head = fits_at_once(num_logits, self.facts.vocab_size)
-        bucket = Bucket(num_rows, length, num_logits, statistics if has_head else ())
+        bucket = Bucket(num_rows, length, num_logits)
         padded = self._pad(plan, bucket, forward_batch.input_ids.device)
         self.attention.plan(padded.plan, graph=True)
-        graph = self._graphs.get(bucket) or self._new_graph(bucket, forward_batch)
+        graph, is_new = self._graph_of(
+            bucket, statistics if has_head else (), forward_batch
+        )
         graph.input_ids.copy_(forward_batch.input_ids[padded.tokens])
         graph.positions.copy_(forward_batch.positions[padded.tokens])
         wanted = padded.place[plan.logits_rows]
         graph.logits_rows[:num] = wanted
         graph.logits_rows[num:] = wanted[-1]
-        if bucket not in self._graphs:
+        if is_new:
             self._capture(bucket, graph)
         out, *measured = (tensor[:num] for tensor in graph.replay())
         if not has_head:
             head = partial(self.model.logits, forward_batch=forward_batch)
             return Logits.of_hidden(out, head, self.facts.vocab_size)
         pairs = zip(measured[::2], measured[1::2], strict=True)
-        known = dict(zip(statistics, pairs, strict=True))
+        known = dict(zip(graph.statistics, pairs, strict=True))
         return Logits(num, self.facts.vocab_size, lambda rows: out[rows], known)
 
     def _pad(self, plan: ForwardPlan, bucket: Bucket, device: torch.device) -> _Padded:
@@ -276,7 +277,21 @@ class WindowGraphs:
             self._has_failed = True
             self._graphs.clear()
 
-    def _new_graph(self, bucket: Bucket, forward_batch: Any) -> _Graph:
+    def _graph_of(
+        self, bucket: Bucket, wanted: tuple[Statistic, ...], forward_batch: Any
+    ) -> tuple[_Graph, bool]:
+        """The bucket's graph, and whether it has to be captured: the first one, or one
+        that computes less than is wanted now. Memory for logits is each graph's own."""
+        there = self._graphs.get(bucket)
+        known = there.statistics if there is not None else ()
+        if there is not None and set(wanted) <= set(known):
+            return there, False
+        union = tuple(sorted({*wanted, *known}))
+        return self._new_graph(bucket, union, forward_batch), True
+
+    def _new_graph(
+        self, bucket: Bucket, statistics: tuple[Statistic, ...], forward_batch: Any
+    ) -> _Graph:
         num_tokens = bucket.num_rows * bucket.length
         device = forward_batch.input_ids.device
 
@@ -300,11 +315,11 @@ class WindowGraphs:
                 logits = self.model.logits(hidden, batch)
             measured = (
                 measure(logits, self.facts.mask_id, statistic)
-                for statistic in bucket.statistics
+                for statistic in statistics
             )
             return (logits, *chain.from_iterable(measured))
 
-        return _Graph(ids, positions, logits_rows, forward)
+        return _Graph(ids, positions, logits_rows, statistics, forward)
 
 
 class CudaCapture:
