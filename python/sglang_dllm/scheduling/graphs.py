@@ -23,7 +23,12 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 
 from sglang_dllm.attention.planned import same_rows
 from sglang_dllm.decoding.logits import Logits
-from sglang_dllm.decoding.statistics import Statistic, fits_at_once, measure
+from sglang_dllm.decoding.statistics import (
+    HEAD_ELEMENTS,
+    Statistic,
+    fits_at_once,
+    measure,
+)
 from sglang_dllm.families import ModelFacts
 from sglang_dllm.forward_plan import ForwardPlan, PlannedRow, forward_plan
 
@@ -192,6 +197,7 @@ class WindowGraphs:
         self.limits, self.capture = limits, capture
         self._graphs: dict[Bucket, _Graph] = {}
         self._padded: _Padded | None = None
+        self._held: torch.Tensor | None = None
         self._has_failed = False
         logger.info(
             "CUDA graphs: up to %d windows of up to %d tokens; other forwards, full "
@@ -267,6 +273,13 @@ class WindowGraphs:
             self._padded = padded
         return padded
 
+    def _hold(self, logits: torch.Tensor) -> torch.Tensor:
+        """Leave logits where every graph leaves them. In outputs of their own, those of
+        all buckets would be gigabytes; a step's are read before the next one's come."""
+        if self._held is None:
+            self._held = logits.new_empty(HEAD_ELEMENTS)
+        return self._held[: logits.numel()].view_as(logits).copy_(logits)
+
     def _capture(self, bucket: Bucket, graph: _Graph) -> None:
         try:
             graph.replay = self.capture(graph.replay)
@@ -281,7 +294,7 @@ class WindowGraphs:
         self, bucket: Bucket, wanted: tuple[Statistic, ...], forward_batch: Any
     ) -> tuple[_Graph, bool]:
         """The bucket's graph, and whether it has to be captured: the first one, or one
-        that computes less than is wanted now. Memory for logits is each graph's own."""
+        that computes less than is wanted now."""
         there = self._graphs.get(bucket)
         known = there.statistics if there is not None else ()
         if there is not None and set(wanted) <= set(known):
@@ -317,7 +330,7 @@ class WindowGraphs:
                 measure(logits, self.facts.mask_id, statistic)
                 for statistic in statistics
             )
-            return (logits, *chain.from_iterable(measured))
+            return (self._hold(logits), *chain.from_iterable(measured))
 
         return _Graph(ids, positions, logits_rows, statistics, forward)
 
