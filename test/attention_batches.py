@@ -149,5 +149,5 @@ def plain_canvas_attention(
             keys_scale, values_scale = k_scale, v_scale
         assert len(keys) == canvas_len
         rows = q[at].float(), keys.float(), values_scale * values.float()
-        attend(*rows, 1, scale * keys_scale, out[at])
+        out[at] = attend(*rows, 1, scale * keys_scale)
     return out.to(q.dtype)

@@ -39,7 +39,7 @@ def canvas_attention(
         tokens, slots = plan.kept
         k_pool[slots] = k[tokens].to(k_pool.dtype)
         v_pool[slots] = v[tokens].to(v_pool.dtype)
-    out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    parts: list[torch.Tensor] = []
     first = 0
     for (length, _, is_full), same in groupby(plan.rows, _shape):
         rows = list(same)
@@ -48,9 +48,9 @@ def canvas_attention(
             keys, values = k[first:end], v[first:end]
         else:
             keys, values = _of_pool(k_pool, rows, k), _of_pool(v_pool, rows, v)
-        attend(q[first:end], keys, values, len(rows), scale, out=out[first:end])
+        parts.append(attend(q[first:end], keys, values, len(rows), scale))
         first = end
-    return out
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def attend(
@@ -59,14 +59,12 @@ def attend(
     v: torch.Tensor,
     num_rows: int,
     scale: float,
-    out: torch.Tensor,
-) -> None:
-    """Attention of rows of equal shape.
+) -> torch.Tensor:
+    """Attention of rows of equal shape, ``(R * Q, H, D)``.
 
     Args:
         q: ``(R * Q, H, D)`` for R rows.
         k, v: ``(R * K, H_kv, D)``.
-        out: ``(R * Q, H, D)``, written.
     """
     result = scaled_dot_product_attention(
         q.unflatten(0, (num_rows, -1)).transpose(1, 2),
@@ -75,7 +73,7 @@ def attend(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    out.unflatten(0, (num_rows, -1)).copy_(result.transpose(1, 2))
+    return result.transpose(1, 2).flatten(0, 1)
 
 
 def _shape(row: PlannedRow) -> tuple[int, int, bool]:
