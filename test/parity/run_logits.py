@@ -9,6 +9,7 @@ own: SGLang's parallel state is global.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -100,7 +101,18 @@ def quantized_layers(runner: Any) -> dict[str, str]:
     return asked
 
 
-def main(job: str, out: str) -> None:
+def run_job(
+    job: str,
+    out: str,
+    look: Callable[[Any], dict[str, Any]],
+    prepare: Callable[[list[Any]], None] = lambda batches: None,
+) -> None:
+    """Load every checkpoint of JOB, in turn, and write to OUT what comes of it.
+
+    Args:
+        look: what to note of a loaded runner, beside its logits.
+        prepare: called with the batches before their checkpoint is loaded.
+    """
     from sglang.srt.distributed import (
         destroy_distributed_environment,
         destroy_model_parallel,
@@ -110,16 +122,21 @@ def main(job: str, out: str) -> None:
     load_plugins()
     outcomes = []
     for path, flags, batches in torch.load(job):
+        prepare(batches)
         try:
             runner = load(path, *flags)
         except ValueError as error:
             outcomes.append({"error": str(error)})
         else:
             logits = [run_batch(runner, batch) for batch in batches]
-            outcomes.append({"logits": logits, "quantized": quantized_layers(runner)})
+            outcomes.append({"logits": logits, **look(runner)})
         destroy_model_parallel()
         destroy_distributed_environment()
     torch.save(outcomes, out)
+
+
+def main(job: str, out: str) -> None:
+    run_job(job, out, lambda runner: {"quantized": quantized_layers(runner)})
 
 
 if __name__ == "__main__":

@@ -245,30 +245,18 @@ def audit_every_load() -> SimpleNamespace:
 
 
 def main(job: str, out: str) -> None:
-    from run_logits import load, run_batch
-    from sglang.srt.distributed import (
-        destroy_distributed_environment,
-        destroy_model_parallel,
-    )
-    from sglang.srt.plugins import load_plugins
+    from run_logits import run_job
 
-    load_plugins()
     install_shadows()
     latest = audit_every_load()
-    outcomes = []
-    for path, flags, batches in torch.load(job):
+
+    def prepare(batches: list[Any]) -> None:
         latest.computes = bool(batches)
-        try:
-            runner = load(path, *flags)
-        except ValueError as error:
-            outcomes.append({"error": str(error)})
-        else:
-            logits = [run_batch(runner, batch) for batch in batches]
-            found = {"logits": logits, "methods": methods(runner.model)}
-            outcomes.append(found | latest.result)
-        destroy_model_parallel()
-        destroy_distributed_environment()
-    torch.save(outcomes, out)
+
+    def look(runner: Any) -> dict[str, Any]:
+        return {"methods": methods(runner.model), **latest.result}
+
+    run_job(job, out, look, prepare)
 
 
 if __name__ == "__main__":

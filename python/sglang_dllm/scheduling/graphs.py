@@ -263,8 +263,11 @@ class WindowGraphs:
     def _pad(self, plan: ForwardPlan, bucket: Bucket, device: torch.device) -> _Padded:
         shape = bucket.num_rows, bucket.length
         padded = self._padded
-        is_same = padded is not None and padded.shape == shape
-        if padded is None or not (is_same and same_rows(plan.rows, padded.rows)):
+        if (
+            padded is None
+            or padded.shape != shape
+            or not same_rows(plan.rows, padded.rows)
+        ):
             tokens = padded_tokens(plan, *shape).to(device, non_blocking=True)
             # Where a token is repeated, any of its places will do.
             place = torch.empty_like(tokens)
