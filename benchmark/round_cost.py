@@ -118,6 +118,7 @@ class Timed:
         clock.over(model.runner.model, "logits", "head")
         clock.over(model.decoder, "layout", "layout")
         clock.over(model.decoder, "commit", "commit")
+        clock.over(model.decoder, "look", "commit")
         clock.over(logits, "measure", "measure")
 
     def table(self) -> list[dict[str, Any]]:

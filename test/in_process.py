@@ -99,10 +99,10 @@ class InProcess:
         )
 
     @torch.no_grad()
-    def run_round(self, num_steps: int = 1) -> None:
+    def run_round(self, num_steps: int = 1, runs_ahead: bool = False) -> None:
         """Up to so many forwards, fewer where a canvas is done before; then those
         that are done leave."""
-        self.rounds.num_steps = num_steps
+        self.rounds.num_steps, self.rounds.runs_ahead = num_steps, runs_ahead
         self.rounds.run(self.runner, self.begin_round())
         canvases = [request.dllm_algo_state.canvas for request in self.requests]
         for canvas in canvases:

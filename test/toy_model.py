@@ -137,6 +137,7 @@ def decode(
         )
         statistics = decoder.statistics if measures else ()
         decoder.commit(held(packed[layout.logits_rows], statistics))
+        decoder.look()
         decoder.remove([canvas for canvas in canvases if canvas.done])
     return canvases
 

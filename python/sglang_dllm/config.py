@@ -57,12 +57,15 @@ class DecodeConfig:
         algorithm: name of the default algorithm.
         given: options of the YAML file, by algorithm.
         steps_per_round: forwards between two looks at the queue and the clients.
+        overlap: whether the device runs a round's last forward while the host hands
+            out what was committed before; None where a device does not block the host.
     """
 
     family: Family
     algorithm: str
     given: Mapping[str, Mapping[str, Any]]
     steps_per_round: int = STEPS_PER_ROUND
+    overlap: bool | None = None
 
     def resolve(
         self, request: Mapping[str, Any], answer_len: int | None = None
@@ -168,13 +171,19 @@ def parse_decode_config(
             f"--dllm-algorithm {algorithm} does not decode {family.architecture}; "
             f"choose one of {', '.join(algorithms())}"
         )
-    server = ("algorithms", "steps_per_round")
+    server = ("algorithms", "steps_per_round", "overlap")
     own = {key: value for key, value in options.items() if key not in server}
     steps = options.get("steps_per_round", STEPS_PER_ROUND)
     if type(steps) is not int or not 1 <= steps <= 1000:
         raise ConfigError(
             f"--dllm-algorithm-config: steps_per_round={steps!r} is not allowed; "
             "expected an integer, 1 to 1000"
+        )
+    overlap = options.get("overlap")
+    if not (overlap is None or isinstance(overlap, bool)):
+        raise ConfigError(
+            f"--dllm-algorithm-config: overlap={overlap!r} is not allowed; expected "
+            "true or false"
         )
     if own.get("cache", "none") == "none":
         for key in ("cache_delay_iter", "refresh_interval"):
@@ -198,7 +207,7 @@ def parse_decode_config(
         name: {key: value for key, value in keys.items() if value is not None}
         for name, keys in given.items()
     }
-    config = DecodeConfig(family, algorithm, given, steps)
+    config = DecodeConfig(family, algorithm, given, steps, overlap)
     for name, keys in {algorithm: {}, **given}.items():
         if "algorithm" in keys:
             raise ConfigError(

@@ -117,7 +117,7 @@ STEP_MUTATIONS = (
     layout(
         "the unconditional rows before the canvases'",
         ("LLaDA",),
-        "num_free = num_own\n",
+        "num_free = sum(_num_known(canvases) for canvases, _ in groups)\n",
         "num_free = 0\n",
         "cfg_scale changes nothing",
         f"{EDGES}llada_guidance",
@@ -128,7 +128,7 @@ STEP_MUTATIONS = (
         "if sum(counts) > len(expected.rows):",
         "if not expected:",
         "answers of several blocks end with an error",
-        f"{REFERENCE}[FullAttnMultiBlock-llada]",
+        "test_algorithms.py::test_more_candidates_than_were_looked_for[1-llada]",
     ),
     layout(
         "the answer written over the prompt",
@@ -155,6 +155,23 @@ STEP_MUTATIONS = (
         "(id(canvas), (0, 0)) for canvas",
         "with a cache, tokens at the wrong positions: gibberish",
         f"{SHARED}windows_of_a_cache",
+    ),
+    decoder(
+        "what comes goes along at once",
+        EVERY,
+        "        if self._is_laid_out:\n            self._arrived",
+        "        if False:\n            self._arrived",
+        "a request that comes while a forward runs ends the server",
+        f"{DECODING}a_canvas_that_comes_while_a_forward_runs_waits_for_it[False]",
+        f"{DECODING}a_canvas_that_comes_while_a_forward_runs_waits_for_it[True]",
+    ),
+    decoder(
+        "what comes back goes on with its window",
+        EVERY,
+        "group.windows = (torch.zeros_like(length), length)",
+        "pass",
+        "a retracted request with a cache attends to another's keys",
+        f"{DECODING}a_canvas_that_comes_while_a_forward_runs_waits_for_it[True]",
     ),
     decoder(
         "cut short by any last forward",

@@ -35,13 +35,41 @@ def fails(run: Run) -> Run:
 
 
 def decode(process: InProcess, asks: list[Any]) -> list[list[int]]:
-    canvases = [
-        process.add(prompt, length, algorithm, options)
-        for prompt, length, algorithm, options in asks
-    ]
+    canvases = [process.add(*ask) for ask in asks]
     while process.requests:
         process.run_round()
     return [canvas.ids.tolist() for canvas in canvases]
+
+
+def decode_ahead(process: InProcess, asks: list[Any]) -> list[list[int]]:
+    """One more request every second round, with forwards that run between rounds."""
+    canvases = []
+    for ask in asks:
+        canvases.append(process.add(*ask))
+        process.run_round(2, runs_ahead=True)
+        process.run_round(2, runs_ahead=True)
+    while process.requests:
+        process.run_round(2, runs_ahead=True)
+    return [canvas.ids.tolist() for canvas in canvases]
+
+
+def events_of(process: InProcess, graphs: WindowGraphs, capture: Any) -> list[str]:
+    """What happens in turn from now on: the host waits, a graph's inputs are put in
+    place, it is replayed."""
+    events: list[str] = []
+
+    def noted(name: str, function: Any) -> Any:
+        def note(*args: Any) -> Any:
+            events.append(name)
+            return function(*args)
+
+        return note
+
+    process.decoder.look = noted("look", process.decoder.look)  # type: ignore[method-assign]
+    graphs.stage = noted("stage", graphs.stage)  # type: ignore[method-assign]
+    graphs.capture = lambda run: noted("replay", capture(run))
+    graphs._graphs.clear()
+    return events
 
 
 def main() -> None:
@@ -78,6 +106,16 @@ def main() -> None:
         "graphs": in_turn,
         "captured": captured,
     }
+    process.rounds.graphs = None
+    eager = [ids for ask in REQUESTS for ids in decode(process, [ask])]
+    graphs = turn_on(process, capture)
+    found["ahead"] = {
+        "eager": eager + eager[:1],
+        "graphs": decode_ahead(process, REQUESTS),
+    }
+    events = events_of(process, graphs, capture)
+    found["ahead"]["graphs"] += decode_ahead(process, REQUESTS[:1])
+    found["ahead"]["events"] = events
     graphs = turn_on(process, fails)
     found["without memory"] = {
         "eager": found["three"]["eager"],

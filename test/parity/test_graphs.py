@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,18 @@ def test_a_batch_with_a_full_row_runs_eagerly(cases: dict[str, Any]) -> None:
     assert case["graphs"] == case["eager"]
     # Only once the canvas without a cache was done.
     assert case["num_replayed"] < cases["three"]["num_replayed"]
+
+
+def test_forwards_run_between_rounds_and_wait_for_nothing_but_their_launch(
+    cases: dict[str, Any],
+) -> None:
+    case = cases["ahead"]
+    assert case["graphs"] == case["eager"]
+    events = case["events"]
+    pairs = list(pairwise(events))
+    # What a graph reads is in place before the host waits, unless the window moves.
+    assert pairs.count(("look", "replay")) > pairs.count(("look", "stage")) > 0
+    assert pairs.count(("replay", "stage")) > 0 == pairs.count(("stage", "stage"))
 
 
 def test_a_capture_that_fails_turns_graphs_off(cases: dict[str, Any]) -> None:

@@ -55,7 +55,8 @@ KINDS = {
         LLADA_TOKENS["<|eot_id|>"],
         yaml={
             "threshold": 0.3,
-            "steps_per_round": 1,  # the others have the default
+            "steps_per_round": 1,
+            "overlap": True,  # a GPU's default
             "algorithms": {"FastDLLM": {"threshold": 0.7}},
         },
     ),
@@ -76,6 +77,7 @@ KINDS = {
         "Dream",
         lambda path: write_diffullama(path, seed=4),
         flags=DIFFULLAMA_FLAGS,
+        yaml={"overlap": True},
         cases=2,
     ),
 }
@@ -103,7 +105,7 @@ class Setup:
         given = self.kind.yaml
         defaults = dict(given.get("algorithms", {}).get(case.algorithm, {}))
         if case.algorithm == "FullAttnMultiBlock":
-            server = ("algorithms", "steps_per_round")
+            server = ("algorithms", "steps_per_round", "overlap")
             defaults = {key: given[key] for key in given if key not in server}
         if "factor" in case.options:
             defaults = {"threshold": None}

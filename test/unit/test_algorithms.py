@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -223,6 +224,19 @@ def test_equals_its_reference_with_a_cache(
     request = data.draw(requests(family, algorithm, cached=True))
     (canvas,) = decode(family, [request])
     check(family, request, canvas)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("num", [1, 3])
+def test_more_candidates_than_were_looked_for(family: str, num: int) -> None:
+    """A second block of 32 comes to the masks of the first one."""
+    options = {"threshold": 0.7, "block_size": 32, "early_stop": False}
+    for seed in range(5):
+        model = ToyModel(seed, eos_bias=-50.0)
+        request = Request(model, (1,), 70, "FullAttnMultiBlock", options)
+        crowd = [request, replace(request, length=40), replace(request, length=20)]
+        for one, canvas in zip(crowd[:num], decode(family, crowd[:num]), strict=True):
+            check(family, one, canvas)
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])

@@ -156,6 +156,8 @@ def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> No
         ("steps_per_round", 0),
         ("steps_per_round", 1.5),
         ("steps_per_round", True),
+        ("overlap", 1),
+        ("overlap", "auto"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_range(key: str, value: object) -> None:
@@ -175,9 +177,12 @@ def test_caches_have_published_defaults_and_need_naming() -> None:
     config = parse_decode_config(
         "FullAttnMultiBlock",
         DREAM,
-        {"steps_per_round": 2, "cache_delay_iter": 10_000, "refresh_interval": 10_000},
+        {
+            **{"steps_per_round": 2, "overlap": True},
+            **{"cache_delay_iter": 10_000, "refresh_interval": 10_000},
+        },
     )
-    assert config.steps_per_round == 2
+    assert config.steps_per_round == 2 and config.overlap is True
     assert resolved(config)["cache"] == "none"
     delayed = resolved(config, cache="delayed")
     assert (delayed["cache_delay_iter"], delayed["refresh_interval"]) == (1, 10_000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -161,9 +163,60 @@ def test_a_canvas_set_aside_goes_on_where_it_was() -> None:
                 for row, _ in zip(layout.rows, rows, strict=True)
             ]
             decoder.commit(held(torch.cat(packed)[layout.logits_rows]))
+            decoder.look()
         return [canvas.ids.tolist() for canvas in canvases]
 
     assert answers(interrupted=True) == answers(interrupted=False)
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_canvas_that_comes_while_a_forward_runs_waits_for_it(
+    comes_back: bool,
+) -> None:
+    """New, or set aside before: the forward that is laid out stays the others'."""
+    facts = facts_of("llada")
+    model = ToyModel(5, eos_bias=-50.0)
+    request = Request(model, (1,), 0, "Credit", {"block_size": 8, "cache": "dual"})
+    found = resolve("llada", request)
+    decoder = Decoder(facts)
+    canvases = [
+        Canvas.from_prompt([1], length, mask_id=MASK, eos_ids=(EOS,))
+        for length in (17, 30)
+    ]
+
+    def step() -> None:
+        layout = decoder.layout()
+        rows = [
+            model(torch.from_numpy(row.canvas.ids))[slice(*row.canvas.window)]
+            for row in layout.rows
+        ]
+        decoder.commit(held(torch.cat(rows)[layout.logits_rows]))
+
+    decoder.add(canvases[0], found.algorithm, found.options)
+    enter = partial(decoder.add, canvases[1], found.algorithm, found.options)
+    if comes_back:
+        enter()
+        for _ in range(3):
+            step()
+            decoder.look()
+        enter = decoder.set_aside(canvases[1])
+    num_before = canvases[1].num_forwards
+    layout = decoder.layout()
+    enter()
+    assert decoder.layout() is layout and decoder.canvases == canvases[:1]
+    step()
+    decoder.look()
+    assert decoder.canvases == canvases
+    assert canvases[0].num_forwards == num_before + 1
+    assert canvases[1].num_forwards == num_before
+    assert canvases[1].window == (0, 31)  # all of it, with nothing kept
+    while decoder.canvases:
+        step()
+        decoder.look()
+        decoder.remove([canvas for canvas in canvases if canvas.done])
+    exact = replace(request, options={"block_size": 8})
+    alone = decode("llada", [replace(exact, length=n) for n in (17, 30)])
+    assert [c.ids.tolist() for c in canvases] == [c.ids.tolist() for c in alone]
 
 
 @pytest.mark.parametrize("algorithm", sorted(algorithms()))

@@ -172,6 +172,7 @@ def forwards_to_the_end(frame: list[torch.Tensor], *ends_at_eos: bool) -> list[i
     while decoder.canvases:
         rows = torch.stack([frame[0], *frame] * len(decoder.canvases))
         decoder.commit(held(rows[decoder.layout().logits_rows]))
+        decoder.look()
         decoder.remove([canvas for canvas in canvases if canvas.done])
     return [canvas.num_forwards for canvas in canvases]
 

@@ -1,8 +1,9 @@
 """Denoising steps of a mixed batch: what to compute, then what to commit.
 
 The decoder holds the canvases of all requests, grouped by algorithm, on the device. A
-step's plan is made when the step before has committed, so that one transfer tells the
-host both what was committed and what comes next.
+step is ``layout``, a forward, ``commit`` and ``look``. Its plan is made when the step
+before has committed, so that one transfer tells the host both what was committed and
+what comes next; nothing but ``look`` waits for the device.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Decoder:
         self._groups: dict[Algorithm, Group] = {}
         self._layout: Layout | None = None
         self._key: object = None
+        self._is_laid_out = False
+        self._arrived: list[tuple[Algorithm, Group]] = []
 
     @property
     def canvases(self) -> list[Canvas]:
@@ -59,6 +62,8 @@ class Decoder:
     def add(self, canvas: Canvas, algorithm: Algorithm, options: Options) -> None:
         """Take in a canvas with nothing decoded and plan its first forward.
 
+        Where a forward is laid out already, it goes along from the next one on.
+
         Raises:
             Exception: whatever the algorithm raises; the canvas is not taken in.
         """
@@ -67,17 +72,19 @@ class Decoder:
         canvases.cache = cache.begin(canvases)
         canvases.update_done()
         group = Group(canvases, _plan(algorithm, canvases))
-        _read_back([group])
-        self._join(algorithm, group)
+        if not self._is_laid_out:
+            _read_back([group])
+        self._take_in(algorithm, group)
 
     def remove(self, canvases: Sequence[Canvas]) -> None:
-        """Forget canvases."""
+        """Forget canvases, but not while a forward of them runs."""
+        assert not self._arrived, "a forward runs"
         leaving = set(map(id, canvases))
         for algorithm, group in list(self._groups.items()):
             records = group.canvases.records
             stays = [i for i, c in enumerate(records) if id(c) not in leaving]
             if len(stays) < len(records):
-                self._layout = None
+                self._layout, self._is_laid_out = None, False
                 if stays:
                     self._groups[algorithm] = _selected(group, stays)
                 else:
@@ -99,26 +106,43 @@ class Decoder:
 
         def put_back() -> None:
             canvas.window = (0, len(canvas))
-            self._join(algorithm, group)
+            length = group.canvases.prompt_len + group.canvases.answer_len
+            group.windows = (torch.zeros_like(length), length)
+            self._take_in(algorithm, group)
 
         return put_back
 
     def layout(self) -> Layout:
         """The next forward, of which every canvas has one to run."""
+        if self._layout is not None and self._is_laid_out:
+            return self._layout
         groups = self._packed()
         key = Layout.key_of(self.canvases)
         if self._layout is None or self._key != key:
             self._layout, self._key = Layout.of(groups, self.device), key
         self._layout.update(groups)
+        self._is_laid_out = True
         return self._layout
 
+    @property
+    def expected(self) -> Layout | None:
+        """Between ``commit`` and ``look``: the layout that stays unless windows move,
+        with ids in place and at least the candidates there will be, in the same order.
+        None where candidates of several kinds would be apart."""
+        groups = self._packed()
+        is_one = len(groups) == 1 and not any(groups[0][1])
+        return self._layout if is_one else None
+
     def commit(self, logits: Logits) -> None:
-        """Commit what one forward decides in every canvas, and plan the next.
+        """Commit what one forward decides in every canvas, and plan the next. The host
+        learns of it by ``look``.
 
         Args:
             logits: ``(N + U, V)``: of the rows named by ``layout().logits_rows``.
         """
         assert self._layout is not None, "no forward was laid out"
+        self._is_laid_out = False
+        arrived, self._arrived = self._arrived, []
         pairs = zip(list(self._groups.items()), self._layout.groups, strict=True)
         for (algorithm, group), candidates in pairs:
             canvases = group.canvases
@@ -131,8 +155,13 @@ class Decoder:
             except Exception as error:  # may be a third party's code
                 _fail(algorithm, canvases, error)
                 self.remove(canvases.records)
+        for algorithm, group in arrived:
+            self._join(algorithm, group)
         if self._layout is not None:
             self._layout.expect(self._packed())
+
+    def look(self) -> None:
+        """Wait for what was committed and planned, and write it to the canvases."""
         _read_back(list(self._groups.values()))
 
     @property
@@ -150,6 +179,12 @@ class Decoder:
             )
             for algorithm, group in self._groups.items()
         ]
+
+    def _take_in(self, algorithm: Algorithm, group: Group) -> None:
+        if self._is_laid_out:
+            self._arrived.append((algorithm, group))
+        else:
+            self._join(algorithm, group)
 
     def _join(self, algorithm: Algorithm, group: Group) -> None:
         self._layout = None
@@ -248,7 +283,7 @@ def _joined(some: Windows, others: Windows) -> Windows:
 
 
 def _read_back(groups: Sequence[Group]) -> None:
-    """Bring the host's records up to date: the one place that waits for the device."""
+    """Bring the host's records up to date: what waits for the device."""
     if not groups:
         return
     tables = []

@@ -136,14 +136,15 @@ class Layout:
 
     def expect(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
         """Do what ``update`` can do before the host knows how many candidates there
-        are: of every group, find as many as there were. While windows stay, they
-        hardly ever become more."""
+        are: of every group, look for some more than there were. What is found behind
+        the last one is not meant, and ``logits_rows`` are the first group's."""
         answers = torch.cat([canvases.ids.flatten() for canvases, _ in groups])
         self.input_ids[self._answer_at] = answers[self._answer_from]
         self._expected = [
-            _candidates(*group, base)
-            for group, base in zip(groups, self._bases, strict=True)
+            _candidates(canvases, guided, base, power_of_two(_num_known(canvases)))
+            for (canvases, guided), base in zip(groups, self._bases, strict=True)
         ]
+        self.logits_rows = self._expected[0].rows
 
     def update(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
         """Bring the ids and the candidates up to date with the canvases."""
@@ -152,15 +153,14 @@ class Layout:
         self.groups = []
         rows: list[torch.Tensor] = []
         free: list[torch.Tensor] = []
-        num_own = sum(c.num_candidates for group, _ in groups for c in group.records)
+        num_free = sum(_num_known(canvases) for canvases, _ in groups)
         num = 0
-        num_free = num_own
         for (canvases, guided), base, expected in zip(
             groups, self._bases, self._expected, strict=True
         ):
             counts = [canvas.num_candidates for canvas in canvases.records]
             if sum(counts) > len(expected.rows):
-                expected = _candidates(canvases, guided, base)
+                expected = _candidates(canvases, guided, base, sum(counts))
             group = expected.first_of(counts)
             group.first, group.first_free = num, num_free
             rows.append(group.rows)
@@ -172,7 +172,15 @@ class Layout:
             num += len(group.rows)
             num_free += group.num_free
             self.groups.append(group)
-        self.logits_rows = torch.cat(rows + free)
+        parts = rows + free
+        # One part is still the rows that were expected, of which graphs make use.
+        self.logits_rows = torch.cat(parts) if parts[1:] else parts[0]
+
+
+def power_of_two(number: int) -> int:
+    """The least one that is not less, from 32 on: of how many candidates a forward is
+    laid out and captured for, so that few sizes serve all."""
+    return 1 << max(5, (number - 1).bit_length())
 
 
 def _upload(values: IdArray, device: torch.device) -> torch.Tensor:
@@ -234,16 +242,19 @@ def _rows_of(
     return torch.maximum(first[canvas_index] + positions, least[canvas_index])
 
 
+def _num_known(canvases: Canvases) -> int:
+    """Candidates of the next forward, or of the one before, as the host knows."""
+    return sum(canvas.num_candidates for canvas in canvases.records)
+
+
 def _candidates(
-    canvases: Canvases, guided: list[bool], base: torch.Tensor
+    canvases: Canvases, guided: list[bool], base: torch.Tensor, size: int
 ) -> Candidates:
-    """As many as the host knows of."""
+    """The first ``size`` candidates; where there are fewer, anything behind them."""
     assert canvases.step is not None, "no step is planned"
-    counts = [canvas.num_candidates for canvas in canvases.records]
     # With a size, the device is not asked how many there are.
-    found = torch.nonzero_static(
-        canvases.step.candidates, size=sum(counts), fill_value=0
-    )
+    found = torch.nonzero_static(canvases.step.candidates, size=size, fill_value=0)
     canvas_index, positions = found[:, 0], found[:, 1]
     rows = _rows_of(base[:2], canvas_index, positions)
+    counts = [canvas.num_candidates for canvas in canvases.records]
     return Candidates(guided, canvas_index, positions, rows, counts)

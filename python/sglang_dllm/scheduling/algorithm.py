@@ -25,7 +25,10 @@ class FullAttnAlgorithm(DllmAlgorithm):
         metrics: what ended requests are counted in.
         batch: of the round that the scheduler has begun.
         graphs: run forwards of windows; None where there are none.
-        num_steps: forwards of the round, unless a canvas is done before.
+        num_steps: that the round commits, unless a canvas is done before.
+        runs_ahead: launch the next round's first forward before the round ends, so
+            that the device runs it while the scheduler does its part. Only where no
+            canvas is done, and worth it only where a launch does not wait.
     """
 
     decoder: Decoder | None = None
@@ -33,6 +36,11 @@ class FullAttnAlgorithm(DllmAlgorithm):
     batch: CanvasBatch
     graphs: WindowGraphs | None = None
     num_steps = 1
+    runs_ahead = False
+    _logits: Logits | None = None
+    """Of the forward that runs."""
+    _forward_batch: Any = None
+    _in_graph = False
 
     def run(
         self, model_runner: Any, forward_batch: Any, algo_states: Any = None
@@ -40,33 +48,66 @@ class FullAttnAlgorithm(DllmAlgorithm):
         """A round of denoising steps.
 
         Args:
-            forward_batch: of the first step, made from ``batch``.
+            forward_batch: made from ``batch``.
         """
+        self._forward_batch = forward_batch
+        for _ in range(self.num_steps):
+            if self._has_ended():
+                break
+            if self._logits is None:
+                self._launch(model_runner)
+            self.land()
+        if self.runs_ahead and not self._has_ended():
+            self._launch(model_runner)
+        return LogitsProcessorOutput(None), [], None, None, self._in_graph
+
+    def land(self) -> None:
+        """Commit what the forward that runs decides, if one does. Canvases may leave
+        the decoder only after that."""
+        if self._logits is None:
+            return
+        assert self.decoder is not None
+        logits, self._logits = self._logits, None
+        self.decoder.commit(logits)
+        del logits  # they may be many, and the next forward needs the memory
+        self._stage()
+        self.decoder.look()
+
+    def _stage(self) -> None:
+        """Before the host waits: what the next forward reads, so that in most steps
+        nothing but a launch is left to do then."""
+        assert self.decoder is not None
+        expected = self.decoder.expected
+        if self.graphs is None or expected is not self.batch.layout:
+            return
+        plan = self.batch.plan()
+        if self.graphs.accepts(plan):
+            self.graphs.stage(plan, self._forward_batch, self.decoder.statistics)
+
+    def _has_ended(self) -> bool:
+        """Whether a canvas has something to be handed out before all go on."""
+        return any(c.done or c.failure for c in self.batch.canvases)
+
+    def _launch(self, model_runner: Any) -> None:
+        """Run the next forward, which the host does not wait for."""
         decoder = self.decoder
         assert decoder is not None
-        for left in reversed(range(self.num_steps)):
-            layout = self.batch.layout
-            forward_batch.input_ids = layout.input_ids
-            forward_batch.positions = layout.positions
-            plan = self.batch.plan()
-            in_graph = self.graphs is not None and self.graphs.accepts(plan)
-            if self.graphs is not None and in_graph:
-                logits = self.graphs.run(plan, forward_batch, decoder.statistics)
-            else:
-                with forward_plan(plan):
-                    out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
-                # The forward batch tells SGLang's head nothing but the kind of forward.
-                logits = Logits.of_hidden(
-                    out.logits_output.hidden_states,
-                    partial(model_runner.model.logits, forward_batch=forward_batch),
-                    decoder.facts.vocab_size,
-                )
-            decoder.commit(logits)
-            del logits  # they may be many, and the next forward needs the memory
-            if not left or any(c.done or c.failure for c in self.batch.canvases):
-                break
-            if self.batch.prepare(decoder.layout()):
-                forward_batch = ForwardBatch.init_new(
-                    self.batch, model_runner, return_hidden_states_before_norm=False
-                )
-        return LogitsProcessorOutput(None), [], None, None, in_graph
+        if self.batch.prepare(decoder.layout()):
+            self._forward_batch = ForwardBatch.init_new(
+                self.batch, model_runner, return_hidden_states_before_norm=False
+            )
+        forward_batch, plan = self._forward_batch, self.batch.plan()
+        forward_batch.input_ids = self.batch.layout.input_ids
+        forward_batch.positions = self.batch.layout.positions
+        self._in_graph = self.graphs is not None and self.graphs.accepts(plan)
+        if self.graphs is not None and self._in_graph:
+            self._logits = self.graphs.run(plan, forward_batch, decoder.statistics)
+            return
+        with forward_plan(plan):
+            out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
+        # The forward batch tells SGLang's head nothing but the kind of forward.
+        self._logits = Logits.of_hidden(
+            out.logits_output.hidden_states,
+            partial(model_runner.model.logits, forward_batch=forward_batch),
+            decoder.facts.vocab_size,
+        )

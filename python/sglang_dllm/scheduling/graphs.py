@@ -22,6 +22,7 @@ import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from sglang_dllm.attention.planned import same_rows
+from sglang_dllm.decoding.layout import power_of_two
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.statistics import (
     HEAD_ELEMENTS,
@@ -144,13 +145,16 @@ class Bucket(NamedTuple):
 
 @dataclass
 class _Graph:
-    """One bucket: what its replay reads, what it computes of the logits, the replay."""
+    """One bucket: what its replay reads, what it computes of the logits, the replay,
+    which captures nothing while the graph is new."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     logits_rows: torch.Tensor
     statistics: tuple[Statistic, ...]
+    has_head: bool
     replay: Run
+    is_new: bool = True
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,26 @@ class _Padded:
     plan: ForwardPlan
     tokens: torch.Tensor
     place: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A graph that has in place what it reads for a plan."""
+
+    bucket: Bucket
+    graph: _Graph
+    plan: ForwardPlan
+    statistics: tuple[Statistic, ...]
+
+    def holds(self, plan: ForwardPlan, statistics: tuple[Statistic, ...]) -> bool:
+        """Whether another plan is this one with the first of its candidates."""
+        mine, others = self.plan.logits_rows, plan.logits_rows
+        return (
+            same_rows(plan.rows, self.plan.rows)
+            and statistics == self.statistics
+            and others.data_ptr() == mine.data_ptr()
+            and len(others) <= len(mine)
+        )
 
 
 class WindowGraphs:
@@ -197,6 +221,8 @@ class WindowGraphs:
         self.limits, self.capture = limits, capture
         self._graphs: dict[Bucket, _Graph] = {}
         self._padded: _Padded | None = None
+        self._planned: _Padded | None = None
+        self._staged: _Staged | None = None
         self._held: torch.Tensor | None = None
         self._has_failed = False
         logger.info(
@@ -232,33 +258,47 @@ class WindowGraphs:
             Of the plan's N candidates. Where the bucket's logits are too many to be
             held at once, the head and the statistics are left for later.
         """
-        num_rows = bucket_of(len(plan.rows), self.limits.batch_sizes)
-        length = bucket_of(max(plan.lens), self.limits.windows)
-        assert num_rows is not None and length is not None
-        num = len(plan.logits_rows)
-        # Powers of two, so that few graphs serve all numbers of candidates.
-        num_logits = min(1 << max(5, (num - 1).bit_length()), num_rows * length)
-        has_head = fits_at_once(num_logits, self.facts.vocab_size)
-        bucket = Bucket(num_rows, length, num_logits)
-        padded = self._pad(plan, bucket, forward_batch.input_ids.device)
-        self.attention.plan(padded.plan, graph=True)
-        graph, is_new = self._graph_of(
-            bucket, statistics if has_head else (), forward_batch
-        )
-        graph.input_ids.copy_(forward_batch.input_ids[padded.tokens])
-        graph.positions.copy_(forward_batch.positions[padded.tokens])
-        wanted = padded.place[plan.logits_rows]
-        graph.logits_rows[:num] = wanted
-        graph.logits_rows[num:] = wanted[-1]
-        if is_new:
-            self._capture(bucket, graph)
+        if self._staged is None or not self._staged.holds(plan, statistics):
+            self.stage(plan, forward_batch, statistics)
+        staged, self._staged = self._staged, None
+        assert staged is not None
+        graph, num = staged.graph, len(plan.logits_rows)
+        if graph.is_new:
+            self._capture(staged.bucket, graph)
         out, *measured = (tensor[:num] for tensor in graph.replay())
-        if not has_head:
+        if not graph.has_head:
             head = partial(self.model.logits, forward_batch=forward_batch)
             return Logits.of_hidden(out, head, self.facts.vocab_size)
         pairs = zip(measured[::2], measured[1::2], strict=True)
         known = dict(zip(graph.statistics, pairs, strict=True))
         return Logits(num, self.facts.vocab_size, lambda rows: out[rows], known)
+
+    def stage(
+        self,
+        plan: ForwardPlan,
+        forward_batch: Any,
+        statistics: tuple[Statistic, ...] = (),
+    ) -> None:
+        """All of ``run`` but the replay: put in place what the graph reads. Nothing is
+        left to do for a ``run`` of the same windows and the first of the candidates,
+        as long as the ids are the same."""
+        num_rows = bucket_of(len(plan.rows), self.limits.batch_sizes)
+        length = bucket_of(max(plan.lens), self.limits.windows)
+        assert num_rows is not None and length is not None
+        num = len(plan.logits_rows)
+        num_logits = min(power_of_two(num), num_rows * length)
+        bucket = Bucket(num_rows, length, num_logits)
+        padded = self._pad(plan, bucket, forward_batch.input_ids.device)
+        graph = self._graph_of(bucket, statistics, forward_batch)
+        if graph.is_new or padded is not self._planned:
+            self.attention.plan(padded.plan, graph=True)
+            self._planned = padded
+        graph.input_ids.copy_(forward_batch.input_ids[padded.tokens])
+        graph.positions.copy_(forward_batch.positions[padded.tokens])
+        wanted = padded.place[plan.logits_rows[:num_logits]]
+        graph.logits_rows[:num] = wanted
+        graph.logits_rows[num:] = wanted[-1]
+        self._staged = _Staged(bucket, graph, plan, statistics)
 
     def _pad(self, plan: ForwardPlan, bucket: Bucket, device: torch.device) -> _Padded:
         shape = bucket.num_rows, bucket.length
@@ -285,7 +325,7 @@ class WindowGraphs:
 
     def _capture(self, bucket: Bucket, graph: _Graph) -> None:
         try:
-            graph.replay = self.capture(graph.replay)
+            graph.replay, graph.is_new = self.capture(graph.replay), False
             self._graphs[bucket] = graph
         except RuntimeError as error:  # no memory left, for one
             # This forward runs without a graph, and so do all that follow.
@@ -295,18 +335,22 @@ class WindowGraphs:
 
     def _graph_of(
         self, bucket: Bucket, wanted: tuple[Statistic, ...], forward_batch: Any
-    ) -> tuple[_Graph, bool]:
-        """The bucket's graph, and whether it has to be captured: the first one, or one
-        that computes less than is wanted now."""
+    ) -> _Graph:
+        """The bucket's graph: a new one where it computes less than is wanted now."""
+        has_head = fits_at_once(bucket.num_logits, self.facts.vocab_size)
         there = self._graphs.get(bucket)
         known = there.statistics if there is not None else ()
-        if there is not None and set(wanted) <= set(known):
-            return there, False
-        union = tuple(sorted({*wanted, *known}))
-        return self._new_graph(bucket, union, forward_batch), True
+        if there is not None and (not has_head or set(wanted) <= set(known)):
+            return there
+        union = tuple(sorted({*wanted, *known})) if has_head else ()
+        return self._new_graph(bucket, union, has_head, forward_batch)
 
     def _new_graph(
-        self, bucket: Bucket, statistics: tuple[Statistic, ...], forward_batch: Any
+        self,
+        bucket: Bucket,
+        statistics: tuple[Statistic, ...],
+        has_head: bool,
+        forward_batch: Any,
     ) -> _Graph:
         num_tokens = bucket.num_rows * bucket.length
         device = forward_batch.input_ids.device
@@ -318,7 +362,6 @@ class WindowGraphs:
             zeros, (num_tokens, num_tokens, bucket.num_logits)
         )
         batch = replace(forward_batch, input_ids=ids, positions=positions)
-        has_head = fits_at_once(bucket.num_logits, self.facts.vocab_size)
 
         def forward() -> tuple[torch.Tensor, ...]:
             assert self._padded is not None
@@ -335,7 +378,7 @@ class WindowGraphs:
             )
             return (self._hold(logits), *chain.from_iterable(measured))
 
-        return _Graph(ids, positions, logits_rows, statistics, forward)
+        return _Graph(ids, positions, logits_rows, statistics, has_head, forward)
 
 
 class CudaCapture:

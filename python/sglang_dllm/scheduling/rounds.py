@@ -78,7 +78,7 @@ def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | No
     if not running_batch.reqs:
         return None
     algorithm = scheduler.tp_worker.dllm_algorithm
-    algorithm.num_steps = _num_steps(scheduler, running_batch.reqs)
+    _settle_round(scheduler, running_batch.reqs)
     algorithm.batch = batch = CanvasBatch.init_new(
         list(running_batch.reqs),
         scheduler.req_to_token_pool,
@@ -135,6 +135,7 @@ def _release_finished(scheduler: Any, running_batch: ScheduleBatch) -> None:
     finished = [req for req in running_batch.reqs if req.finished()]
     if not finished:
         return
+    scheduler.tp_worker.dllm_algorithm.land()
     canvases = [req.dllm_algo_state.canvas for req in finished]
     _decoder(scheduler).remove(canvases)
     for canvas in canvases:
@@ -153,6 +154,7 @@ def _leave_retracted(scheduler: Any, running_batch: ScheduleBatch) -> None:
     strays = [canvas for canvas in decoder.canvases if id(canvas) not in running]
     if not strays:
         return
+    scheduler.tp_worker.dllm_algorithm.land()
     for req in scheduler.waiting_queue:
         waiting = req.dllm_algo_state
         if waiting is not None and waiting.canvas in strays:
@@ -300,15 +302,20 @@ def _decoder(scheduler: Any) -> Decoder:
     return decoder
 
 
-def _num_steps(scheduler: Any, reqs: Iterable[Req]) -> int:
-    """Forwards of a round. One where a request brings stops that only the host sees,
-    so that it runs no more forwards than it needs; those of the tokenizer that the
-    model's config does not name may cost it the rest of a round."""
+def _settle_round(scheduler: Any, reqs: Iterable[Req]) -> None:
+    """How far a round goes. One step where a request brings stops that only the host
+    sees, so that it runs no more forwards than it needs; those of the tokenizer that
+    the model's config does not name may cost it the rest of a round."""
     params = [req.sampling_params for req in reqs]
-    if any(p.stop_strs or p.stop_regex_strs or p.stop_token_ids for p in params):
-        return 1
-    steps: int = scheduler.dllm_config.decode.steps_per_round
-    return steps
+    stops = any(p.stop_strs or p.stop_regex_strs or p.stop_token_ids for p in params)
+    decode = scheduler.dllm_config.decode
+    algorithm = scheduler.tp_worker.dllm_algorithm
+    algorithm.num_steps = 1 if stops else decode.steps_per_round
+    overlap = decode.overlap
+    if overlap is None:
+        # A launch on a CPU is the forward: it would only keep tokens from the client.
+        overlap = scheduler.device != "cpu"
+    algorithm.runs_ahead = overlap and not stops
 
 
 def _facts(scheduler: Any) -> ModelFacts:
