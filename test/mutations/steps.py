@@ -10,7 +10,6 @@ from mutations.mutation import (
     EDGES,
     EVERY,
     LAYOUT,
-    REFERENCE,
     SHARED,
     Mutation,
     each,
@@ -77,16 +76,16 @@ STEP_MUTATIONS = (
     layout(
         "rows counted from the canvas's start",
         CACHED,
-        " - canvas.window[0]",
-        "",
+        " - c.window[0] for c",
+        " for c",
         "with a cache, a position gets the token of another: gibberish",
         *PACKED,
     ),
     layout(
         "the least row is the batch's first",
         EVERY,
-        "= offset + ahead, offset",
-        "= offset + ahead, 0",
+        "np.maximum(index, first[..., None])",
+        "np.maximum(index, 0)",
         "with an empty prompt Dream's first token is another request's",
         *each("dream_reads_row_0_for_the_first_position", EVERY),
     ),
@@ -228,8 +227,10 @@ STEP_MUTATIONS = (
     decoder(
         "a forward for what an EOS filled",
         BY_ENTROPY,
-        "    canvases.done = canvases.done | ~canvases.masked.any(dim=1)\n",
-        "",
+        "    step = algorithm.plan(canvases)\n"
+        "    # Not before: planning may have filled what was left behind an EOS.\n"
+        "    canvases.update_done()\n",
+        "    canvases.update_done()\n    step = algorithm.plan(canvases)\n",
         "a forward more than needed",
         *(
             f"{SHARED}an_eos_that_leaves_nothing_to_decode_ends_the_canvas[{name}]"

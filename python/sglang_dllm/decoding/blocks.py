@@ -6,7 +6,8 @@ With both progress thresholds at 1 this is d3LLM ``generate``: one block at a ti
 The state of R canvases of up to K blocks:
 
 - ``left`` ``(R, K)`` int64: mask tokens still in a block, as the reference counts them;
-- ``active`` ``(R, K)`` bool: every position may be forced; d3LLM's ``is_complete``;
+- ``active`` ``(R, K)`` bool: exists, and every position may be forced; d3LLM's
+  ``is_complete``;
 - ``created`` ``(R,)`` int64: how many blocks exist.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.canvases import Canvases, Step, first_true
+from sglang_dllm.decoding.canvases import Canvases, Step, first_true, number
 
 FAR = 1 << 60
 """Behind every position; a block's size more is an int64 still."""
@@ -102,13 +103,14 @@ def plan(
     active = state["active"] | (exists & (before >= activate_progress[:, None]))
     state["active"], state["created"] = active, created
     has_masks = left > 0
-    live = exists & (active | has_masks)
-    end = torch.where(live, blocks.end, 0).amax(dim=1)
+    live = active | (exists & has_masks)
+    end = torch.where(live, blocks.end, number(0, live.device)).amax(dim=1)
     candidates = masked & (canvases.positions < end[:, None])
     start = first_true(candidates) // blocks.size * blocks.size
-    can_be_forced = exists & active & has_masks
+    can_be_forced = active & has_masks
     # Where there is none, a range that begins behind every position and is empty.
-    forced_start = torch.where(can_be_forced, blocks.start, FAR).amin(dim=1)
+    far = number(FAR, live.device)
+    forced_start = torch.where(can_be_forced, blocks.start, far).amin(dim=1)
     forced_end = torch.minimum(forced_start + blocks.size, canvases.answer_len)
     return Step(
         candidates, start, end, forced_start=forced_start, forced_end=forced_end
@@ -132,7 +134,7 @@ def stop_at_eos(canvases: Canvases, blocks: Blocks) -> torch.Tensor:
     stopped = canvases.constant("stops", lambda: stops, torch.bool)
     stopped = stopped & (eos < canvases.answer_len)
     at = eos.clamp(max=canvases.max_answer_len - 1)[:, None]
-    first = torch.where(stopped, eos, FAR)[:, None]
+    first = torch.where(stopped, eos, number(FAR, eos.device))[:, None]
     behind = canvases.inside & (canvases.positions > first)
     canvases.ids = torch.where(behind, canvases.ids.gather(1, at), canvases.ids)
     canvases.masked = canvases.masked & ~behind

@@ -291,9 +291,19 @@ def first_true(values: torch.Tensor) -> torch.Tensor:
     length = values.shape[1]
     if length == 0:
         return torch.zeros(len(values), dtype=torch.int64, device=values.device)
-    return torch.where(values, indices(length, values.device), length).amin(dim=1)
+    index = indices(length, values.device)
+    return torch.where(values, index, number(length, values.device)).amin(dim=1)
 
 
+@lru_cache(maxsize=4096, typed=True)
+def number(value: float, device: torch.device) -> torch.Tensor:
+    """``()`` int64, or float64 for a float; not to be written to. A literal would be
+    uploaded each time."""
+    dtype = torch.float64 if isinstance(value, float) else torch.int64
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=4096)
 def indices(length: int, device: torch.device) -> torch.Tensor:
     """``(length,)`` int64 from 0; not to be written to."""
     return _power_of_two(length.bit_length(), device)[:length]

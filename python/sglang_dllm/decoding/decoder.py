@@ -70,7 +70,6 @@ class Decoder:
         canvases = Canvases.of(canvas, options, self.facts, self.device)
         canvases.state = algorithm.begin(canvases)
         canvases.cache = cache.begin(canvases)
-        canvases.update_done()
         group = Group(canvases, _plan(algorithm, canvases))
         if not self._is_laid_out:
             _read_back([group])
@@ -150,7 +149,6 @@ class Decoder:
             try:
                 judged = _judged(canvases, candidates, logits)
                 _commit(algorithm, judged)
-                canvases.update_done()
                 group.windows = _plan(algorithm, canvases)
             except Exception as error:  # may be a third party's code
                 _fail(algorithm, canvases, error)
@@ -200,8 +198,8 @@ class Decoder:
 def _plan(algorithm: Algorithm, canvases: Canvases) -> Windows:
     """Plan the next forward of all canvases of an algorithm."""
     step = algorithm.plan(canvases)
-    # Planning may have filled what was left behind an EOS.
-    canvases.done = canvases.done | ~canvases.masked.any(dim=1)
+    # Not before: planning may have filled what was left behind an EOS.
+    canvases.update_done()
     candidates, last = step.candidates, canvases.is_last_forward()
     if last is not None:
         candidates = torch.where(last[:, None], canvases.masked, candidates)
@@ -300,7 +298,8 @@ def _read_back(groups: Sequence[Group]) -> None:
         )
         answers = canvases.ids.masked_fill(canvases.masked, -1)
         tables.append(torch.cat([answers, torch.stack(numbers, dim=1)], dim=1))
-    host = torch.cat([table.flatten() for table in tables]).cpu().numpy()
+    flat = [table.flatten() for table in tables]
+    host = (torch.cat(flat) if flat[1:] else flat[0]).cpu().numpy()
     first = 0
     for group, table in zip(groups, tables, strict=True):
         rows = host[first : first + table.numel()].reshape(table.shape)

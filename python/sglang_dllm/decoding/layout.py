@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 
 import numpy as np
@@ -57,6 +57,8 @@ class Candidates:
     def first_of(self, counts: list[int]) -> Candidates:
         """As many as there are; behind them nothing was meant."""
         num = sum(counts)
+        if num == len(self.rows):
+            return replace(self, counts=counts)
         tensors = (self.canvas_index[:num], self.positions[:num], self.rows[:num])
         return Candidates(self.guided, *tensors, counts)
 
@@ -85,7 +87,7 @@ class Layout:
     input_ids: torch.Tensor
     _answer_at: torch.Tensor
     _answer_from: torch.Tensor
-    _bases: list[torch.Tensor]
+    _predicted_at: list[torch.Tensor]
     logits_rows: torch.Tensor = field(init=False)
     groups: list[Candidates] = field(default_factory=list)
     _expected: list[Candidates] = field(default_factory=list)
@@ -112,7 +114,7 @@ class Layout:
         lens = [row.length for row, _ in packed]
         offsets = np.cumsum([0, *lens])[:-1]
         at, source = _answer_indices(packed, offsets)
-        bases = _bases(groups, [row for row, _ in packed], offsets)
+        predicted_at = _predicted_at(groups, [row for row, _ in packed], offsets)
         return cls(
             [row for row, _ in packed],
             _upload(
@@ -121,7 +123,7 @@ class Layout:
             _upload(np.concatenate([_ids(row) for row, _ in packed]), device),
             _upload(at, device),
             _upload(source, device),
-            [_upload(base, device) for base in bases],
+            [_upload(rows, device) for rows in predicted_at],
         )
 
     @property
@@ -141,8 +143,8 @@ class Layout:
         answers = torch.cat([canvases.ids.flatten() for canvases, _ in groups])
         self.input_ids[self._answer_at] = answers[self._answer_from]
         self._expected = [
-            _candidates(canvases, guided, base, power_of_two(_num_known(canvases)))
-            for (canvases, guided), base in zip(groups, self._bases, strict=True)
+            _candidates(canvases, guided, rows[0], power_of_two(_num_known(canvases)))
+            for (canvases, guided), rows in zip(groups, self._predicted_at, strict=True)
         ]
         self.logits_rows = self._expected[0].rows
 
@@ -155,20 +157,19 @@ class Layout:
         free: list[torch.Tensor] = []
         num_free = sum(_num_known(canvases) for canvases, _ in groups)
         num = 0
-        for (canvases, guided), base, expected in zip(
-            groups, self._bases, self._expected, strict=True
+        for (canvases, guided), predicted_at, expected in zip(
+            groups, self._predicted_at, self._expected, strict=True
         ):
             counts = [canvas.num_candidates for canvas in canvases.records]
             if sum(counts) > len(expected.rows):
-                expected = _candidates(canvases, guided, base, sum(counts))
+                expected = _candidates(canvases, guided, predicted_at[0], sum(counts))
             group = expected.first_of(counts)
             group.first, group.first_free = num, num_free
             rows.append(group.rows)
             if any(guided):
                 at = group.of_guided()
-                free.append(
-                    _rows_of(base[2:], group.canvas_index[at], group.positions[at])
-                )
+                canvas_index, positions = group.canvas_index[at], group.positions[at]
+                free.append(predicted_at[1, canvas_index, positions])
             num += len(group.rows)
             num_free += group.num_free
             self.groups.append(group)
@@ -212,34 +213,27 @@ def _answer_indices(
     return np.concatenate(at), np.concatenate(source)
 
 
-def _bases(
+def _predicted_at(
     groups: Sequence[tuple[Canvases, list[bool]]], rows: Sequence[Row], offsets: IdArray
 ) -> list[IdArray]:
-    """For each group ``(4, R)``: the packed index that predicts position 0, and the
-    least there is, of each canvas's own row; then of its unconditional one."""
+    """For each group ``(2, R, A)``: the packed index that predicts each position, of
+    each canvas's own row, and of its unconditional one. Where a window has none, its
+    first."""
     place = {
         (id(row.canvas), row.is_unconditional): offset
         for row, offset in zip(rows, offsets, strict=True)
     }
-    bases = []
+    found = []
     for canvases, _ in groups:
-        shift = canvases.facts.family.shift
-        base = np.zeros((4, len(canvases)), dtype=np.int64)
-        for index, canvas in enumerate(canvases.records):
-            ahead = canvas.prompt_len - shift - canvas.window[0]
-            for which in (False, True):
-                offset = place.get((id(canvas), which), 0)
-                base[2 * which : 2 * which + 2, index] = offset + ahead, offset
-        bases.append(base)
-    return bases
-
-
-def _rows_of(
-    base: torch.Tensor, canvas_index: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
-    """The packed rows that predict some positions; a canvas's first row its own."""
-    first, least = base
-    return torch.maximum(first[canvas_index] + positions, least[canvas_index])
+        records, shift = canvases.records, canvases.facts.family.shift
+        first = np.array(
+            [[place.get((id(c), which), 0) for c in records] for which in (False, True)]
+        )
+        ahead = np.array([c.prompt_len - shift - c.window[0] for c in records])
+        positions = np.arange(canvases.max_answer_len)
+        index = (first + ahead)[..., None] + positions
+        found.append(np.maximum(index, first[..., None]))
+    return found
 
 
 def _num_known(canvases: Canvases) -> int:
@@ -248,13 +242,13 @@ def _num_known(canvases: Canvases) -> int:
 
 
 def _candidates(
-    canvases: Canvases, guided: list[bool], base: torch.Tensor, size: int
+    canvases: Canvases, guided: list[bool], predicted_at: torch.Tensor, size: int
 ) -> Candidates:
     """The first ``size`` candidates; where there are fewer, anything behind them."""
     assert canvases.step is not None, "no step is planned"
     # With a size, the device is not asked how many there are.
     found = torch.nonzero_static(canvases.step.candidates, size=size, fill_value=0)
-    canvas_index, positions = found[:, 0], found[:, 1]
-    rows = _rows_of(base[:2], canvas_index, positions)
+    canvas_index, positions = found.unbind(dim=1)
+    rows = predicted_at[canvas_index, positions]
     counts = [canvas.num_candidates for canvas in canvases.records]
     return Candidates(guided, canvas_index, positions, rows, counts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.canvases import indices
+from sglang_dllm.decoding.canvases import indices, number
 
 
 def ranks(
@@ -62,13 +62,14 @@ def first_best(
         eligible: ``(N,)`` bool: those to choose from, of which a canvas may have none;
             None for all.
     """
+    device = value.device
     if eligible is not None:
-        value = value.masked_fill(~eligible, -torch.inf)
+        value = torch.where(eligible, value, number(-torch.inf, device))
     is_best = value == best_of_group(value, canvas_index, num_canvases)[canvas_index]
     if eligible is not None:
         is_best = is_best & eligible
-    index = indices(len(value), value.device)
-    first = torch.full(
-        (num_canvases,), len(value), dtype=torch.int64, device=value.device
-    ).scatter_reduce(0, canvas_index, torch.where(is_best, index, len(value)), "amin")
+    index, behind = indices(len(value), device), number(len(value), device)
+    first = behind.repeat(num_canvases).scatter_reduce_(
+        0, canvas_index, torch.where(is_best, index, behind), "amin"
+    )
     return first[canvas_index] == index
