@@ -52,9 +52,8 @@ class Blocks:
         return counts.scatter_add(1, self._of_position, masked.long())
 
 
-def blocks_of(canvases: Canvases) -> Blocks:
+def blocks_of(canvases: Canvases, num: int) -> Blocks:
     """Made once for as long as the same canvases are decoded together."""
-    num = canvases.state["left"].shape[1]
     blocks: Blocks = canvases.once("blocks", lambda: Blocks(canvases, num))
     return blocks
 
@@ -64,7 +63,7 @@ def begin(
 ) -> dict[str, torch.Tensor]:
     """The first block exists. The prompt counts as a finished block before it."""
     (options,) = canvases.options
-    blocks = Blocks(canvases, -(-canvases.max_answer_len // options.block_size))
+    blocks = blocks_of(canvases, -(-canvases.max_answer_len // options.block_size))
     is_first = blocks.index == 0
     return {
         "left": blocks.total,
@@ -88,7 +87,8 @@ def plan(
         activate_progress: ``(R,)`` float64: activate a block once its predecessor
             got this far.
     """
-    state, blocks = canvases.state, blocks_of(canvases)
+    state = canvases.state
+    blocks = blocks_of(canvases, state["left"].shape[1])
     masked = canvases.masked
     stopped = stop_at_eos(canvases, blocks)
     left, created = state["left"], state["created"]
@@ -154,7 +154,7 @@ def committed(
 ) -> None:
     """Count accepted candidates ``(N,)`` off their blocks."""
     left = canvases.state["left"]
-    blocks = blocks_of(canvases)
+    blocks = blocks_of(canvases, left.shape[1])
     cell = canvas_index * left.shape[1] + blocks.of(positions, canvas_index)
     moved = torch.zeros(left.numel(), dtype=left.dtype, device=left.device)
     moved = moved.index_add(0, cell, accepted.long()).view_as(left)
