@@ -41,6 +41,7 @@ class InProcess:
         algorithm: str,
         options: dict[str, Any],
         sampling: SamplingOptions | None = None,
+        ignore_eos: bool = False,
     ) -> Canvas:
         """Take in a request; its slots are the runner's first free ones."""
         config = DecodeConfig(self.facts.family, algorithm, {})
@@ -51,7 +52,8 @@ class InProcess:
             answer_len,
             mask_id=self.facts.mask_id,
             eos_ids=self.facts.eos_ids,
-            ends_at_eos=True,
+            ignore_eos=ignore_eos,
+            ends_at_eos=not ignore_eos,
             has_cache=settled.cache != "none",
             num_rows=2 if decoding.algorithm.is_guided(settled) else 1,
             sampling=sampling,

@@ -34,22 +34,26 @@ def fails(run: Run) -> Run:
     raise RuntimeError("out of memory")
 
 
-def decode(process: InProcess, asks: list[Any]) -> list[list[int]]:
-    canvases = [process.add(*ask) for ask in asks]
+def decode(
+    process: InProcess, asks: list[Any], ignore_eos: bool = False
+) -> list[list[int]]:
+    canvases = [process.add(*ask, ignore_eos=ignore_eos) for ask in asks]
     while process.requests:
         process.run_round()
     return [canvas.ids.tolist() for canvas in canvases]
 
 
-def decode_ahead(process: InProcess, asks: list[Any]) -> list[list[int]]:
+def decode_ahead(
+    process: InProcess, asks: list[Any], num_steps: int
+) -> list[list[int]]:
     """One more request every second round, with forwards that run between rounds."""
     canvases = []
     for ask in asks:
-        canvases.append(process.add(*ask))
-        process.run_round(2, runs_ahead=True)
-        process.run_round(2, runs_ahead=True)
+        canvases.append(process.add(*ask, ignore_eos=True))
+        process.run_round(num_steps, runs_ahead=True)
+        process.run_round(num_steps, runs_ahead=True)
     while process.requests:
-        process.run_round(2, runs_ahead=True)
+        process.run_round(num_steps, runs_ahead=True)
     return [canvas.ids.tolist() for canvas in canvases]
 
 
@@ -107,15 +111,15 @@ def main() -> None:
         "captured": captured,
     }
     process.rounds.graphs = None
-    eager = [ids for ask in REQUESTS for ids in decode(process, [ask])]
+    # A block of 32 fills its bucket, and the next one lies behind it.
+    asks = [*REQUESTS, (REQUESTS[0][0], 70, "FastDLLM", {"cache": "dual"})]
+    eager = [ids for ask in asks for ids in decode(process, [ask], ignore_eos=True)]
     graphs = turn_on(process, capture)
-    found["ahead"] = {
-        "eager": eager + eager[:1],
-        "graphs": decode_ahead(process, REQUESTS),
-    }
+    ahead = decode_ahead(process, asks, 2)
     events = events_of(process, graphs, capture)
-    found["ahead"]["graphs"] += decode_ahead(process, REQUESTS[:1])
-    found["ahead"]["events"] = events
+    for num_steps in (1, 2):
+        ahead += [i for ask in asks for i in decode_ahead(process, [ask], num_steps)]
+    found["ahead"] = {"eager": 3 * eager, "graphs": ahead, "events": events}
     graphs = turn_on(process, fails)
     found["without memory"] = {
         "eager": found["three"]["eager"],

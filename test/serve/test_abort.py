@@ -335,6 +335,26 @@ def running_request(rid: str, age: float) -> Any:
     return req
 
 
+def test_a_retracted_request_whose_last_forward_failed_leaves() -> None:
+    """Its algorithm raises when the forward that ran at the pause is landed."""
+    from sglang_dllm.scheduling import rounds
+
+    canvases, set_aside = ["failed", "sound"], []
+    waiting = [
+        SimpleNamespace(dllm_algo_state=SimpleNamespace(canvas=canvas, enter=None))
+        for canvas in canvases
+    ]
+    decoder = SimpleNamespace(
+        canvases=canvases, set_aside=set_aside.append, remove=lambda strays: None
+    )
+    algorithm = SimpleNamespace(decoder=decoder, land=lambda: canvases.remove("failed"))
+    scheduler = SimpleNamespace(
+        tp_worker=SimpleNamespace(dllm_algorithm=algorithm), waiting_queue=waiting
+    )
+    rounds._leave_retracted(scheduler, SimpleNamespace(reqs=[]))
+    assert set_aside == ["sound"]
+
+
 def test_the_running_timeout_ends_a_request_before_the_next_forward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

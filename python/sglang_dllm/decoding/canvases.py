@@ -87,7 +87,8 @@ class Canvases:
         """One canvas with nothing decoded."""
 
         def number(value: int) -> torch.Tensor:
-            return torch.tensor([value], device=device)
+            # Filled, not uploaded, which would wait for a forward that runs.
+            return torch.full((1,), value, device=device)
 
         length = canvas.answer_len
         nothing = torch.zeros(1, dtype=torch.bool, device=device)

@@ -42,7 +42,13 @@ class Group:
 
 
 class Decoder:
-    """All canvases that are being decoded; the scheduler's thread is the only user."""
+    """All canvases that are being decoded; the scheduler's thread is the only user.
+
+    Attributes:
+        expected: between ``commit`` and ``look``, the layout that stays unless windows
+            move, with ids in place and candidates in the order they will have, though
+            there may be more. None where candidates of several kinds would be apart.
+    """
 
     def __init__(self, facts: ModelFacts, device: Device = "cpu") -> None:
         self.facts = facts
@@ -51,6 +57,7 @@ class Decoder:
         self._layout: Layout | None = None
         self._key: object = None
         self._is_laid_out = False
+        self.expected: Layout | None = None
         self._arrived: list[tuple[Algorithm, Group]] = []
 
     @property
@@ -76,7 +83,8 @@ class Decoder:
         self._take_in(algorithm, group)
 
     def remove(self, canvases: Sequence[Canvas]) -> None:
-        """Forget canvases, but not while a forward of them runs."""
+        """Forget canvases. No forward may run: what it computes was laid out with
+        them."""
         assert not self._arrived, "a forward runs"
         leaving = set(map(id, canvases))
         for algorithm, group in list(self._groups.items()):
@@ -123,15 +131,6 @@ class Decoder:
         self._is_laid_out = True
         return self._layout
 
-    @property
-    def expected(self) -> Layout | None:
-        """Between ``commit`` and ``look``: the layout that stays unless windows move,
-        with ids in place and at least the candidates there will be, in the same order.
-        None where candidates of several kinds would be apart."""
-        groups = self._packed()
-        is_one = len(groups) == 1 and not any(groups[0][1])
-        return self._layout if is_one else None
-
     def commit(self, logits: Logits) -> None:
         """Commit what one forward decides in every canvas, and plan the next. The host
         learns of it by ``look``.
@@ -155,8 +154,11 @@ class Decoder:
                 self.remove(canvases.records)
         for algorithm, group in arrived:
             self._join(algorithm, group)
+        groups = self._packed()
+        is_one = len(groups) == 1 and not any(groups[0][1])
+        self.expected = self._layout if is_one else None
         if self._layout is not None:
-            self._layout.expect(self._packed())
+            self._layout.expect(groups)
 
     def look(self) -> None:
         """Wait for what was committed and planned, and write it to the canvases."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 
@@ -111,10 +111,14 @@ class Layout:
             if flag
         ]
         packed = own + free
+        packed_rows = [(id(row.canvas), row.is_unconditional) for row, _ in packed]
         lens = [row.length for row, _ in packed]
         offsets = np.cumsum([0, *lens])[:-1]
         at, source = _answer_indices(packed, offsets)
-        predicted_at = _predicted_at(groups, [row for row, _ in packed], offsets)
+        predicted_at = [
+            _predicted_at(canvases, dict(zip(packed_rows, offsets, strict=True)))
+            for canvases, _ in groups
+        ]
         return cls(
             [row for row, _ in packed],
             _upload(
@@ -123,7 +127,7 @@ class Layout:
             _upload(np.concatenate([_ids(row) for row, _ in packed]), device),
             _upload(at, device),
             _upload(source, device),
-            [_upload(rows, device) for rows in predicted_at],
+            predicted_at,
         )
 
     @property
@@ -214,26 +218,27 @@ def _answer_indices(
 
 
 def _predicted_at(
-    groups: Sequence[tuple[Canvases, list[bool]]], rows: Sequence[Row], offsets: IdArray
-) -> list[IdArray]:
-    """For each group ``(2, R, A)``: the packed index that predicts each position, of
-    each canvas's own row, and of its unconditional one. Where a window has none, its
-    first."""
-    place = {
-        (id(row.canvas), row.is_unconditional): offset
-        for row, offset in zip(rows, offsets, strict=True)
-    }
-    found = []
-    for canvases, _ in groups:
-        records, shift = canvases.records, canvases.facts.family.shift
-        first = np.array(
-            [[place.get((id(c), which), 0) for c in records] for which in (False, True)]
-        )
-        ahead = np.array([c.prompt_len - shift - c.window[0] for c in records])
-        positions = np.arange(canvases.max_answer_len)
-        index = (first + ahead)[..., None] + positions
-        found.append(np.maximum(index, first[..., None]))
-    return found
+    canvases: Canvases, offsets: Mapping[tuple[int, bool], int]
+) -> torch.Tensor:
+    """``(2, R, A)`` int64: the packed index that predicts each position, of each
+    canvas's own row and of its unconditional one. Positions whose index is in front of
+    the window, or behind it, have its first or its last.
+
+    Args:
+        offsets: of each packed row, by the id of its canvas and whether it is
+            unconditional, the index of its first token.
+    """
+    shift = canvases.facts.family.shift
+    bounds = np.zeros((3, 2, len(canvases), 1), dtype=np.int64)
+    for index, canvas in enumerate(canvases.records):
+        start, end = canvas.window
+        ahead = canvas.prompt_len - shift - start
+        for which in (False, True):
+            first = offsets.get((id(canvas), which), 0)
+            last = first + end - start - 1
+            bounds[:, int(which), index, 0] = first + ahead, first, last
+    zero, first, last = _upload(bounds, canvases.device)
+    return (zero + canvases.positions).clamp(first, last)
 
 
 def _num_known(canvases: Canvases) -> int:

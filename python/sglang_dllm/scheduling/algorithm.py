@@ -50,7 +50,10 @@ class FullAttnAlgorithm(DllmAlgorithm):
         Args:
             forward_batch: made from ``batch``.
         """
-        self._forward_batch = forward_batch
+        if self._logits is None:
+            self._forward_batch = forward_batch
+        # Else the forward that runs has one already. SGLang made this one, with
+        # positions as if a window were the end of its canvas.
         for _ in range(self.num_steps):
             if self._has_ended():
                 break

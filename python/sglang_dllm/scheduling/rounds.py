@@ -99,8 +99,7 @@ def finish_round(scheduler: Any, batch: CanvasBatch, result: Any) -> None:
     running = scheduler.running_batch
     _give_up_failed(batch.reqs)
     progressed = [req for req in batch.reqs if _emit(req, scheduler)]
-    _release_finished(scheduler, running)
-    scheduler.output_streamer.stream_output(progressed, batch.return_logprob)
+    _hand_out(scheduler, running, progressed, batch.return_logprob)
     reporter = scheduler.metrics_reporter
     reporter.forward_ct_decode = (reporter.forward_ct_decode + 1) % (1 << 30)
     # A round that ended the last request reports the requests it ran.
@@ -113,14 +112,13 @@ def finish_round(scheduler: Any, batch: CanvasBatch, result: Any) -> None:
 
 
 def finish_aborted(scheduler: Any, running_batch: ScheduleBatch) -> None:
-    """End requests that an abort or a timeout marked, without another forward."""
+    """End requests that an abort or a timeout marked, before another forward."""
     aborted = [req for req in running_batch.reqs if req.to_finish is not None]
     if not aborted:
         return
     for req in aborted:
         req.update_finish_state(0)
-    _release_finished(scheduler, running_batch)
-    scheduler.output_streamer.stream_output(aborted, False)
+    _hand_out(scheduler, running_batch, aborted, False)
 
 
 def _give_up_failed(reqs: Iterable[Req]) -> None:
@@ -129,6 +127,18 @@ def _give_up_failed(reqs: Iterable[Req]) -> None:
         failure = req.dllm_algo_state.canvas.failure
         if failure is not None:
             req.to_finish = FINISH_ABORT(failure, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _hand_out(
+    scheduler: Any, running_batch: ScheduleBatch, reqs: list[Req], logprob: bool
+) -> None:
+    """Send what requests have new, then let go of those that have ended. In this order:
+    a forward that still runs has to be waited for before a canvas leaves."""
+    for req in reqs:
+        if req.finished():
+            req.time_stats.set_completion_time()
+    scheduler.output_streamer.stream_output(reqs, logprob)
+    _release_finished(scheduler, running_batch)
 
 
 def _release_finished(scheduler: Any, running_batch: ScheduleBatch) -> None:
@@ -142,7 +152,6 @@ def _release_finished(scheduler: Any, running_batch: ScheduleBatch) -> None:
         scheduler.tp_worker.dllm_algorithm.metrics.ended(canvas)
     for req in finished:
         release_canvas_slots(req, scheduler)
-        req.time_stats.set_completion_time()
     running_batch.reqs = [r for r in running_batch.reqs if not r.finished()]
     running_batch.batch_is_full = False
 
@@ -151,10 +160,11 @@ def _leave_retracted(scheduler: Any, running_batch: ScheduleBatch) -> None:
     """Take canvases whose requests are not running any more out of the decoder."""
     decoder = _decoder(scheduler)
     running = {id(req.dllm_algo_state.canvas) for req in running_batch.reqs}
-    strays = [canvas for canvas in decoder.canvases if id(canvas) not in running]
-    if not strays:
+    if all(id(canvas) in running for canvas in decoder.canvases):
         return
+    # What it decides of them still counts; those that fail have left by then.
     scheduler.tp_worker.dllm_algorithm.land()
+    strays = [canvas for canvas in decoder.canvases if id(canvas) not in running]
     for req in scheduler.waiting_queue:
         waiting = req.dllm_algo_state
         if waiting is not None and waiting.canvas in strays:
@@ -305,7 +315,8 @@ def _decoder(scheduler: Any) -> Decoder:
 def _settle_round(scheduler: Any, reqs: Iterable[Req]) -> None:
     """How far a round goes. One step where a request brings stops that only the host
     sees, so that it runs no more forwards than it needs; those of the tokenizer that
-    the model's config does not name may cost it the rest of a round."""
+    the model's config does not name may cost it the rest of a round, and the forward
+    ahead of it."""
     params = [req.sampling_params for req in reqs]
     stops = any(p.stop_strs or p.stop_regex_strs or p.stop_token_ids for p in params)
     decode = scheduler.dllm_config.decode

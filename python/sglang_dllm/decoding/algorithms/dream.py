@@ -62,7 +62,7 @@ class Dream(Algorithm):
         shares = 1 - times[1:] / times[:-1]
         shares[-1] = 1
         return {
-            "shares": shares[None].to(canvases.device),
+            "shares": shares[None].to(canvases.device, non_blocking=True),
             "next_step": torch.zeros_like(canvases.answer_len),
         }
 
