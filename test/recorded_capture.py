@@ -10,22 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from no_waiting import NoWaiting
 from torch.utils._pytree import tree_leaves
 
 from sglang_dllm.attention.canvas import canvas_attention
 from sglang_dllm.forward_plan import ForwardPlan
 from sglang_dllm.scheduling.graphs import Run
 
-FORBIDDEN = {
-    "aten::_local_scalar_dense": "reads a value",
-    "aten::nonzero": "has a shape that depends on values",
-    "aten::masked_select": "has a shape that depends on values",
-    "aten::_unique2": "has a shape that depends on values",
-}
 
-
-class _Recorder(TorchDispatchMode):
+class _Recorder(NoWaiting):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Callable[..., Any], Any, Any, list[torch.Tensor]]] = []
@@ -34,14 +27,9 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = func._schema.name
-        if name in FORBIDDEN:
-            raise RuntimeError(f"{name} in a capture {FORBIDDEN[name]}")
         if name == "aten::lift_fresh" and args[0].ndim:  # a number is an argument
             raise RuntimeError(f"{name} in a capture brings values of the host")
-        masks = [t for t in tree_leaves(args) if _is_mask(t)]
-        if name in ("aten::index", "aten::index_put_") and masks[1:]:
-            raise RuntimeError(f"{name} by a mask has a shape that depends on values")
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         aliases = [value.alias_info for value in func._schema.returns]
         if not any(aliases):
             written = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
@@ -49,10 +37,6 @@ class _Recorder(TorchDispatchMode):
         elif any(alias is not None and alias.is_write for alias in aliases):
             self.calls.append((func, args, kwargs or {}, []))
         return out  # the rest are views, which need no second run
-
-
-def _is_mask(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == torch.bool
 
 
 class RecordedCapture:

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from no_waiting import NoWaiting
 
+import toy_model
 from sglang_dllm.decoding.algorithm import Judged
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.canvases import Canvases, Step, first_true
 from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.decoding.layout import Layout
+from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.prediction import plain_prediction
 from sglang_dllm.decoding.registry import algorithms
@@ -107,6 +111,42 @@ def test_a_forward_may_know_the_statistics(family: str) -> None:
         for measures in (False, True)
     ]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("algorithm", sorted(algorithms()))
+def test_a_step_asks_the_device_for_nothing(family: str, algorithm: str) -> None:
+    """But by ``look``, once."""
+
+    class Watched(Decoder):
+        def layout(self) -> Layout:
+            with NoWaiting():
+                return super().layout()
+
+        def commit(self, logits: Logits) -> None:
+            with NoWaiting():
+                super().commit(logits)
+
+    caches = algorithms()[algorithm].caches
+    guided = {"cfg_scale": 1.0, "confidence_eos_eot_inf": True, "logits_eos_inf": True}
+    asked: list[dict[str, Any]] = [{"cache": cache} for cache in caches]
+    asked += [guided] if algorithm == "LLaDA" else [{"max_forwards": 3}]
+    warm = SamplingOptions(temperature=0.7, top_p=0.9, top_k=3, seed=3)
+    samplings = [SamplingOptions(), warm]
+    requests = [
+        Request(ToyModel(index), (1, 2), 12, algorithm, options, sampling)
+        for index, options in enumerate(asked)
+        for sampling in samplings
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_model, "Decoder", Watched)
+        watched = decode(family, requests)
+    expected = decode(family, requests)
+    assert [c.ids.tolist() for c in watched] == [c.ids.tolist() for c in expected]
+    with pytest.raises(RuntimeError, match="reads a value"), NoWaiting():
+        torch.ones(2).sum().item()
+    with pytest.raises(RuntimeError, match="by a mask"), NoWaiting():
+        torch.ones(2)[torch.tensor([True, False])]
 
 
 def test_committed_prefix_is_handed_out_once_and_in_order() -> None:
