@@ -57,8 +57,8 @@ class DecodeConfig:
         algorithm: name of the default algorithm.
         given: options of the YAML file, by algorithm.
         steps_per_round: forwards between two looks at the queue and the clients.
-        overlap: whether the device runs a round's last forward while the host hands
-            out what was committed before; None where a device does not block the host.
+        overlap: whether the device runs the next round's first forward while the host
+            hands out what was committed before; None for a GPU only.
     """
 
     family: Family

@@ -86,7 +86,7 @@ class Canvases:
     ) -> Self:
         """One canvas with nothing decoded."""
 
-        def number(value: int) -> torch.Tensor:
+        def one(value: int) -> torch.Tensor:
             # Filled, not uploaded, which would wait for a forward that runs.
             return torch.full((1,), value, device=device)
 
@@ -98,10 +98,10 @@ class Canvases:
             [options],
             ids=torch.full((1, length), facts.mask_id, device=device),
             masked=torch.ones((1, length), dtype=torch.bool, device=device),
-            prompt_len=number(canvas.prompt_len),
-            answer_len=number(length),
-            num_forwards=number(0),
-            num_committed=number(0),
+            prompt_len=one(canvas.prompt_len),
+            answer_len=one(length),
+            num_forwards=one(0),
+            num_committed=one(0),
             cut_short=nothing,
             done=nothing.clone(),
         )
@@ -299,7 +299,7 @@ def first_true(values: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=4096, typed=True)
 def number(value: float, device: torch.device) -> torch.Tensor:
     """``()`` int64, or float64 for a float; not to be written to. A literal would be
-    uploaded each time."""
+    made into a tensor each time."""
     dtype = torch.float64 if isinstance(value, float) else torch.int64
     return torch.full((), value, dtype=dtype, device=device)
 
