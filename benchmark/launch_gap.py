@@ -18,15 +18,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from apart import apart
 from local_server import chat_prompts, heldout_questions, run_command
+from round_cost import in_process_parser, measure_apart
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from gsm8k import OneLineParser, at_least, parse_option
 
 OPTIONS: dict[str, dict[str, Any]] = {"LLaDA": {"cache": "dual", "block_size": 32}}
 """One token a step, so that most windows stay."""
@@ -53,11 +50,10 @@ class Gaps:
 
     def __init__(self, args: argparse.Namespace, model_path: str) -> None:
         from in_process import InProcess
-        from recorded_capture import FixedAttention, RecordedCapture
+        from recorded_capture import RecordedCapture, turn_graphs_on
 
-        from sglang_dllm.attention import canvas
         from sglang_dllm.decoding import decoder
-        from sglang_dllm.scheduling.graphs import Limits, WindowGraphs
+        from sglang_dllm.scheduling.graphs import Limits
 
         self.args = args
         most = max(args.canvases)
@@ -67,11 +63,6 @@ class Gaps:
             *("--max-total-tokens", str(most * CANVAS_LEN)),
             *("--max-running-requests", str(most + 1)),
         )
-        limits = Limits()
-        attention = FixedAttention(
-            max(limits.batch_sizes), CANVAS_LEN, max(limits.windows)
-        )
-        canvas.canvas_attention = attention  # type: ignore[assignment]
         capture = RecordedCapture()
 
         def noted(run: Any) -> Any:
@@ -83,14 +74,7 @@ class Gaps:
 
             return launch
 
-        self.model.rounds.graphs = self.graphs = WindowGraphs(
-            self.model.runner.model,
-            self.model.facts,
-            attention,
-            self.model.runner.attn_backend,
-            limits,
-            noted,
-        )
+        turn_graphs_on(self.model, Limits(), CANVAS_LEN, noted)
         look, update = self.model.decoder.look, decoder._update
 
         def looked() -> None:
@@ -154,35 +138,16 @@ class Gaps:
         return self.found
 
 
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    return dict(args.option) or OPTIONS.get(args.algorithm, {})
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=(__doc__ or "").splitlines()[0])
-    add, count = parser.add_argument, at_least(1, int)
-    add("--model-path", help="checkpoint folder; default: the demo model")
-    add("--algorithm", default="LLaDA")
-    add("--option", type=parse_option, action="append", default=[], metavar="KEY=VALUE")
-    add("--canvases", type=count, nargs="+", default=[1, 4, 16])
-    add("--max-new-tokens", type=count, default=64)
-    add("--rounds", type=at_least(5, int), default=5, help="passes of each kind")
-    add("--json", type=Path)
-    return parser
+    return in_process_parser(__doc__ or "", "LLaDA")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    from sglang_dllm.demo import demo_path
+    return measure_apart("launch_gap:Gaps", args, options_of(args))
 
-    model_path = args.model_path or str(demo_path())
-    with apart("launch_gap:Gaps", args, model_path) as call:
-        table = call("table")
-    return {
-        "algorithm": args.algorithm,
-        "options": options_of(args),
-        "rounds": args.rounds,
-        "kinds": table,
-    }
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    return dict(args.option) or OPTIONS.get(args.algorithm, {})
 
 
 def show(figures: dict[str, Any]) -> str:

@@ -158,32 +158,46 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return dict(args.option) or OPTIONS.get(args.algorithm, {})
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description=(__doc__ or "").splitlines()[0])
+def in_process_parser(doc: str, algorithm: str) -> argparse.ArgumentParser:
+    """Arguments of a benchmark of rounds in one process, by its docstring."""
+    parser = OneLineParser(description=doc.splitlines()[0])
     add, count = parser.add_argument, at_least(1, int)
     add("--model-path", help="checkpoint folder; default: the demo model")
-    add("--algorithm", default="EntropyThreshold")
+    add("--algorithm", default=algorithm)
     add("--option", type=parse_option, action="append", default=[], metavar="KEY=VALUE")
     add("--canvases", type=count, nargs="+", default=[1, 4, 16])
-    add("--steps-per-round", type=count, nargs="+", default=[1, 4])
     add("--max-new-tokens", type=count, default=64)
     add("--rounds", type=at_least(5, int), default=5, help="passes of each kind")
     add("--json", type=Path)
     return parser
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure_apart(
+    make: str, args: argparse.Namespace, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The table of what ``make`` names, in a process of its own, and what it is of."""
     from sglang_dllm.demo import demo_path
 
     model_path = args.model_path or str(demo_path())
-    with apart("round_cost:Timed", args, model_path) as call:
+    with apart(make, args, model_path) as call:
         table = call("table")
     return {
         "algorithm": args.algorithm,
-        "options": options_of(args),
+        "options": options,
         "rounds": args.rounds,
         "kinds": table,
     }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = in_process_parser(__doc__ or "", "EntropyThreshold")
+    steps = at_least(1, int)
+    parser.add_argument("--steps-per-round", type=steps, nargs="+", default=[1, 4])
+    return parser
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    return measure_apart("round_cost:Timed", args, options_of(args))
 
 
 def show(figures: dict[str, Any]) -> str:

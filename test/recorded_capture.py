@@ -13,9 +13,10 @@ import torch
 from no_waiting import NoWaiting
 from torch.utils._pytree import tree_leaves
 
+from sglang_dllm.attention import canvas
 from sglang_dllm.attention.canvas import canvas_attention
 from sglang_dllm.forward_plan import ForwardPlan
-from sglang_dllm.scheduling.graphs import Run
+from sglang_dllm.scheduling.graphs import Capture, Limits, Run, WindowGraphs
 
 
 class _Recorder(NoWaiting):
@@ -117,3 +118,20 @@ class FixedAttention:
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return out.transpose(1, 2).flatten(0, 1)
+
+
+def turn_graphs_on(
+    process: Any, limits: Limits, canvas_len: int, capture: Capture
+) -> WindowGraphs:
+    """Graphs of an ``InProcess`` for canvases up to a length, and their attention."""
+    attention = FixedAttention(max(limits.batch_sizes), canvas_len, max(limits.windows))
+    canvas.canvas_attention = attention  # type: ignore[assignment]
+    process.rounds.graphs = graphs = WindowGraphs(
+        process.runner.model,
+        process.facts,
+        attention,
+        process.runner.attn_backend,
+        limits,
+        capture,
+    )
+    return graphs

@@ -14,9 +14,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from in_process import InProcess
-from recorded_capture import FixedAttention, RecordedCapture
+from recorded_capture import RecordedCapture, turn_graphs_on
 
-from sglang_dllm.attention import canvas
 from sglang_dllm.scheduling.graphs import Capture, Limits, Run, WindowGraphs
 
 REQUESTS = [
@@ -131,17 +130,7 @@ def main() -> None:
 
 
 def turn_on(process: InProcess, capture: Capture) -> WindowGraphs:
-    attention = FixedAttention(max(LIMITS.batch_sizes), 128, max(LIMITS.windows))
-    canvas.canvas_attention = attention
-    process.rounds.graphs = WindowGraphs(
-        process.runner.model,
-        process.facts,
-        attention,
-        process.runner.attn_backend,
-        LIMITS,
-        capture,
-    )
-    return process.rounds.graphs
+    return turn_graphs_on(process, LIMITS, 128, capture)
 
 
 if __name__ == "__main__":

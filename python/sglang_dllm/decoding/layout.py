@@ -111,14 +111,13 @@ class Layout:
             if flag
         ]
         packed = own + free
-        packed_rows = [(id(row.canvas), row.is_unconditional) for row, _ in packed]
         lens = [row.length for row, _ in packed]
         offsets = np.cumsum([0, *lens])[:-1]
         at, source = _answer_indices(packed, offsets)
-        predicted_at = [
-            _predicted_at(canvases, dict(zip(packed_rows, offsets, strict=True)))
-            for canvases, _ in groups
-        ]
+        first_of = {
+            (id(row.canvas), row.is_unconditional): offset
+            for (row, _), offset in zip(packed, offsets, strict=True)
+        }
         return cls(
             [row for row, _ in packed],
             _upload(
@@ -127,7 +126,7 @@ class Layout:
             _upload(np.concatenate([_ids(row) for row, _ in packed]), device),
             _upload(at, device),
             _upload(source, device),
-            predicted_at,
+            [_predicted_at(canvases, first_of) for canvases, _ in groups],
         )
 
     @property

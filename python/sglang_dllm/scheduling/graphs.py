@@ -221,7 +221,6 @@ class WindowGraphs:
         self.limits, self.capture = limits, capture
         self._graphs: dict[Bucket, _Graph] = {}
         self._padded: _Padded | None = None
-        self._planned: _Padded | None = None
         self._staged: _Staged | None = None
         self._held: torch.Tensor | None = None
         self._has_failed = False
@@ -288,11 +287,11 @@ class WindowGraphs:
         num = len(plan.logits_rows)
         num_logits = min(power_of_two(num), num_rows * length)
         bucket = Bucket(num_rows, length, num_logits)
+        before = self._padded
         padded = self._pad(plan, bucket, forward_batch.input_ids.device)
         graph = self._graph_of(bucket, statistics, forward_batch)
-        if graph.is_new or padded is not self._planned:
+        if graph.is_new or padded is not before:
             self.attention.plan(padded.plan, graph=True)
-            self._planned = padded
         graph.input_ids.copy_(forward_batch.input_ids[padded.tokens])
         graph.positions.copy_(forward_batch.positions[padded.tokens])
         wanted = padded.place[plan.logits_rows[:num_logits]]
