@@ -6,7 +6,6 @@ MODEL ?= $(shell $(BIN)/python -m sglang_dllm demo-path)
 ALGORITHM ?= FullAttnMultiBlock
 BIN := .venv/bin
 
-.PHONY: serve test test-unit mutation lint format bench doctor clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -29,8 +28,6 @@ test: .venv/.ready
 test-unit: .venv/.ready
 	$(BIN)/python -m pytest test/unit
 
-mutation: .venv/.ready
-	$(BIN)/python test/mutation.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

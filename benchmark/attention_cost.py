@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from sglang_dllm.attention.canvas import canvas_attention
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.sdpa import canvas_attention
 
 HEADS, KV_HEADS, HEAD_DIM, REPEATS = 8, 4, 64, 7
 SHAPES = {
@@ -52,8 +52,8 @@ def main() -> None:
             start += length
         seq_lens = torch.tensor(lens)
         backend = SimpleNamespace()
-        rows = [PlannedRow(0, length, length) for length in lens]
-        plan = ForwardPlan(rows, torch.tensor([0]))
+        rows = [Window(0, length, length) for length in lens]
+        plan = AttentionPlan(rows, torch.tensor([0]))
 
         def upstream(
             q: torch.Tensor = q,
@@ -88,7 +88,7 @@ def main() -> None:
             q: torch.Tensor = q,
             k: torch.Tensor = k,
             v: torch.Tensor = v,
-            plan: ForwardPlan = plan,
+            plan: AttentionPlan = plan,
             pool_k: torch.Tensor = pool_k,
             pool_v: torch.Tensor = pool_v,
         ) -> torch.Tensor:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
 from in_process import InProcess
 
-from sglang_dllm.forward_plan import ForwardPlan, forward_plan
+from sglang_dllm.attention.plan import AttentionPlan, forward_plan
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Forward:
 
     input_ids: torch.Tensor
     positions: torch.Tensor
-    plan: ForwardPlan
+    plan: AttentionPlan
     batch: Any
 
 
@@ -70,7 +70,7 @@ class BareModel:
                     # The decoder writes the next step's ids over this one's.
                     batch.input_ids.clone(),
                     batch.positions,
-                    replace(plan, logits_rows=plan.logits_rows.clone()),
+                    replace(plan, logits_indices=plan.logits_indices.clone()),
                     batch,
                 )
             )
@@ -87,7 +87,7 @@ class BareModel:
             "packed_forwards": len(self.forwards),
             "forwards": self.request_forwards,
             "rows": sum(len(forward.input_ids) for forward in self.forwards),
-            "head_rows": sum(len(f.plan.logits_rows) for f in self.forwards),
+            "head_rows": sum(len(f.plan.logits_indices) for f in self.forwards),
             "threads": torch.get_num_threads(),
             "answers": self.answers,
         }

@@ -50,8 +50,8 @@ class Pass:
     right: list[bool] = field(default_factory=list)
     tokens: int = 0
     forwards: int = 0
-    rows_computed: int = 0
-    rows_reused: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
     full_refreshes: int = 0
 
     def add(self, replies: Sequence[Reply], right: Sequence[bool], s: float) -> None:
@@ -60,7 +60,7 @@ class Pass:
         for reply in replies:
             self.tokens += len(reply.ids)
             self.forwards += reply.forwards
-            for name in ("rows_computed", "rows_reused", "full_refreshes"):
+            for name in ("tokens_computed", "tokens_cached", "full_refreshes"):
                 setattr(self, name, getattr(self, name) + reply.meta[name])
 
 
@@ -154,8 +154,8 @@ def show(figures: dict[str, Any]) -> str:
             f"{name:<10}{100 * row['accuracy']:>8.1f}%{row['lost']:>6}{row['won']:>5}"
             f"{row['tokens_per_forward']:>6.2f}{forwards / num:>10.1f}"
             f"{row['full_refreshes'] / num:>6.1f}"
-            f"{row['rows_computed'] / forwards:>10.0f}"
-            f"{row['rows_reused'] / forwards:>8.0f}"
+            f"{row['tokens_computed'] / forwards:>10.0f}"
+            f"{row['tokens_cached'] / forwards:>8.0f}"
             f"{row['seconds_per_problem']:>11.3f}{row['speed']:>7.2f}"
         )
     lines.append(

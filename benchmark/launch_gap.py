@@ -53,7 +53,7 @@ class Gaps:
         from recorded_capture import RecordedCapture, turn_graphs_on
 
         from sglang_dllm.decoding import decoder
-        from sglang_dllm.scheduling.graphs import Limits
+        from sglang_dllm.runtime.graphs import Limits
 
         self.args = args
         most = max(args.canvases)

@@ -31,8 +31,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from apart import apart
 from local_server import run_command
+from subprocess_worker import in_subprocess
 
 from gsm8k import OneLineParser, at_least
 
@@ -182,7 +182,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         write_checkpoint(Path(folder), args.vocab_size, args.hidden_size)
         for case in args.case:
             made = (folder, case, args.batch, args.canvas_len, args.drawn)
-            with apart("peak_memory:Step", *made) as call:
+            with in_subprocess("peak_memory:Step", *made) as call:
                 cases[case] = call("run")
     return {
         "batch": args.batch,

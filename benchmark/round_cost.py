@@ -27,8 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from apart import apart
 from local_server import chat_prompts, heldout_questions, run_command
+from subprocess_worker import in_subprocess
 
 from gsm8k import OneLineParser, at_least, parse_option
 
@@ -179,7 +179,7 @@ def measure_apart(
     from sglang_dllm.demo import demo_path
 
     model_path = args.model_path or str(demo_path())
-    with apart(make, args, model_path) as call:
+    with in_subprocess(make, args, model_path) as call:
         table = call("table")
     return {
         "algorithm": args.algorithm,

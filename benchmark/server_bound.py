@@ -29,7 +29,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from apart import apart
 from local_server import (
     BenchmarkError,
     ask_all,
@@ -42,6 +41,7 @@ from local_server import (
     scheduler_of,
     server_ask,
 )
+from subprocess_worker import in_subprocess
 
 from gsm8k import OneLineParser, at_least, parse_option
 
@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             config.write_text(f"steps_per_round: {args.steps_per_round}\n")
             flags += ["--dllm-algorithm-config", str(config)]
         call = stack.enter_context(
-            apart(
+            in_subprocess(
                 *("bare_model:BareModel", model_path, prompts, args.max_new_tokens),
                 *(args.algorithm, options),
             )
@@ -148,7 +148,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 Round(
                     seconds,
                     cpu_seconds(scheduler) - before,
-                    sum(reply.meta["rows_computed"] for reply in replies),
+                    sum(reply.meta["tokens_computed"] for reply in replies),
                     sum(reply.forwards for reply in replies),
                 )
             )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from sglang_dllm.hooks import HookSet
 from sglang_dllm.patches import (
     dllm_config,
     dllm_scheduler,
@@ -16,6 +15,7 @@ from sglang_dllm.patches import (
     torch_native_backend,
     triton_backend,
 )
+from sglang_dllm.upstream.hooks import HookSet
 
 HOOKS = HookSet(
     hooks=(

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_dllm.hooks import Hook
+from sglang_dllm.upstream.hooks import Hook
 
 
 def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
     if server_args.dllm_algorithm is None:
         return original(server_args)
     from sglang_dllm.patches import HOOKS
-    from sglang_dllm.scheduling.dllm_config import (
+    from sglang_dllm.runtime.dllm_config import (
         full_attn_config,
         hf_config_of,
         is_full_attention,

@@ -2,7 +2,7 @@
 
 Upstream: schedules blocks of one size through a prefill adder, with a queue of its
 own, a radix cache and a prefill or a decode phase.
-Ours: every round is one denoising step of whole canvases (``scheduling.rounds``).
+Ours: every round is one denoising step of whole canvases (``runtime.rounds``).
 Goes when: upstream has a scheduling interface per kind of dLLM.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_dllm.hooks import Hook
+from sglang_dllm.upstream.hooks import Hook
 
 
 def _is_ours(scheduler: Any) -> bool:
@@ -23,7 +23,7 @@ def _get_new_batch_dllm(
 ) -> Any:
     if not _is_ours(scheduler):
         return original(scheduler, running_batch)
-    from sglang_dllm.scheduling.rounds import next_round
+    from sglang_dllm.runtime.rounds import next_round
 
     return next_round(scheduler, running_batch)
 
@@ -33,7 +33,7 @@ def _process_batch_result_dllm(
 ) -> Any:
     if not _is_ours(scheduler):
         return original(scheduler, batch, result)
-    from sglang_dllm.scheduling.rounds import finish_round
+    from sglang_dllm.runtime.rounds import finish_round
 
     return finish_round(scheduler, batch, result)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_dllm.forward_plan import current_plan
-from sglang_dllm.hooks import Hook
+from sglang_dllm.attention.plan import current_plan
+from sglang_dllm.upstream.hooks import Hook
 
 
 def _init_forward_metadata(
@@ -40,8 +40,8 @@ def _forward_extend(
 ) -> Any:
     if current_plan() is None:
         return original(self, q, k, v, layer, forward_batch, save_kv_cache)
+    from sglang_dllm.attention.base import into_pool
     from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
-    from sglang_dllm.attention.planned import into_pool
 
     attention = FlashInferCanvasAttention.of(self)
     # FlashInfer takes the scale where it plans, before any layer is known.

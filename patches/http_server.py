@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_dllm.hooks import Hook
+from sglang_dllm.upstream.hooks import Hook
 
 
 async def _json(original: Callable[..., Any], request: Any) -> Any:

@@ -15,17 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_dllm.errors import ConfigError, UpstreamContractError
-from sglang_dllm.hooks import Hook
+from sglang_dllm.upstream.hooks import Hook
 
 
 def _handle_missing_default_values(
     original: Callable[..., Any], server_args: Any
 ) -> Any:
-    from sglang_dllm.families import FAMILIES
-    from sglang_dllm.scheduling.launch_flags import (
+    from sglang_dllm.config.launch_flags import (
         architecture_of,
         settle_launch_flags,
     )
+    from sglang_dllm.models.facts import FAMILIES
 
     result = original(server_args)
     architecture = architecture_of(server_args)

@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sglang_dllm.hooks import Hook
+from sglang_dllm.upstream.hooks import Hook
 
 if TYPE_CHECKING:
     from sglang_dllm.serving.body import ServedModel
 
 
 def is_ours(manager: Any) -> bool:
-    from sglang_dllm.scheduling.dllm_config import is_full_attention
+    from sglang_dllm.runtime.dllm_config import is_full_attention
 
     return is_full_attention(manager.model_config.hf_config)
 
@@ -30,7 +30,7 @@ def is_ours(manager: Any) -> bool:
 def served_model(manager: Any) -> ServedModel:
     """What is asked of every request's fields; a server has one manager."""
     from sglang_dllm.serving.body import ServedModel
-    from sglang_dllm.serving.door import default_temperature
+    from sglang_dllm.serving.validation import default_temperature
 
     config = manager.model_config
     return ServedModel(
@@ -56,8 +56,8 @@ async def check_prompts(manager: Any, body: dict[str, Any]) -> None:
 def _check(manager: Any, params: dict[str, Any], input_ids: Any) -> None:
     from sglang.srt.utils import get_bool_env_var
 
-    from sglang_dllm.scheduling.dllm_config import decode_config
-    from sglang_dllm.serving.door import Room, check_request
+    from sglang_dllm.runtime.dllm_config import decode_config
+    from sglang_dllm.serving.validation import CapacityLimits, check_request
 
     preferred = manager.preferred_sampling_params or {}
     for key in ("max_new_tokens", "custom_params"):
@@ -73,7 +73,7 @@ def _check(manager: Any, params: dict[str, Any], input_ids: Any) -> None:
         params,
         input_ids,
         manager.model_config.vocab_size,
-        Room(
+        CapacityLimits(
             manager.max_req_input_len,
             args.page_size,
             1 if one_row else args.max_running_requests,
@@ -102,7 +102,7 @@ async def _generate_request(
         async for out in original(self, obj, request):
             yield out
         return
-    from sglang_dllm.scheduling.report import into_meta_info
+    from sglang_dllm.runtime.report import into_meta_info
 
     _check_arguments(self, obj)
     async for out in original(self, obj, request):

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_dllm.forward_plan import current_plan
-from sglang_dllm.hooks import Hook
+from sglang_dllm.attention.plan import current_plan
+from sglang_dllm.upstream.hooks import Hook
 
 
 def _forward_extend(
@@ -28,7 +28,7 @@ def _forward_extend(
     plan = current_plan()
     if plan is None:
         return original(self, q, k, v, layer, forward_batch, save_kv_cache)
-    from sglang_dllm.attention.canvas import canvas_attention
+    from sglang_dllm.attention.sdpa import canvas_attention
 
     out = canvas_attention(
         q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_dllm.forward_plan import current_plan
-from sglang_dllm.hooks import Hook
+from sglang_dllm.attention.plan import current_plan
+from sglang_dllm.upstream.hooks import Hook
 
 
 def _init_forward_metadata(
@@ -46,7 +46,7 @@ def _forward_extend(
             *(self, q, k, v, layer, forward_batch, save_kv_cache),
             *(sinks, score_mod, aux_tensors),
         )
-    from sglang_dllm.attention.planned import into_pool
+    from sglang_dllm.attention.base import into_pool
     from sglang_dllm.attention.triton import TritonCanvasAttention
 
     k_pool, v_pool = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sglang_dllm.attention.canvas import attend, canvas_attention
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.sdpa import attend, canvas_attention
 
-Window = tuple[int, int, int, bool]
+WindowShape = tuple[int, int, int, bool]
 """Start, end, length of the canvas, and whether it keeps keys and values."""
 
-WINDOWS: dict[str, list[Window]] = {
+WINDOWS: dict[str, list[WindowShape]] = {
     "one full": [(0, 9, 9, False)],
     "full": [(0, 9, 9, False), (0, 5, 5, False), (0, 1, 1, False), (0, 7, 7, False)],
     "full, kept": [(0, 9, 9, True), (0, 20, 20, True)],
@@ -44,7 +44,7 @@ class Batch:
     v: torch.Tensor
     k_pool: torch.Tensor
     v_pool: torch.Tensor
-    plan: ForwardPlan
+    plan: AttentionPlan
     scale: float
 
     @property
@@ -64,27 +64,29 @@ class Batch:
             name: getattr(self, name).to(device)
             for name in ("q", "k", "v", "k_pool", "v_pool")
         }
-        return replace(self, plan=ForwardPlan(rows, self.plan.logits_rows), **tensors)
+        return replace(
+            self, plan=AttentionPlan(rows, self.plan.logits_indices), **tensors
+        )
 
 
-def plan_of(windows: Sequence[Window], seed: int = 0) -> ForwardPlan:
+def plan_of(windows: Sequence[WindowShape], seed: int = 0) -> AttentionPlan:
     """The canvases are spread over a pool of ``pool_size`` slots."""
     generator = torch.Generator().manual_seed(seed)
     slots = torch.randperm(pool_size(windows), generator=generator)
     rows, first = [], 0
     for start, end, canvas_len, keeps in windows:
         own = slots[first : first + canvas_len] if keeps else None
-        rows.append(PlannedRow(start, end, canvas_len, own))
+        rows.append(Window(start, end, canvas_len, own))
         first += canvas_len
-    return ForwardPlan(rows, torch.tensor([0]))
+    return AttentionPlan(rows, torch.tensor([0]))
 
 
-def pool_size(windows: Sequence[Window]) -> int:
+def pool_size(windows: Sequence[WindowShape]) -> int:
     return sum(canvas_len for _, _, canvas_len, _ in windows) + 5
 
 
 def random_batch(
-    plan: ForwardPlan,
+    plan: AttentionPlan,
     size: int,
     heads: tuple[int, int],
     head_dim: int = 16,
@@ -114,7 +116,7 @@ def expected(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = [
         row if not row.is_full else replace(row, slots=None) for row in own.plan.rows
     ]
-    plan = ForwardPlan(rows, own.plan.logits_rows)
+    plan = AttentionPlan(rows, own.plan.logits_indices)
     if plan.kept is not None:
         tokens, slots = plan.kept
         k, v = k.clone(), v.clone()

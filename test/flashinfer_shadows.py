@@ -16,8 +16,8 @@ from flashinfer import (
     BatchPrefillWithRaggedKVCacheWrapper,
 )
 
-from sglang_dllm.attention.canvas import attend
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention, Settings
+from sglang_dllm.attention.sdpa import attend
 
 
 class Shadow:

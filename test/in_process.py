@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from parity.run_logits import load
 
-from sglang_dllm.config import DecodeConfig
+from sglang_dllm.config.server import DecodeConfig
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.decoder import Decoder
-from sglang_dllm.families import ModelFacts
-from sglang_dllm.scheduling.algorithm import FullAttnAlgorithm
-from sglang_dllm.scheduling.batch import CanvasBatch, fill_ids
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.models.facts import ModelFacts
+from sglang_dllm.runtime.engine import FullAttnAlgorithm
+from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch, fill_ids
 
 
 class InProcess:
@@ -31,7 +31,7 @@ class InProcess:
         config = self.runner.model_config.hf_config
         self.facts = ModelFacts.from_hf_config(config)
         self.rounds = FullAttnAlgorithm.__new__(FullAttnAlgorithm)
-        self.rounds.decoder = self.decoder = Decoder(self.facts)
+        self.rounds.decoder = self.decoder = Denoiser(self.facts)
         self.requests: list[Any] = []
 
     def add(
@@ -86,7 +86,7 @@ class InProcess:
         from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
         runner = self.runner
-        self.rounds.batch = CanvasBatch.init_new(
+        self.rounds.batch = CanvasScheduleBatch.init_new(
             self.requests,
             runner.req_to_token_pool,
             runner.token_to_kv_pool_allocator,

@@ -43,17 +43,17 @@ class Case:
 
 
 def random_case(
-    rng: random.Random, algorithm: str, lineage: str, tokens: list[int]
+    rng: random.Random, algorithm: str, sampler_family: str, tokens: list[int]
 ) -> Case:
     """A request with about half of the algorithm's keys given."""
     length = rng.choice([1, 2, 5, 13, 16, 31, 32, 33, 40, 64, 65, 96])
-    keys = _keys(rng, algorithm, lineage, length, tokens)
+    keys = _keys(rng, algorithm, sampler_family, length, tokens)
     options = {key: value for key, value in keys.items() if rng.random() < 0.6}
     if {"threshold", "factor"} <= options.keys():
         del options[rng.choice(["threshold", "factor"])]
     if algorithm in CACHED and not options.get("cfg_scale") and rng.random() < 0.4:
         options |= _cache(rng, algorithm)
-        if algorithm == "FastDLLM" and lineage == "Dream":
+        if algorithm == "FastDLLM" and sampler_family == "Dream":
             # Block-wise with a cache, and only then.
             options.pop("steps", None)
             options["block_size"] = rng.choice([4, 15])
@@ -97,7 +97,11 @@ def _cache(rng: random.Random, algorithm: str) -> dict[str, Any]:
 
 
 def _keys(
-    rng: random.Random, algorithm: str, lineage: str, length: int, tokens: list[int]
+    rng: random.Random,
+    algorithm: str,
+    sampler_family: str,
+    length: int,
+    tokens: list[int],
 ) -> dict[str, Any]:
     share = round(rng.random(), 2)
     nats = rng.choice([0.0, 0.2, 0.5, 1.0, 2.0, 999.0])
@@ -129,7 +133,9 @@ def _keys(
             "eps": rng.choice([0.001, 0.1]),
         }
     if algorithm == "FastDLLM":
-        own = block if lineage == "LLaDA" else {"steps": rng.choice([1, 3, 8, 20])}
+        own = (
+            block if sampler_family == "LLaDA" else {"steps": rng.choice([1, 3, 8, 20])}
+        )
         return {**own, "threshold": share, "factor": rng.choice([0.5, 1.0, 2.0])}
     if algorithm == "LocalLeap":
         return {

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from no_waiting import NoWaiting
+from sync_detector import SyncDetector
 from torch.utils._pytree import tree_leaves
 
 from sglang_dllm.attention import canvas
-from sglang_dllm.attention.canvas import canvas_attention
-from sglang_dllm.forward_plan import ForwardPlan
-from sglang_dllm.scheduling.graphs import Capture, Limits, Run, WindowGraphs
+from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.attention.sdpa import canvas_attention
+from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
 
 
-class _Recorder(NoWaiting):
+class _Recorder(SyncDetector):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Callable[..., Any], Any, Any, list[torch.Tensor]]] = []
@@ -79,9 +79,9 @@ class FixedAttention:
         self.slots = torch.zeros(num_rows, canvas_len, dtype=torch.int64)
         self.lens = torch.zeros(num_rows, dtype=torch.int64)
         self.written = torch.zeros(num_rows * window, dtype=torch.int64)
-        self.planned: ForwardPlan | None = None
+        self.planned: AttentionPlan | None = None
 
-    def plan(self, plan: ForwardPlan, graph: bool = False) -> None:
+    def plan(self, plan: AttentionPlan, graph: bool = False) -> None:
         assert graph and len(set(plan.lens)) == 1 and plan.kept is not None
         self.planned = plan
         for index, row in enumerate(plan.rows):
@@ -96,7 +96,7 @@ class FixedAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        plan: ForwardPlan,
+        plan: AttentionPlan,
         k_pool: torch.Tensor,
         v_pool: torch.Tensor,
         scale: float,

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from reference.canvas import Sampling
-from sglang_dllm.config import Decoding, parse_decode_config
+from sglang_dllm.config.server import Decoding, parse_decode_config
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.sampling import Stream, counter_uniform
 from sglang_dllm.decoding.statistics import Statistic, measure
-from sglang_dllm.families import FAMILIES, ModelFacts
+from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 MASK, EOS, TURN_END, NEWLINE, VOCAB = 3, 5, 6, 7, 11
 FAMILY = {"llada": FAMILIES["LLaDAModelLM"], "dream": FAMILIES["DreamModel"]}
@@ -104,7 +104,7 @@ def decode(
         measures: let the forward compute what the algorithms read of the logits.
     """
     facts = facts_of(family)
-    decoder, canvases = Decoder(facts), []
+    decoder, canvases = Denoiser(facts), []
     memories: dict[tuple[int, bool], Memory] = {}
     for request in requests:
         canvas = Canvas.from_prompt(
@@ -136,7 +136,7 @@ def decode(
             ]
         )
         statistics = decoder.statistics if measures else ()
-        decoder.commit(held(packed[layout.logits_rows], statistics))
+        decoder.commit(held(packed[layout.logits_indices], statistics))
         decoder.look()
         decoder.remove([canvas for canvas in canvases if canvas.done])
     return canvases

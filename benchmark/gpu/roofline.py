@@ -70,13 +70,13 @@ class Work:
     Attributes:
         rows: tokens recomputed of each canvas.
         context: tokens that each row attends to.
-        logits_rows: rows of each canvas that go through the head.
+        logits_indices: rows of each canvas that go through the head.
         batch: canvases.
     """
 
     rows: int
     context: int
-    logits_rows: float
+    logits_indices: float
     batch: int = 1
 
 
@@ -95,14 +95,14 @@ class Floor:
 def forward_flops(shape: ModelShape, work: Work) -> float:
     """Two operations a weight and row, four a key, row, layer and hidden dimension."""
     row = 2 * shape.block_params + 4 * shape.layers * shape.hidden * work.context
-    head = 2 * shape.head_params * work.logits_rows
+    head = 2 * shape.head_params * work.logits_indices
     return work.batch * (work.rows * row + head)
 
 
 def forward_bytes(shape: ModelShape, work: Work) -> float:
     """Weights once for the batch; keys, values and logits of each canvas."""
     weights = (shape.block_params + shape.head_params) * shape.dtype_bytes
-    logits = work.logits_rows * shape.vocab * LOGIT_BYTES
+    logits = work.logits_indices * shape.vocab * LOGIT_BYTES
     return weights + work.batch * (work.context * shape.kv_bytes + logits)
 
 

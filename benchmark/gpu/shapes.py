@@ -62,10 +62,10 @@ class Case:
 
     def work(self, short: int, long: int) -> Work:
         """What one of the forwards that tell the runs apart computes, on average."""
-        logits_rows = self.answer_len + 1 - (short + 1 + long) / 2
-        return Work(self.rows, self.context, logits_rows, self.batch)
+        logits_indices = self.answer_len + 1 - (short + 1 + long) / 2
+        return Work(self.rows, self.context, logits_indices, self.batch)
 
-    def rows_computed(self, forwards: int) -> int:
+    def tokens_computed(self, forwards: int) -> int:
         """By a request of so many forwards, as its ``meta_info`` must say."""
         if self.is_full:
             return forwards * self.context

@@ -95,7 +95,7 @@ def check_counts(case: Case, forwards: int, meta: dict[str, Any]) -> None:
     """Raise where a request ran other forwards, or windows, than the case says."""
     wanted = {
         "num_forwards": forwards,
-        "rows_computed": case.rows_computed(forwards),
+        "tokens_computed": case.tokens_computed(forwards),
         "completion_tokens": case.answer_len,
     }
     found = {key: meta.get(key) for key in wanted}
@@ -137,7 +137,7 @@ def figures(
         "name": case.name,
         **asdict(case),
         **asdict(plan),
-        "logits_rows": work.logits_rows,
+        "logits_indices": work.logits_indices,
         "ms": ms,
         "min_ms": min(times),
         "max_ms": max(times),

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from sglang_dllm import SUPPORTED_SGLANG, __version__
 from sglang_dllm.decoding.registry import algorithms
-from sglang_dllm.families import FAMILIES
+from sglang_dllm.models.facts import FAMILIES
 
 
 def report(out: TextIO) -> int:
@@ -110,7 +110,7 @@ def _check_hooks(out: TextIO) -> str | None:
     from sglang.srt.dllm.algorithm import algo_name_to_cls
     from sglang.srt.models.registry import ModelRegistry
 
-    from sglang_dllm.scheduling.dllm_config import SGLANG_NAME
+    from sglang_dllm.runtime.dllm_config import SGLANG_NAME
 
     missing = (set(FAMILIES) - set(ModelRegistry.models)) | (
         {SGLANG_NAME} - set(algo_name_to_cls)

@@ -165,8 +165,8 @@ CACHE_MUTATIONS = (
     ),
     delayed(
         "the other family's defaults",
-        'if family.lineage == "Dream":',
-        'if family.lineage == "LLaDA":',
+        'if family.sampler_family == "Dream":',
+        'if family.sampler_family == "LLaDA":',
         "other windows than published",
         f"{CONFIG}caches_have_published_defaults_and_need_naming",
     ),
@@ -265,14 +265,14 @@ CACHE_MUTATIONS = (
     ),
     delayed(
         "Dream's walk on LLaDA",
-        'if canvases.facts.family.lineage == "LLaDA":',
+        'if canvases.facts.family.sampler_family == "LLaDA":',
         "if False:",
         "blocks join earlier than published",
         f"{WALK}[llada-want0]",
     ),
     delayed(
         "LLaDA's walk on Dream",
-        'if canvases.facts.family.lineage == "LLaDA":',
+        'if canvases.facts.family.sampler_family == "LLaDA":',
         "if True:",
         "blocks join later than published",
         f"{WALK}[dream-want1]",

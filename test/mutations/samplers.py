@@ -104,7 +104,7 @@ SAMPLER_MUTATIONS = (
         "LLaDA",
         "turn end not held back",
         "decoding/algorithms/llada.py",
-        "(*judged.facts.eos_ids, judged.facts.turn_end_id)",
+        "(*judged.facts.eos_ids, judged.facts.eot_token_id)",
         "judged.facts.eos_ids",
         "confidence_eos_eot_inf writes <|eot_id|> early: short answers",
         f"{EDGES}llada_eos_options",

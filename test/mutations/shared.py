@@ -108,8 +108,8 @@ SHARED_MUTATIONS = (
         "confidence of a draw by the other family",
         BY_CONFIDENCE,
         "decoding/prediction.py",
-        'of_drawn=judged.facts.family.lineage == "Dream"',
-        'of_drawn=judged.facts.family.lineage != "Dream"',
+        'of_drawn=judged.facts.family.sampler_family == "Dream"',
+        'of_drawn=judged.facts.family.sampler_family != "Dream"',
         "at a temperature, LLaDA writes far too many tokens a step, Dream too few",
         tuple(
             f"{SHARED}the_confidence_of_a_draw_is_the_familys[{name}-options{index}]"

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from in_process import InProcess
 from recorded_capture import RecordedCapture, turn_graphs_on
 
-from sglang_dllm.scheduling.graphs import Capture, Limits, Run, WindowGraphs
+from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
 
 REQUESTS = [
     (list(range(5, 30)), 60, "FullAttnMultiBlock", {"cache": "dual", "block_size": 16}),

@@ -19,7 +19,7 @@ import torch
 
 @dataclass
 class Request:
-    """What a CanvasBatch and a ForwardBatch read of a request."""
+    """What a CanvasScheduleBatch and a ForwardBatch read of a request."""
 
     dllm_algo_state: Any
     req_pool_idx: int
@@ -52,7 +52,7 @@ def load(path: str, *flags: str) -> Any:
 def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-    from sglang_dllm.forward_plan import ForwardPlan, PlannedRow, forward_plan
+    from sglang_dllm.attention.plan import AttentionPlan, Window, forward_plan
 
     lens = [len(ids) for ids in canvases]
     total = sum(lens)
@@ -76,8 +76,8 @@ def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
         extend_num_tokens=total,
         extend_logprob_start_lens_cpu=lens,
     )
-    rows = [PlannedRow(0, length, length) for length in lens]
-    with forward_plan(ForwardPlan(rows, torch.arange(total))):
+    rows = [Window(0, length, length) for length in lens]
+    with forward_plan(AttentionPlan(rows, torch.arange(total))):
         out = runner.forward(batch, pp_proxy_tensors=None)
     logits = runner.model.logits(out.logits_output.hidden_states, batch)
     return [x.clone() for x in logits.split(lens)]

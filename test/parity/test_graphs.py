@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
-from sglang_dllm.scheduling.graphs import (
+from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.runtime.graphs import (
     Limits,
     WindowGraphs,
     bucket_of,
@@ -82,12 +82,12 @@ def test_a_capture_that_fails_turns_graphs_off(cases: dict[str, Any]) -> None:
     assert case["buckets"] == []
 
 
-def plan_of(*windows: tuple[int, int, int], kept: bool = True) -> ForwardPlan:
+def plan_of(*windows: tuple[int, int, int], kept: bool = True) -> AttentionPlan:
     rows = [
-        PlannedRow(start, end, length, torch.arange(length) if kept else None)
+        Window(start, end, length, torch.arange(length) if kept else None)
         for start, end, length in windows
     ]
-    return ForwardPlan(rows, torch.tensor([0]))
+    return AttentionPlan(rows, torch.tensor([0]))
 
 
 def graphs_of(limits: Limits) -> WindowGraphs:
@@ -103,7 +103,9 @@ def test_the_gate() -> None:
     assert not graphs.accepts(plan_of((0, 33, 40)))  # wider than any bucket
     assert not graphs.accepts(plan_of(*[(0, 8, 40)] * 3))  # more than any bucket
     assert not graphs.accepts(plan_of((0, 8, 40), kept=False))
-    nothing = ForwardPlan(plan_of((3, 11, 40)).rows, torch.zeros(0, dtype=torch.int64))
+    nothing = AttentionPlan(
+        plan_of((3, 11, 40)).rows, torch.zeros(0, dtype=torch.int64)
+    )
     assert not graphs.accepts(nothing)  # no candidate
 
 

@@ -40,9 +40,9 @@ NEWLINE = 10  # the tiny tokenizers are of bytes
 class Kind:
     """One architecture: its checkpoint, how it is launched, how many cases it gets."""
 
-    lineage: str
+    sampler_family: str
     write: Callable[[Path], Path]
-    turn_end: int | None = None
+    eot_token: int | None = None
     flags: tuple[str, ...] = ()
     yaml: dict[str, Any] = field(default_factory=dict)
     cases: int = 10
@@ -97,7 +97,7 @@ class Setup:
     def cases(self, algorithm: str, seed: int) -> list[Case]:
         rng = random.Random(f"{algorithm}-{seed}")
         return [
-            random_case(rng, algorithm, self.kind.lineage, self.tokens)
+            random_case(rng, algorithm, self.kind.sampler_family, self.tokens)
             for _ in range(self.kind.cases)
         ]
 
@@ -119,10 +119,10 @@ class Setup:
             case.length,
             options,
             reference_sampling(case.sampling),
-            family=self.kind.lineage.lower(),
+            family=self.kind.sampler_family.lower(),
             mask_id=self.model.mask_id,
             eos_id=self.model.eos_id,
-            turn_end_id=self.kind.turn_end,
+            eot_token_id=self.kind.eot_token,
             delimiter_ids=options.get("delimiter_ids") or [NEWLINE],
         )
 
@@ -144,7 +144,7 @@ class Setup:
             warnings.warn(f"{case}: decided within float32 noise", stacklevel=2)
             return False
         if nfe == expected.nfe:  # else the server ended before the reference did
-            for key in ("rows_computed", "rows_reused", "full_refreshes"):
+            for key in ("tokens_computed", "tokens_cached", "full_refreshes"):
                 assert meta[key] == getattr(expected, key), (case, key)
         assert meta["finish_reason"]["type"] == ends
         assert meta["completion_tokens"] == len(ids)

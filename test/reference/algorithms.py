@@ -126,7 +126,7 @@ def run(
             `new_memory`, see `reference.memory`.
         options: keys of docs/algorithms.md; the missing ones get the defaults.
         unconditional: for LLaDA's guidance, see `reference.samplers.llada`.
-        facts: family, mask_id, eos_id, turn_end_id, delimiter_ids; what is not given
+        facts: family, mask_id, eos_id, eot_token_id, delimiter_ids; what is not given
             is read from the model object.
     """
     family = facts.get("family") or model.family

@@ -262,8 +262,8 @@ class Forwards:
         everything = (0, self.canvas_len)
         computed = [hi - lo for lo, hi in (w or everything for w in self.windows)]
         return {
-            "rows_computed": sum(computed),
-            "rows_reused": len(computed) * self.canvas_len - sum(computed),
+            "tokens_computed": sum(computed),
+            "tokens_cached": len(computed) * self.canvas_len - sum(computed),
             "full_refreshes": computed.count(self.canvas_len) if self.strategy else 0,
             "windows": list(self.windows),
         }

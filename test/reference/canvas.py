@@ -75,7 +75,7 @@ class Canvas:
         family: str | None = None,
         mask_id: int | None = None,
         eos_id: int | None = None,
-        turn_end_id: int | None = None,
+        eot_token_id: int | None = None,
         delimiter_ids: Iterable[int] | None = None,
     ) -> None:
         """options: the algorithm's, read here for `max_forwards` and the cache."""
@@ -88,7 +88,7 @@ class Canvas:
         self.family: str = fact("family", family)
         self.mask_id: int = fact("mask_id", mask_id)
         self.eos_id: int = fact("eos_id", eos_id)
-        self.turn_end_id: int | None = fact("turn_end_id", turn_end_id)
+        self.eot_token_id: int | None = fact("eot_token_id", eot_token_id)
         self.delimiter_ids = frozenset(fact("delimiter_ids", delimiter_ids, ()))
         if self.family not in ("llada", "dream"):
             raise ValueError(f"family: expected llada or dream, found {self.family}")

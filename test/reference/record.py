@@ -34,8 +34,8 @@ class Result:
     commit_order: list[int | None]
     trace: list[Forward] = field(repr=False)
     # Rows of the canvas that forwards computed, and that they took from the cache.
-    rows_computed: int = 0
-    rows_reused: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
     full_refreshes: int = 0  # forwards of all rows, with a cache; 0 without
     # The rows each forward recomputed, counted from the canvas's start; None: all.
     windows: list[Window | None] = field(default_factory=list, repr=False)

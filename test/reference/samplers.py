@@ -64,7 +64,7 @@ def llada(
                 ends: list[int] = []
                 if options["confidence_eos_eot_inf"]:
                     ends = [canvas.eos_id]
-                    ends += [] if canvas.turn_end_id is None else [canvas.turn_end_id]
+                    ends += [] if canvas.eot_token_id is None else [canvas.eot_token_id]
                     # A predicted end drops from anywhere to the last rank.
                     gaps += [guess.gap for guess in guesses.values()]
                 values = _confidences(logits, guesses, ends)

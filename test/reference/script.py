@@ -27,7 +27,7 @@ def row(*peaks: Peak) -> torch.Tensor:
 class Script:
     """One frame per forward, the last one for ever: a peak or a ready row each."""
 
-    mask_id, eos_id, turn_end_id, delimiter_ids = MASK, EOS, TURN_END, (NEWLINE,)
+    mask_id, eos_id, eot_token_id, delimiter_ids = MASK, EOS, TURN_END, (NEWLINE,)
 
     def __init__(self, family: str, *frames: list[Any], prompt_len: int = 0) -> None:
         self.family, self.prompt_len = family, prompt_len

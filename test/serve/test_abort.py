@@ -233,7 +233,7 @@ def test_abort_all_empties_the_server(server: Server) -> None:
 
 
 def test_the_load_endpoint_says_what_runs(server: Server) -> None:
-    """Canvases of one length, so that running times length is the tokens held."""
+    """CanvasBatch of one length, so that running times length is the tokens held."""
     asks = [Ask(f"load-{i}", (45, 46, 47, 48), 196) for i in range(8)]
     with Watcher(server) as watcher:
         for ask, answer in send_all(server, asks):
@@ -337,7 +337,7 @@ def running_request(rid: str, age: float) -> Any:
 
 def test_a_retracted_request_whose_last_forward_failed_leaves() -> None:
     """Its algorithm raises when the forward that ran at the pause is landed."""
-    from sglang_dllm.scheduling import rounds
+    from sglang_dllm.runtime import rounds
 
     canvases, set_aside = ["failed", "sound"], []
     waiting = [
@@ -363,8 +363,8 @@ def test_the_running_timeout_ends_a_request_before_the_next_forward(
     from sglang.srt.environ import envs
     from sglang.srt.managers.scheduler import Scheduler
 
-    from sglang_dllm.scheduling import rounds
-    from sglang_dllm.scheduling.metrics import Metrics
+    from sglang_dllm.runtime import rounds
+    from sglang_dllm.runtime.metrics import Metrics
 
     old, young = running_request("old", 60.0), running_request("young", 1.0)
     running = SimpleNamespace(

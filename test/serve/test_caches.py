@@ -65,19 +65,19 @@ def test_meta_info_and_metrics_say_what_was_recomputed(
     canvas_len, forwards = len(prompts[0]) + LENGTH, meta["num_forwards"]
     assert meta["dllm"]["cache"] == cache
     assert meta["canvas_len"] == canvas_len
-    assert meta["rows_computed"] + meta["rows_reused"] == canvas_len * forwards
+    assert meta["tokens_computed"] + meta["tokens_cached"] == canvas_len * forwards
     if cache == "none":
-        assert meta["rows_reused"] == meta["full_refreshes"] == 0
+        assert meta["tokens_cached"] == meta["full_refreshes"] == 0
     else:
         assert 0 < meta["full_refreshes"] < forwards
-        assert meta["rows_reused"] > 0
+        assert meta["tokens_cached"] > 0
     demo_server.wait_until_idle()
     after = counters(demo_server)
     for name, field in {
         "forwards": "num_forwards",
         "committed_tokens": "num_committed_tokens",
-        "rows_computed": "rows_computed",
-        "rows_reused": "rows_reused",
+        "tokens_computed": "tokens_computed",
+        "tokens_cached": "tokens_cached",
         "full_refreshes": "full_refreshes",
     }.items():
         assert after[name] - before[name] == meta[field], name
@@ -98,7 +98,7 @@ def test_a_window_recomputes_less_and_answers_alike(
         ]
 
     def rows(found: list[dict[str, Any]]) -> int:
-        return sum(answer["meta_info"]["rows_computed"] for answer in found)
+        return sum(answer["meta_info"]["tokens_computed"] for answer in found)
 
     exact = answers("none")
     for cache in ("dual", "vicinity"):

@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import whole_canvas_step
-from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import whole_canvas_step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
@@ -24,12 +24,12 @@ class LeftToRight(Algorithm):
 
     options = LeftToRightOptions
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         return whole_canvas_step(canvases)
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         accepted = _places(judged) < judged.option("width", torch.int64)
-        return Choice(accepted, confidence(judged).tokens)
+        return Decision(accepted, confidence(judged).tokens)
 
 
 class FaultyOptions(Options):
@@ -41,33 +41,35 @@ class Faulty(Algorithm):
 
     options = FaultyOptions
 
-    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
         _fail_in("begin", canvases)
         return {}
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         _fail_in("plan", canvases)
         if bool(canvases.num_forwards.any()):
             _fail_in("later_plan", canvases)
         return whole_canvas_step(canvases)
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         _fail_in("choose", judged.canvases)
         accepted = _places(judged) < 1
         tokens = confidence(judged).tokens
         if judged.canvases.options[0].where == "shape":
-            return Choice(accepted[1:], tokens)
-        return Choice(accepted, tokens)
+            return Decision(accepted[1:], tokens)
+        return Decision(accepted, tokens)
 
-    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+    def committed(
+        self, judged: StepInputs, accepted: torch.Tensor, choice: Decision
+    ) -> None:
         _fail_in("committed", judged.canvases)
 
 
-def _places(judged: Judged) -> torch.Tensor:
+def _places(judged: StepInputs) -> torch.Tensor:
     """0 for the first mask of its canvas, then 1."""
     return ranks(-judged.positions.double(), judged.canvas_index, judged.num_canvases)
 
 
-def _fail_in(where: str, canvases: Canvases) -> None:
+def _fail_in(where: str, canvases: CanvasBatch) -> None:
     if any(options.where == where for options in canvases.options):
         raise RuntimeError(f"told to fail in {where}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from told_model import Told, decode, even, peak, steps_of, word
+from scripted_model import ScriptedModel, decode, even, peak, steps_of, word
 
 from sglang_dllm.decoding.algorithms.hierarchical import runs
 from sglang_dllm.decoding.canvas import SamplingOptions
@@ -20,7 +20,7 @@ from toy_model import decode as decode_batch
 
 
 def first_steps(
-    family: str, algorithm: str, *crowd: tuple[Told, Any], sampling: Any = None
+    family: str, algorithm: str, *crowd: tuple[ScriptedModel, Any], sampling: Any = None
 ) -> list[Any]:
     """What the first forward commits of each of a batch: models and options."""
     draws = sampling or SamplingOptions()
@@ -39,13 +39,17 @@ def first_steps(
 @pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
 def test_dream_forces_progress_where_nothing_is_certain(algorithm: str) -> None:
     frame = word(0.3, 0.5, 0.4)
-    assert steps_of(Told("dream", frame), algorithm, threshold=0.1) == [[1], [2], [0]]
+    assert steps_of(ScriptedModel("dream", frame), algorithm, threshold=0.1) == [
+        [1],
+        [2],
+        [0],
+    ]
 
 
 @pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
 def test_llada_takes_the_lowest_entropy_of_all_live_blocks(algorithm: str) -> None:
     frame = [even(4), even(8), even(4)]
-    assert steps_of(Told("llada", frame), algorithm, threshold=1.0)[0] == [0]
+    assert steps_of(ScriptedModel("llada", frame), algorithm, threshold=1.0)[0] == [0]
 
 
 @pytest.mark.parametrize("algorithm", ["EntropyThreshold", "FullAttnMultiBlock"])
@@ -54,7 +58,7 @@ def test_the_entropy_adds_next_to_nothing_inside_its_logarithm(algorithm: str) -
     nearly = even(2)
     nearly[1] = math.log(1e-8)
     frame = [nearly, even(1)]
-    steps = steps_of(Told("dream", frame), algorithm, threshold=1.85e-7)
+    steps = steps_of(ScriptedModel("dream", frame), algorithm, threshold=1.85e-7)
     assert steps == [[1], [0]]
 
 
@@ -67,7 +71,7 @@ def test_published_entropy_thresholds() -> None:
             low, high = (p, high) if is_above else (low, p)
         row = even(2)
         row[0] = math.log(p / (1 - p))
-        return len(steps_of(Told(family, [row, row]), algorithm))
+        return len(steps_of(ScriptedModel(family, [row, row]), algorithm))
 
     for family, algorithm, threshold in (
         ("llada", "EntropyThreshold", 0.5),
@@ -84,10 +88,13 @@ def test_a_block_is_created_at_its_threshold_or_when_the_last_one_is_done() -> N
     frame = [even(1), even(1), even(4), even(4), *[even(1)] * 4]
     options = {"threshold": 0.1, "block_size": 4}
     steps = steps_of(
-        Told("llada", frame), "FullAttnMultiBlock", block_add_threshold=0.5, **options
+        ScriptedModel("llada", frame),
+        "FullAttnMultiBlock",
+        block_add_threshold=0.5,
+        **options,
     )
     assert steps == [[0, 1], [2, 4, 5, 6, 7], [3]]
-    steps = steps_of(Told("llada", frame), "EntropyThreshold", **options)
+    steps = steps_of(ScriptedModel("llada", frame), "EntropyThreshold", **options)
     assert steps == [[0, 1], [2], [3], [4, 5, 6, 7]]
 
 
@@ -95,7 +102,7 @@ def test_a_block_behind_a_finished_one_is_forced_to_move() -> None:
     frame = [even(1), even(4), even(4), even(4)]
     for add, progress in ((0.5, 0.5), (0.5, 1.0), (1.0, 1.0)):
         options = {"block_add_threshold": add, "decoded_token_threshold": progress}
-        model = Told("dream", frame)
+        model = ScriptedModel("dream", frame)
         steps = steps_of(
             model, "FullAttnMultiBlock", threshold=0.1, block_size=2, **options
         )
@@ -114,7 +121,9 @@ def test_a_block_behind_a_finished_one_is_forced_to_move() -> None:
     ],
 )
 def test_llada_schedule(steps: int, want: list[int]) -> None:
-    got = steps_of(Told("llada", [even(2)] * 12), "LLaDA", block_size=4, steps=steps)
+    got = steps_of(
+        ScriptedModel("llada", [even(2)] * 12), "LLaDA", block_size=4, steps=steps
+    )
     assert [len(step) for step in got] == want
 
 
@@ -122,7 +131,7 @@ def test_llada_guidance() -> None:
     # 2 + 2 (1 - 2) = 0 for token 0, 0 + 2 (.5 - 0) = 1 for token 1.
     seeing, blind = (torch.full((VOCAB,), -30.0) for _ in range(2))
     seeing[:2], blind[:2] = torch.tensor([1.0, 0.5]), torch.tensor([2.0, 0.0])
-    model = Told("llada", [seeing] * 2, blind=[blind] * 2)
+    model = ScriptedModel("llada", [seeing] * 2, blind=[blind] * 2)
     assert decode(model, "LLaDA", cfg_scale=1.0) == ([1, 1], [[0], [1]])
     assert model.seen == [[1, MASK, MASK], [1, 1, MASK]]
     assert model.seen_blind == [[MASK] * 3, [MASK, 1, MASK]]
@@ -133,8 +142,10 @@ def test_llada_guidance_is_of_its_own_canvas() -> None:
     def row(*logits: float) -> torch.Tensor:
         return torch.tensor([*logits, *[-30.0] * (VOCAB - 2)])
 
-    guided = Told("llada", [row(1.0, 0.5)] * 2, blind=[row(2.0, 0.0), row(5.0, 0.0)])
-    alone = Told("llada", word(0.6, 0.5))
+    guided = ScriptedModel(
+        "llada", [row(1.0, 0.5)] * 2, blind=[row(2.0, 0.0), row(5.0, 0.0)]
+    )
+    alone = ScriptedModel("llada", word(0.6, 0.5))
     crowd = ((alone, {}), (guided, {"cfg_scale": 1.0}))
     assert first_steps("llada", "LLaDA", *crowd) == [[0], [1]]
 
@@ -143,7 +154,7 @@ def test_llada_eos_options() -> None:
     frame = [peak((EOS, 0.6), (2, 0.3)), peak((1, 0.4)), peak((TURN_END, 0.9))]
 
     def got(**options: bool) -> tuple[list[int], list[list[int]]]:
-        return decode(Told("llada", frame), "LLaDA", **options)
+        return decode(ScriptedModel("llada", frame), "LLaDA", **options)
 
     assert got() == ([EOS, 1, TURN_END], [[2], [0], [1]])
     # Never predicted; token 2 has .75 of what is left of its row.
@@ -161,13 +172,13 @@ def test_llada_eos_options() -> None:
     ],
 )
 def test_dream_schedule(length: int, steps: int, want: list[int]) -> None:
-    got = steps_of(Told("dream", [even(2)] * length), "Dream", steps=steps)
+    got = steps_of(ScriptedModel("dream", [even(2)] * length), "Dream", steps=steps)
     assert [len(step) for step in got] == want
 
 
 def test_dream_times_are_float32() -> None:
     # The third of 4 steps would commit one of two; in float32 that is none.
-    got = steps_of(Told("dream", [even(2)] * 4), "Dream", steps=4, eps=0.0)
+    got = steps_of(ScriptedModel("dream", [even(2)] * 4), "Dream", steps=4, eps=0.0)
     assert got == [[0], [1], [2, 3]]
 
 
@@ -180,7 +191,7 @@ def test_dream_measures() -> None:
     first = {"topk_margin": [2], "entropy": [0], "maskgit_plus": [1]}
     for algs in (*([alg] for alg in first), first):  # alone and in one batch
         options = [{"alg": alg, "steps": 3, "eps": 0.0} for alg in algs]
-        crowd = [(Told("dream", frame), each) for each in options]
+        crowd = [(ScriptedModel("dream", frame), each) for each in options]
         assert first_steps("dream", "Dream", *crowd) == [first[alg] for alg in algs]
 
 
@@ -191,7 +202,7 @@ def test_dream_measures_of_draws() -> None:
     for sampling, first in ((None, [0]), (best_two, [1])):
         for algs in (["entropy"], ["topk_margin"], ["entropy", "topk_margin"]):
             options = [{"alg": alg, "steps": 2, "eps": 0.0} for alg in algs]
-            crowd = [(Told("dream", frame), each) for each in options]
+            crowd = [(ScriptedModel("dream", frame), each) for each in options]
             got = first_steps("dream", "Dream", *crowd, sampling=sampling)
             assert got == [first] * len(algs)
 
@@ -200,7 +211,7 @@ def test_dream_margin_ignores_the_mask_token() -> None:
     # .6 - .3 against .5 - .1: as a token the mask would leave the second only .1.
     frame = [peak((0, 0.6), (1, 0.3)), peak((0, 0.5), (1, 0.1), (MASK, 0.4))]
     options = {"alg": "topk_margin", "steps": 2, "eps": 0.0}
-    assert steps_of(Told("dream", frame), "Dream", **options) == [[1], [0]]
+    assert steps_of(ScriptedModel("dream", frame), "Dream", **options) == [[1], [0]]
 
 
 def test_a_low_alg_temp_leaves_the_order_to_the_measure() -> None:
@@ -208,7 +219,10 @@ def test_a_low_alg_temp_leaves_the_order_to_the_measure() -> None:
     options = {"alg": "maskgit_plus", "alg_temp": 0.001, "steps": 8, "eps": 0.0}
     for seed in range(5):
         got = steps_of(
-            Told("dream", frame), "Dream", SamplingOptions(seed=seed), **options
+            ScriptedModel("dream", frame),
+            "Dream",
+            SamplingOptions(seed=seed),
+            **options,
         )
         assert got[0] == [6]
 
@@ -218,7 +232,10 @@ def test_a_low_alg_temp_leaves_the_order_to_the_measure() -> None:
 
 def test_fast_dllm_at_its_threshold() -> None:
     frame = [even(4), even(2), even(1), even(2)]
-    assert steps_of(Told("llada", frame), "FastDLLM", threshold=0.5) == [[1, 2, 3], [0]]
+    assert steps_of(ScriptedModel("llada", frame), "FastDLLM", threshold=0.5) == [
+        [1, 2, 3],
+        [0],
+    ]
 
 
 def test_fast_dllm_factor() -> None:
@@ -229,31 +246,35 @@ def test_fast_dllm_factor() -> None:
         ((0.9, 0.7, 0.74, 0.2), [0, 2]),  # rank 3 has .7 < .75
         ((0.8, 0.6, 0.95, 0.78, 0.5), [0, 2, 3]),
     ):
-        got = steps_of(Told("llada", word(*confidences)), "FastDLLM", factor=1.0)
+        got = steps_of(
+            ScriptedModel("llada", word(*confidences)), "FastDLLM", factor=1.0
+        )
         assert got[0] == first
     # Factor 1.5: rank 2 needs 1/2, and equal is enough; rank 3 needs 5/8.
     frame = [even(1), even(2), even(4), even(4)]
-    assert steps_of(Told("llada", frame), "FastDLLM", factor=1.5)[0] == [0, 1]
+    assert steps_of(ScriptedModel("llada", frame), "FastDLLM", factor=1.5)[0] == [0, 1]
 
 
 def test_fast_dllm_shares_on_dream() -> None:
     # Shares of 7 in 3 steps: 3, 2, 2. Considered: 0 4 3, two left 1. With 2 more:
     # 3 2 1, the best. With 2 more all that remain, then what was left.
     frame = word(0.95, 0.5, 0.6, 0.7, 0.92, 0.4, 0.3)
-    got = steps_of(Told("dream", frame), "FastDLLM", steps=3)
+    got = steps_of(ScriptedModel("dream", frame), "FastDLLM", steps=3)
     assert got == [[0, 4], [3], [2], [1], [5], [6]]
-    got = steps_of(Told("dream", word(*[0.95] * 7)), "FastDLLM", steps=3)
+    got = steps_of(ScriptedModel("dream", word(*[0.95] * 7)), "FastDLLM", steps=3)
     assert [len(step) for step in got] == [3, 2, 2]
     # Of 4 in 2 steps the ranks are those of the 2 considered.
     frame = word(0.9, 0.1, 0.2, 0.3)
-    got = steps_of(Told("dream", frame), "FastDLLM", steps=2, factor=1.0)
+    got = steps_of(ScriptedModel("dream", frame), "FastDLLM", steps=2, factor=1.0)
     assert got == [[0, 3], [1, 2]]
 
 
 def test_local_leap_at_its_thresholds() -> None:
     frame = [even(8), even(4), even(2), even(4), even(8)]
     options = {"anchor_threshold": 0.5, "neighbor_threshold": 0.25}
-    model = Told("llada", [even(1), even(8), even(8), even(8), even(8), *frame])
+    model = ScriptedModel(
+        "llada", [even(1), even(8), even(8), even(8), even(8), *frame]
+    )
     got = steps_of(model, "LocalLeap", radius=1, **options)
     assert got[0] == [0, 6, 7, 8]
 
@@ -262,12 +283,15 @@ def test_local_leap_radius_reaches_to_both_sides() -> None:
     frame = [even(4)] * 7
     frame[3] = even(1)
     options = {"anchor_threshold": 1.0, "neighbor_threshold": 0.25}
-    got = steps_of(Told("llada", frame), "LocalLeap", radius=2, **options)
+    got = steps_of(ScriptedModel("llada", frame), "LocalLeap", radius=2, **options)
     assert got[0] == [1, 2, 3, 4, 5]
 
 
 def test_local_leap_anchors_stay_in_their_canvas() -> None:
-    models = [Told("llada", [even(1)] * 4), Told("llada", word(0.8, 0.85))]
+    models = [
+        ScriptedModel("llada", [even(1)] * 4),
+        ScriptedModel("llada", word(0.8, 0.85)),
+    ]
     crowd = [Request(m, (1,), len(m.frames[0]), "LocalLeap", {}) for m in models]
     decode_batch("llada", crowd)
     assert [ids[1:] for ids in models[1].seen] == [[MASK, MASK], [MASK, 1]]
@@ -275,9 +299,11 @@ def test_local_leap_anchors_stay_in_their_canvas() -> None:
 
 def test_adaptive_parallel_at_its_threshold_and_number() -> None:
     frame = [even(4), even(1), even(2), even(4)]
-    got = steps_of(Told("llada", frame), "AdaptiveParallel", threshold=0.25)
+    got = steps_of(ScriptedModel("llada", frame), "AdaptiveParallel", threshold=0.25)
     assert got == [[1, 2], [0], [3]]
-    got = steps_of(Told("llada", [even(2)] * 5), "AdaptiveParallel", max_parallel=2)
+    got = steps_of(
+        ScriptedModel("llada", [even(2)] * 5), "AdaptiveParallel", max_parallel=2
+    )
     assert got == [[0, 1], [2, 3], [4]]
 
 
@@ -285,19 +311,19 @@ def test_hierarchical_at_its_thresholds() -> None:
     # One run: its best, and what is above .5 strictly.
     frame = [even(2), even(1), even(2)]
     options = {"threshold": 0.5, "low_threshold": 0.25}
-    got = steps_of(Told("llada", frame), "Hierarchical", **options)
+    got = steps_of(ScriptedModel("llada", frame), "Hierarchical", **options)
     assert got == [[1], [0, 2]]
     # Runs 0 and 2 3 behind the first step: .5 is not above .5.
     frame = [even(2), even(1), even(2), even(4)]
     options = {"threshold": 0.9, "low_threshold": 0.5}
-    got = steps_of(Told("llada", frame), "Hierarchical", **options)
+    got = steps_of(ScriptedModel("llada", frame), "Hierarchical", **options)
     assert got == [[1], [0], [2], [3]]
 
 
 def test_hierarchical_runs_end_where_a_position_is_missing() -> None:
     # After 1 and 4: the runs 0, 2 3 and 5.
     frame = word(0.7, 0.99, 0.65, 0.3, 0.98, 0.66)
-    got = steps_of(Told("llada", frame), "Hierarchical")
+    got = steps_of(ScriptedModel("llada", frame), "Hierarchical")
     assert got == [[1, 4], [0, 2, 5], [3]]
     canvas = torch.tensor([0, 0, 1, 1, 1])
     positions = torch.tensor([0, 1, 2, 3, 5])
@@ -306,16 +332,21 @@ def test_hierarchical_runs_end_where_a_position_is_missing() -> None:
 
 def test_hierarchical_takes_all_that_are_best_in_a_run() -> None:
     frame = [even(2), even(2), even(4)]
-    got = steps_of(Told("llada", frame), "Hierarchical", low_threshold=0.4)
+    got = steps_of(ScriptedModel("llada", frame), "Hierarchical", low_threshold=0.4)
     assert got == [[0, 1], [2]]
 
 
 def test_credit_at_its_threshold_and_next_to_the_best() -> None:
     frame = [even(2), even(1), even(4)]
-    got = steps_of(Told("llada", frame), "Credit", threshold=0.5, credit_alpha=0.0)
+    got = steps_of(
+        ScriptedModel("llada", frame), "Credit", threshold=0.5, credit_alpha=0.0
+    )
     assert got == [[0, 1], [2]]
     frame = word(0.5, 0.499995, 0.49998)
-    assert steps_of(Told("llada", frame), "Credit", credit_alpha=0.0) == [[0, 1], [2]]
+    assert steps_of(ScriptedModel("llada", frame), "Credit", credit_alpha=0.0) == [
+        [0, 1],
+        [2],
+    ]
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0])
@@ -332,7 +363,7 @@ def test_credit_grows_and_decays(gamma: float) -> None:
     ):
         for threshold, want in ((bound - 1e-6, sure), (bound + 1e-6, unsure)):
             first = word(0.5, 0.999) if len(sure) == 1 else word(0.5, 0.6, 0.999)
-            model = Told("llada", first)
+            model = ScriptedModel("llada", first)
             got = steps_of(model, "Credit", threshold=threshold, **options)
             assert got[: len(want)] == want
 
@@ -341,7 +372,7 @@ def test_credit_is_of_its_block() -> None:
     # A .5 has .77 with the credit of one step, .92 with what block 1 left; .6 has .86.
     options = {"block_size": 2, "credit_alpha": 3.0, "boost_gamma": 1.0}
     for confidence, want in ((0.5, [[3], [2]]), (0.6, [[2, 3]])):
-        model = Told("llada", word(0.5, 0.999, confidence, 0.999))
+        model = ScriptedModel("llada", word(0.5, 0.999, confidence, 0.999))
         got = steps_of(model, "Credit", threshold=0.85, **options)
         assert got == [[1], [0], *want]
 
@@ -350,7 +381,7 @@ def test_credit_is_not_left_to_the_block_behind() -> None:
     options = {"credit_alpha": 3.0, "boost_gamma": 1.0, "threshold": 1.0}
     # In the last forward; of the place that ends the block token 0 would be raised.
     frame = [*word(0.5, 0.999), *[peak((1, 0.3), (0, 0.2))] * 2]
-    model = Told("llada", frame)
+    model = ScriptedModel("llada", frame)
     got = decode(model, "Credit", block_size=2, max_forwards=2, **options)
     assert got == ([1] * 4, [[1], [0, 2, 3]])
     # Token 1 comes third in block 1, first and second in block 2, where the third
@@ -358,7 +389,7 @@ def test_credit_is_not_left_to_the_block_behind() -> None:
     one, other, last = peak((1, 0.5)), peak((0, 0.5)), peak((2, 0.4), (1, 0.35))
     pairs = [*[(other, one)] * 2, *[(one, one)] * 3, (one, last)]
     sure = word(0.999, 0.998)
-    model = Told("llada", *([a, *sure, b, *sure] for a, b in pairs))
+    model = ScriptedModel("llada", *([a, *sure, b, *sure] for a, b in pairs))
     assert decode(model, "Credit", block_size=3, **options)[0] == [1] * 6
 
 
@@ -367,10 +398,16 @@ def test_credit_is_of_a_token_and_is_not_forgotten() -> None:
     first = word(0.5, 0.999, 0.998)
     # One word has .4 left and .3 of its own, the other .5 of both.
     then = [peak((2, 0.5), (1, 0.3)), first[1]]
-    assert decode(Told("llada", first[:2], then), "Credit", **options)[0] == [2, 1]
+    assert decode(ScriptedModel("llada", first[:2], then), "Credit", **options)[0] == [
+        2,
+        1,
+    ]
     # Twice predicted, a word has .72 left and outweighs the other's .4.
     then = [peak((2, 0.4), (1, 0.35)), *first[1:]]
-    assert decode(Told("llada", first, first, then), "Credit", **options)[0] == [1] * 3
+    assert (
+        decode(ScriptedModel("llada", first, first, then), "Credit", **options)[0]
+        == [1] * 3
+    )
 
 
 def test_ada_block_at_its_thresholds() -> None:
@@ -378,9 +415,13 @@ def test_ada_block_at_its_thresholds() -> None:
     newline = even(2).roll(NEWLINE)
     frame = [even(4), newline, *[even(2)] * 6]
     options = {"threshold": 0.5, "block_size": 4}
-    got = steps_of(Told("llada", frame), "AdaBlock", delimiter_threshold=0.5, **options)
+    got = steps_of(
+        ScriptedModel("llada", frame), "AdaBlock", delimiter_threshold=0.5, **options
+    )
     assert got == [[1], [0], [2, 3, 4, 5], [6, 7]]
-    got = steps_of(Told("llada", frame), "AdaBlock", delimiter_threshold=0.6, **options)
+    got = steps_of(
+        ScriptedModel("llada", frame), "AdaBlock", delimiter_threshold=0.6, **options
+    )
     assert got == [[1, 2, 3], [0], [4, 5, 6, 7]]
 
 
@@ -391,7 +432,7 @@ def test_ada_block_ends_at_the_best_delimiter_in_its_window() -> None:
     for i, c in newlines.items():
         frame[i] = peak((NEWLINE, c))
     options = {"block_size": 5, "delimiter_threshold": 0.5}
-    got = steps_of(Told("llada", frame), "AdaBlock", **options)
+    got = steps_of(ScriptedModel("llada", frame), "AdaBlock", **options)
     # Blocks: 0 1, then 2 to 4, whose newline is the best, then none: 5 to 9.
     assert got[:5] == [[1], [0], [4], [2], [3]]
     assert got[5:10] == [[5], [6], [7], [8], [9]]
@@ -401,10 +442,13 @@ def test_ada_block_decides_its_end_once_and_by_its_own_delimiters() -> None:
     frame = word(*[0.5] * 16)
     frame[1] = peak((1, 0.8))
     later = [peak((NEWLINE, 0.5)), frame[1], peak((1, 0.6)), *frame[3:]]
-    got = steps_of(Told("llada", frame, later), "AdaBlock", block_size=4)
+    got = steps_of(ScriptedModel("llada", frame, later), "AdaBlock", block_size=4)
     assert got[:5] == [[1], [2], [0], [3], [4]]
     frame = [peak((NEWLINE, 0.5)), *word(*[0.6] * 7)]
-    crowd = [(Told("llada", frame), {"delimiter_ids": ids}) for ids in ([], [NEWLINE])]
+    crowd = [
+        (ScriptedModel("llada", frame), {"delimiter_ids": ids})
+        for ids in ([], [NEWLINE])
+    ]
     assert first_steps("llada", "AdaBlock", *crowd) == [[1], [0]]
 
 
@@ -412,4 +456,4 @@ def test_published_delimiter_thresholds() -> None:
     for family, threshold in (("llada", 0.3), ("dream", 0.5)):
         for c, first in ((threshold - 0.01, [1]), (threshold + 0.01, [0])):
             frame = [peak((NEWLINE, c)), *word(*[0.6] * 3)]
-            assert steps_of(Told(family, frame), "AdaBlock")[0] == first
+            assert steps_of(ScriptedModel(family, frame), "AdaBlock")[0] == first

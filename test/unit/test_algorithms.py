@@ -180,7 +180,7 @@ def expected(family: str, request: Request) -> Result:
         family=family,
         mask_id=MASK,
         eos_id=EOS,
-        turn_end_id=TURN_END,
+        eot_token_id=TURN_END,
         delimiter_ids=(
             (NEWLINE,)
             if request.options.get("delimiter_ids") is None
@@ -198,8 +198,8 @@ def check(family: str, request: Request, canvas: Canvas) -> None:
     else:
         assert answer(canvas) == wanted.ids
     assert canvas.num_forwards == wanted.nfe
-    assert canvas.rows_computed == wanted.rows_computed
-    assert canvas.rows_reused == wanted.rows_reused
+    assert canvas.tokens_computed == wanted.tokens_computed
+    assert canvas.tokens_cached == wanted.tokens_cached
     assert canvas.full_refreshes == wanted.full_refreshes
     assert tuple(canvas.ids[: canvas.prompt_len]) == request.prompt
 

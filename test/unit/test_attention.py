@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from sglang_dllm.attention.canvas import canvas_attention
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.sdpa import canvas_attention
 
 
 def naive(
@@ -37,8 +37,8 @@ def full_attention(
 ) -> torch.Tensor:
     """Whole canvases; nothing is read from the pool."""
     nothing = torch.empty(0)
-    rows = [PlannedRow(0, length, length) for length in lens]
-    plan = ForwardPlan(rows, torch.tensor([0]))
+    rows = [Window(0, length, length) for length in lens]
+    plan = AttentionPlan(rows, torch.tensor([0]))
     return canvas_attention(q, k, v, plan, nothing, nothing, scale)
 
 
@@ -106,9 +106,9 @@ def test_windows_attend_to_whole_canvases_in_the_pool(
     for start, end, canvas_len in WINDOWS:
         keeps = kept or end - start < canvas_len
         own = slots[first : first + canvas_len] if keeps else None
-        rows.append(PlannedRow(start, end, canvas_len, own))
+        rows.append(Window(start, end, canvas_len, own))
         first += canvas_len
-    plan = ForwardPlan(rows, torch.tensor([0]))
+    plan = AttentionPlan(rows, torch.tensor([0]))
     total = sum(plan.lens)
     q = torch.randn(total, num_heads, 8)
     k, v = torch.randn(2, total, num_kv_heads, 8)

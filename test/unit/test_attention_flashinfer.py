@@ -12,7 +12,7 @@ from attention_batches import WINDOWS, Batch, expected, plan_of, pool_size, rand
 from flashinfer_shadows import assert_right, attention_for, half_batch
 
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
-from sglang_dllm.forward_plan import ForwardPlan
+from sglang_dllm.attention.plan import AttentionPlan
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device: FlashInfer only shadowed"
@@ -52,7 +52,7 @@ def test_the_same_rows_are_planned_once(name: str) -> None:
     assert before == (any(is_full), not all(is_full))
     # A new plan of new rows, as every forward has one; the slots are the canvas's.
     rows = [replace(row) for row in batch.plan.rows]
-    again = replace(batch, plan=ForwardPlan(rows, torch.tensor([0])))
+    again = replace(batch, plan=AttentionPlan(rows, torch.tensor([0])))
     attention.plan(again.plan)
     assert plans(attention) == before
     assert_right(attention, again)
@@ -67,7 +67,7 @@ def test_a_window_that_moves_is_not_planned_again_but_written_elsewhere() -> Non
         row if row.is_full else replace(row, start=row.start - 1, end=row.end - 1)
         for row in batch.plan.rows
     ]
-    moved = replace(batch, plan=ForwardPlan(rows, torch.tensor([0])))
+    moved = replace(batch, plan=AttentionPlan(rows, torch.tensor([0])))
     attention.plan(moved.plan)
     assert plans(attention) == before
     assert_right(attention, moved)
@@ -76,9 +76,9 @@ def test_a_window_that_moves_is_not_planned_again_but_written_elsewhere() -> Non
 def test_a_refresh_between_windows_costs_no_plan() -> None:
     windows = [(3, 7, 9, True), (0, 4, 21, True)]
     plan = plan_of(windows)
-    refresh = ForwardPlan(
+    refresh = AttentionPlan(
         [replace(row, start=0, end=row.canvas_len) for row in plan.rows],
-        plan.logits_rows,
+        plan.logits_indices,
     )
     batches = [random_batch(p, pool_size(windows), (2, 2), dtype=torch.float16)
                for p in (refresh, plan)]  # fmt: skip
@@ -186,7 +186,7 @@ def test_a_graph_is_replayed_for_other_canvases(heads: tuple[int, int]) -> None:
 
 def test_rows_that_pad_a_graph_repeat_others() -> None:
     plan = plan_of(graph_windows(9, 40))
-    padded = ForwardPlan([*plan.rows, plan.rows[1]], plan.logits_rows)
+    padded = AttentionPlan([*plan.rows, plan.rows[1]], plan.logits_indices)
     batch = random_batch(plan, 60, (4, 2), dtype=torch.bfloat16)
     twice = {
         name: torch.cat([getattr(batch, name), getattr(batch, name)[4:]])
@@ -257,7 +257,9 @@ def test_flashinfer_equals_the_oracle(name: str, heads: tuple[int, int]) -> None
     attention = attention_for(batch, shadows=False)
     attention.plan(batch.plan)
     assert_right(attention, batch)
-    moved = replace(batch, plan=ForwardPlan(batch.plan.rows, batch.plan.logits_rows))
+    moved = replace(
+        batch, plan=AttentionPlan(batch.plan.rows, batch.plan.logits_indices)
+    )
     attention.plan(moved.plan)
     assert_right(attention, moved)
 

@@ -16,10 +16,10 @@ from attention_batches import Batch, expected, plain_canvas_attention
 from flashinfer_shadows import ShadowPaged, ShadowRagged, attention_for, half_batch
 
 from sglang_dllm.attention import triton as triton_module
+from sglang_dllm.attention.base import into_pool
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
-from sglang_dllm.attention.planned import into_pool
+from sglang_dllm.attention.plan import forward_plan
 from sglang_dllm.attention.triton import TritonCanvasAttention
-from sglang_dllm.forward_plan import forward_plan
 from sglang_dllm.patches import flashinfer_backend, triton_backend
 
 

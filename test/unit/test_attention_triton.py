@@ -27,10 +27,10 @@ from attention_batches import (
 )
 
 from sglang_dllm.attention import triton as planned_module
-from sglang_dllm.attention import triton_kernel as kernel_module
+from sglang_dllm.kernels import canvas_attention as kernel_module
+from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.attention.triton import TritonCanvasAttention
-from sglang_dllm.attention.triton_kernel import blocks
-from sglang_dllm.forward_plan import ForwardPlan
+from sglang_dllm.kernels.canvas_attention import blocks
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device: kernel only interpreted"
@@ -141,13 +141,13 @@ def test_the_same_rows_are_planned_once(plain: list[tuple]) -> None:
     batch = Case("interleaved").batch()
     attention = TritonCanvasAttention("cpu", MAX_LEN)
     rows = batch.plan.rows
-    same = ForwardPlan([replace(row) for row in rows], batch.plan.logits_rows)
-    moved = ForwardPlan(
+    same = AttentionPlan([replace(row) for row in rows], batch.plan.logits_indices)
+    moved = AttentionPlan(
         [
             r if r.is_full else replace(r, start=r.start - 1, end=r.end - 1)
             for r in rows
         ],
-        batch.plan.logits_rows,
+        batch.plan.logits_indices,
     )
     for plan in (batch.plan, same, moved):
         own = replace(batch.copy(), plan=plan)

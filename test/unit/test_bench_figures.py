@@ -13,9 +13,9 @@ import peak_memory
 import pytest
 import round_cost
 import server_bound
-from apart import apart
 from local_server import BenchmarkError, Reply, median_ratio, run_command
 from server_bound import Round, outside_share
+from subprocess_worker import in_subprocess
 
 
 def test_a_round_runs_on_behind_the_end() -> None:
@@ -48,7 +48,7 @@ def test_a_scheduler_that_takes_no_more_than_the_model() -> None:
 
 
 def reply(tokens: int, forwards: int, computed: int, reused: int) -> Reply:
-    meta = {"rows_computed": computed, "rows_reused": reused, "full_refreshes": 1}
+    meta = {"tokens_computed": computed, "tokens_cached": reused, "full_refreshes": 1}
     return Reply([0] * tokens, forwards, 1.0, "", meta)
 
 
@@ -193,7 +193,7 @@ def test_what_fails_is_one_line(
 
 
 def test_an_object_in_a_process_of_its_own() -> None:
-    with apart("fractions:Fraction", 1, 3) as call:
+    with in_subprocess("fractions:Fraction", 1, 3) as call:
         assert call("limit_denominator", 2) == 1 / 2
         with pytest.raises(BenchmarkError, match="ZeroDivisionError"):
             call("__truediv__", 0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reference.algorithms import DEFAULTS
-from sglang_dllm.config import (
+from sglang_dllm.config.server import (
     DecodeConfig,
     load_decode_config,
     parse_decode_config,
@@ -18,7 +18,7 @@ from sglang_dllm.config import (
 from sglang_dllm.decoding.cache import OPTIONS
 from sglang_dllm.decoding.registry import OURS, algorithms
 from sglang_dllm.errors import ConfigError, OptionError
-from sglang_dllm.families import FAMILIES, Family, ModelFacts
+from sglang_dllm.models.facts import FAMILIES, Family, ModelFacts
 
 LLADA, DREAM = FAMILIES["LLaDAModelLM"], FAMILIES["DreamModel"]
 
@@ -50,7 +50,7 @@ def test_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize("family", [LLADA, DREAM], ids=["llada", "dream"])
 @pytest.mark.parametrize("name", [kind.__name__ for kind in OURS])
 def test_defaults_are_those_of_the_references(name: str, family: Family) -> None:
-    theirs = DEFAULTS[family.lineage.lower()][name]
+    theirs = DEFAULTS[family.sampler_family.lower()][name]
     filled = {"steps", "delimiter_ids", "cache"}
     for cache in algorithms()[name].caches:
         ours = resolved(parse_decode_config(name, family, {"cache": cache}))

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from no_waiting import NoWaiting
+from sync_detector import SyncDetector
 
 import toy_model
-from sglang_dllm.decoding.algorithm import Judged
+from sglang_dllm.decoding.algorithm import StepInputs
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.canvases import Canvases, Step, first_true
-from sglang_dllm.decoding.decoder import Decoder
-from sglang_dllm.decoding.layout import Layout
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step, first_true
+from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.prediction import plain_prediction
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.decoding.sampling import (
@@ -42,15 +42,15 @@ from toy_model import (
 )
 
 
-def judged(logits: torch.Tensor) -> Judged:
+def judged(logits: torch.Tensor) -> StepInputs:
     """Rows of one canvas, all of it candidates."""
     length = len(logits)
     canvas = Canvas.from_prompt([], length, mask_id=MASK, eos_ids=(EOS,))
-    canvases = Canvases.of(canvas, Options(), facts_of("llada"), "cpu")
+    canvases = CanvasBatch.of(canvas, Options(), facts_of("llada"), "cpu")
     step = Step(canvases.masked, canvases.answer_len * 0, canvases.answer_len)
     zero = torch.zeros(length, dtype=torch.int64)
     places = torch.arange(length)
-    return Judged(canvases, step, zero, places, [length], held(logits))
+    return StepInputs(canvases, step, zero, places, [length], held(logits))
 
 
 def test_the_mask_token_is_never_predicted_and_the_measures_count_it() -> None:
@@ -118,13 +118,13 @@ def test_a_forward_may_know_the_statistics(family: str) -> None:
 def test_a_step_asks_the_device_for_nothing(family: str, algorithm: str) -> None:
     """But by ``look``, once."""
 
-    class Watched(Decoder):
-        def layout(self) -> Layout:
-            with NoWaiting():
+    class Watched(Denoiser):
+        def layout(self) -> PackedForward:
+            with SyncDetector():
                 return super().layout()
 
         def commit(self, logits: Logits) -> None:
-            with NoWaiting():
+            with SyncDetector():
                 super().commit(logits)
 
     caches = algorithms()[algorithm].caches
@@ -139,13 +139,13 @@ def test_a_step_asks_the_device_for_nothing(family: str, algorithm: str) -> None
         for sampling in samplings
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_model, "Decoder", Watched)
+        patch.setattr(toy_model, "Denoiser", Watched)
         watched = decode(family, requests)
     expected = decode(family, requests)
     assert [c.ids.tolist() for c in watched] == [c.ids.tolist() for c in expected]
-    with pytest.raises(RuntimeError, match="reads a value"), NoWaiting():
+    with pytest.raises(RuntimeError, match="reads a value"), SyncDetector():
         torch.ones(2).sum().item()
-    with pytest.raises(RuntimeError, match="by a mask"), NoWaiting():
+    with pytest.raises(RuntimeError, match="by a mask"), SyncDetector():
         torch.ones(2)[torch.tensor([True, False])]
 
 
@@ -177,7 +177,7 @@ def test_a_canvas_set_aside_goes_on_where_it_was() -> None:
         return Canvas.from_prompt([1], length, mask_id=MASK, eos_ids=(EOS,))
 
     def answers(interrupted: bool) -> list[list[int]]:
-        decoder = Decoder(facts)
+        decoder = Denoiser(facts)
         canvases = [canvas_of(17), canvas_of(30)]
         model = ToyModel(5, eos_bias=-50.0)
         for canvas in canvases:
@@ -202,7 +202,7 @@ def test_a_canvas_set_aside_goes_on_where_it_was() -> None:
                 model(torch.from_numpy(row.canvas.ids))[slice(*row.canvas.window)]
                 for row, _ in zip(layout.rows, rows, strict=True)
             ]
-            decoder.commit(held(torch.cat(packed)[layout.logits_rows]))
+            decoder.commit(held(torch.cat(packed)[layout.logits_indices]))
             decoder.look()
         return [canvas.ids.tolist() for canvas in canvases]
 
@@ -218,7 +218,7 @@ def test_a_canvas_that_comes_while_a_forward_runs_waits_for_it(
     model = ToyModel(5, eos_bias=-50.0)
     request = Request(model, (1,), 0, "Credit", {"block_size": 8, "cache": "dual"})
     found = resolve("llada", request)
-    decoder = Decoder(facts)
+    decoder = Denoiser(facts)
     canvases = [
         Canvas.from_prompt([1], length, mask_id=MASK, eos_ids=(EOS,))
         for length in (17, 30)
@@ -230,7 +230,7 @@ def test_a_canvas_that_comes_while_a_forward_runs_waits_for_it(
             model(torch.from_numpy(row.canvas.ids))[slice(*row.canvas.window)]
             for row in layout.rows
         ]
-        decoder.commit(held(torch.cat(rows)[layout.logits_rows]))
+        decoder.commit(held(torch.cat(rows)[layout.logits_indices]))
 
     decoder.add(canvases[0], found.algorithm, found.options)
     enter = partial(decoder.add, canvases[1], found.algorithm, found.options)
@@ -262,7 +262,7 @@ def test_a_canvas_that_comes_while_a_forward_runs_waits_for_it(
 @pytest.mark.parametrize("algorithm", sorted(algorithms()))
 def test_what_a_wide_canvas_needed_goes_with_it(algorithm: str) -> None:
     """Else one large request would slow down all that come after it."""
-    facts, decoder = facts_of("llada"), Decoder(facts_of("llada"))
+    facts, decoder = facts_of("llada"), Denoiser(facts_of("llada"))
 
     def add(length: int, **options: Any) -> Canvas:
         request = Request(ToyModel(5), (1,), length, algorithm, options)

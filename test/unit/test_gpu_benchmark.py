@@ -130,10 +130,10 @@ def test_logits_rows_of_a_window() -> None:
 
 
 def test_a_request_must_run_what_its_case_says() -> None:
-    meta = {"num_forwards": 12, "rows_computed": 2 * 512 + 10 * 64}
+    meta = {"num_forwards": 12, "tokens_computed": 2 * 512 + 10 * 64}
     meta["completion_tokens"] = 64
     steps.check_counts(WINDOW_64, 12, meta)
-    with pytest.raises(steps.StepError, match="rows_computed"):
+    with pytest.raises(steps.StepError, match="tokens_computed"):
         steps.check_counts(FULL_512, 12, meta)
     with pytest.raises(steps.StepError, match="num_forwards"):
         steps.check_counts(WINDOW_64, 8, meta)

@@ -213,7 +213,7 @@ def test_schedules(name: str, schedule: str) -> None:
     result = one_by_one(family, name, cache=schedule.split()[0], **options)
     assert result.windows == want
     if name == "FastDLLM" and schedule == "delayed":
-        assert (result.rows_computed, result.rows_reused) == (50 + 16 + 4, 10)
+        assert (result.tokens_computed, result.tokens_cached) == (50 + 16 + 4, 10)
         assert result.full_refreshes == 5
 
 
@@ -319,7 +319,7 @@ def test_fast_dllm_on_dream_is_block_wise_with_a_cache() -> None:
 
 def test_where_there_is_no_cache() -> None:
     result = one_by_one("llada", "FastDLLM", cache="none")
-    assert (result.rows_computed, result.rows_reused) == (80, 0)
+    assert (result.tokens_computed, result.tokens_cached) == (80, 0)
     assert result.full_refreshes == 0 and result.windows == [FULL] * 8
     for family, name, options in (
         ("dream", "Dream", {"cache": "prefix"}),
@@ -374,10 +374,10 @@ def test_no_decision_needs_what_is_not_computed(
         limit = {"max_forwards": 6} if seed == 3 else {}
         result = toy_run(family, name, seed, cache=cache, **looks, **limit)
         assert MASK not in result.ids
-        assert result.rows_computed + result.rows_reused == 24 * result.nfe
+        assert result.tokens_computed + result.tokens_cached == 24 * result.nfe
         assert result.full_refreshes == result.windows.count(FULL) >= 1
         assert len(result.windows) == result.nfe
-        num_reused += result.rows_reused
+        num_reused += result.tokens_cached
     assert num_reused > 0
 
 
@@ -396,4 +396,4 @@ def test_end_to_end(tmp_path: Path, checkpoint: str) -> None:
     assert (wide.ids, wide.commit_order) == (none.ids, none.commit_order)
     for cache in ("prefix", "dual", "vicinity", "delayed"):
         cached = decoded(cache=cache, prefix_look=2, after_look=2)
-        assert model.mask_id not in cached.ids and cached.rows_reused > 0
+        assert model.mask_id not in cached.ids and cached.tokens_cached > 0

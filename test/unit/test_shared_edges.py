@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from told_model import Told, decode, even, peak, steps_of, word
+from scripted_model import ScriptedModel, decode, even, peak, steps_of, word
 
 import toy_model
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.decoder import Decoder
-from sglang_dllm.decoding.layout import Layout
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.decoding.packing import PackedForward
 from toy_model import (
     EOS,
     MASK,
@@ -52,19 +52,19 @@ BY_RANK = pytest.mark.parametrize("algorithm", [a for a in ONE_A_STEP if a != "C
 def test_equal_positions_go_lower_first(algorithm: str) -> None:
     # Dream's 3 steps: .999 of a mask, so no forward, then 1, then what is left.
     want = [[0], [1, 2]] if algorithm == "Dream" else [[0], [1], [2]]
-    model = Told("llada", [even(2)] * 3)
+    model = ScriptedModel("llada", [even(2)] * 3)
     assert steps_of(model, algorithm, **ONE_A_STEP[algorithm]) == want
 
 
 @EVERY
 def test_equal_tokens_go_to_the_lower_id(algorithm: str) -> None:
-    assert decode(Told("llada", [even(4)] * 3), algorithm)[0] == [0, 0, 0]
+    assert decode(ScriptedModel("llada", [even(4)] * 3), algorithm)[0] == [0, 0, 0]
 
 
 @EVERY
 def test_dream_reads_the_row_before(algorithm: str) -> None:
     frame = [peak((token, 0.99)) for token in (0, 1, 2)]
-    assert decode(Told("dream", frame), algorithm)[0] == [0, 1, 2]
+    assert decode(ScriptedModel("dream", frame), algorithm)[0] == [0, 1, 2]
 
 
 @EVERY
@@ -81,7 +81,7 @@ def test_dream_reads_row_0_for_the_first_position(algorithm: str) -> None:
 @EVERY
 def test_the_mask_token_is_never_predicted(algorithm: str) -> None:
     frame = [peak((MASK, 0.6), (2, 0.2))] * 3
-    assert decode(Told("llada", frame), algorithm)[0] == [2, 2, 2]
+    assert decode(ScriptedModel("llada", frame), algorithm)[0] == [2, 2, 2]
 
 
 @EVERY
@@ -90,7 +90,7 @@ def test_the_last_of_max_forwards_commits_all_that_is_left(algorithm: str) -> No
     if algorithm not in ("Dream", "AdaptiveParallel"):
         options["block_size"] = 4
     for limit in (1, 2):
-        model = Told("llada", word(*[0.2 + i / 100 for i in range(12)]))
+        model = ScriptedModel("llada", word(*[0.2 + i / 100 for i in range(12)]))
         tokens, steps = decode(model, algorithm, max_forwards=limit, **options)
         assert tokens == [1] * 12
         want = {1: [12], 2: [1, 11]}
@@ -114,7 +114,7 @@ def test_the_confidence_of_a_draw_is_the_familys(
     # Drawn from the best token alone: sure for Dream, as unsure as before for LLaDA.
     sampling = SamplingOptions(temperature=1.0, top_k=1)
     for family, want in (("llada", [[1], [0]]), ("dream", [[0, 1]])):
-        model = Told(family, word(0.5, 0.6))
+        model = ScriptedModel(family, word(0.5, 0.6))
         assert steps_of(model, algorithm, sampling, **options) == want
 
 
@@ -124,8 +124,11 @@ def test_the_models_own_samplers_keep_their_measure_on_any_model() -> None:
     sampling = SamplingOptions(temperature=1.0, top_k=1)
     dream = {"alg": "maskgit_plus", "steps": 2, "eps": 0.0}
     for family in ("llada", "dream"):
-        assert steps_of(Told(family, frame), "LLaDA", sampling) == [[1], [0]]
-        assert steps_of(Told(family, frame), "Dream", sampling, **dream) == [[0], [1]]
+        assert steps_of(ScriptedModel(family, frame), "LLaDA", sampling) == [[1], [0]]
+        assert steps_of(ScriptedModel(family, frame), "Dream", sampling, **dream) == [
+            [0],
+            [1],
+        ]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_blocks_start_behind_the_prompt(algorithm: str) -> None:
         options |= {"steps": 8}  # enough for one position each, in both blocks
     if algorithm == "FullAttnMultiBlock":
         options |= {"block_add_threshold": 1.0, "decoded_token_threshold": 1.0}
-    model = Told("llada", word(0.3, 0.4, 0.5, 0.6, 0.8, 0.7))
+    model = ScriptedModel("llada", word(0.3, 0.4, 0.5, 0.6, 0.8, 0.7))
     assert steps_of(model, algorithm, **options) == [[3], [2], [1], [0], [4], [5]]
 
 
@@ -152,7 +155,7 @@ def test_a_canvas_is_cut_short_where_the_last_forward_had_to_commit() -> None:
         ([even(2), even(4)], 2, False),  # the one that is left is the surest
     ):
         options = {"threshold": 0.5, "max_forwards": limit}
-        request = Request(Told("llada", frame), (1,), 2, "FastDLLM", options)
+        request = Request(ScriptedModel("llada", frame), (1,), 2, "FastDLLM", options)
         (canvas,) = decode_batch("llada", [request])
         assert (canvas.cut_short, canvas.num_forwards) == (want, limit)
         assert canvas.num_committed == 2
@@ -160,7 +163,7 @@ def test_a_canvas_is_cut_short_where_the_last_forward_had_to_commit() -> None:
 
 def forwards_to_the_end(frame: list[torch.Tensor], *ends_at_eos: bool) -> list[int]:
     """Of canvases that are told the same and end at their first EOS, or do not."""
-    decoder, canvases = Decoder(facts_of("llada")), []
+    decoder, canvases = Denoiser(facts_of("llada")), []
     for ends in ends_at_eos:
         canvas = Canvas.from_prompt(
             [1], len(frame), mask_id=MASK, eos_ids=(EOS,), ends_at_eos=ends
@@ -171,7 +174,7 @@ def forwards_to_the_end(frame: list[torch.Tensor], *ends_at_eos: bool) -> list[i
         canvases.append(canvas)
     while decoder.canvases:
         rows = torch.stack([frame[0], *frame] * len(decoder.canvases))
-        decoder.commit(held(rows[decoder.layout().logits_rows]))
+        decoder.commit(held(rows[decoder.layout().logits_indices]))
         decoder.look()
         decoder.remove([canvas for canvas in canvases if canvas.done])
     return [canvas.num_forwards for canvas in canvases]
@@ -187,7 +190,7 @@ def test_a_canvas_ends_at_its_eos_once_all_before_it_is_there() -> None:
 def test_an_eos_that_leaves_nothing_to_decode_ends_the_canvas(algorithm: str) -> None:
     frame = [peak((EOS, 0.9999)), *word(0.5, 0.4)]
     options = {"threshold": 0.1, "early_stop": True}
-    request = Request(Told("llada", frame), (1,), 3, algorithm, options)
+    request = Request(ScriptedModel("llada", frame), (1,), 3, algorithm, options)
     (canvas,) = decode_batch("llada", [request])
     assert (canvas.num_forwards, canvas.num_committed) == (1, 1)
     assert answer(canvas) == [EOS] * 3
@@ -198,7 +201,7 @@ def test_early_stop_fills_and_the_filled_compete_once(algorithm: str) -> None:
     first = [even(4), peak((EOS, 0.9999)), even(4), even(4)]
     later = [even(4), even(1), even(2), even(4)]
     options = {"threshold": 0.1, "early_stop": True}
-    model = Told("llada", first, later)
+    model = ScriptedModel("llada", first, later)
     (canvas,) = decode_batch("llada", [Request(model, (1,), 4, algorithm, options)])
     # Step 2 sees the fill, but its lowest entropy is behind the EOS.
     assert [ids[1:] for ids in model.seen] == [
@@ -208,7 +211,7 @@ def test_early_stop_fills_and_the_filled_compete_once(algorithm: str) -> None:
     ]
     assert answer(canvas) == [0, EOS, EOS, EOS]
     assert canvas.num_committed == 2
-    model = Told("llada", first, later)
+    model = ScriptedModel("llada", first, later)
     decode(model, algorithm, ignore_eos=True, **options)
     assert model.seen[1][1:] == [MASK, EOS, MASK, MASK]
 
@@ -216,7 +219,7 @@ def test_early_stop_fills_and_the_filled_compete_once(algorithm: str) -> None:
 def test_a_broken_row_is_written_last_at_a_temperature() -> None:
     frame = [even(1) * float("nan"), *word(0.5, 0.4)]
     for sampling in (SamplingOptions(), SamplingOptions(temperature=1.0, top_k=1)):
-        model = Told("llada", frame)
+        model = ScriptedModel("llada", frame)
         assert steps_of(model, "FastDLLM", sampling) == [[1], [2], [0]]
 
 
@@ -229,8 +232,8 @@ def windows_of(family: str, *requests: Request) -> list[list[Window]]:
     """The windows of each request's forwards, all decoded in one batch."""
     seen: dict[int, list[Window]] = defaultdict(list)
 
-    class Watched(Decoder):
-        def layout(self) -> Layout:
+    class Watched(Denoiser):
+        def layout(self) -> PackedForward:
             for canvas in self.canvases:
                 start, end = canvas.window
                 assert 0 <= start < end <= len(canvas)
@@ -241,14 +244,14 @@ def windows_of(family: str, *requests: Request) -> list[list[Window]]:
             return layout
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_model, "Decoder", Watched)
+        patch.setattr(toy_model, "Denoiser", Watched)
         canvases = decode_batch(family, requests)
     return [seen[id(canvas)] for canvas in canvases]
 
 
 def cached(family: str, cache: str, **options: Any) -> Request:
     """Three tokens of prompt, then six in blocks of two, one a forward, in order."""
-    model = Told(family, word(0.8, 0.7, 0.6, 0.5, 0.4, 0.3))
+    model = ScriptedModel(family, word(0.8, 0.7, 0.6, 0.5, 0.4, 0.3))
     options = {"threshold": 1.0, "block_size": 2, "cache": cache, **options}
     return Request(model, (1, 1, 1), 6, "FastDLLM", options)
 
@@ -326,7 +329,7 @@ def test_windows_of_caches_in_one_batch() -> None:
 def test_on_llada_a_block_starts_to_wait_behind_the_one_before(
     family: str, want: list[Window]
 ) -> None:
-    model = Told(family, [*[even(1)] * 4, *word(0.8, 0.7, 0.6, 0.5)])
+    model = ScriptedModel(family, [*[even(1)] * 4, *word(0.8, 0.7, 0.6, 0.5)])
     options = {"cache_delay_iter": 2, "refresh_interval": 10_000}
     options |= {"threshold": 1.0, "block_size": 2, "cache": "delayed"}
     request = Request(model, (1, 1, 1), 8, "FastDLLM", options)
@@ -336,7 +339,7 @@ def test_on_llada_a_block_starts_to_wait_behind_the_one_before(
 def test_blocks_that_become_finished_at_once_join_at_once() -> None:
     options = {"cache": "delayed", "cache_delay_iter": 0, "block_size": 2}
     options |= {"block_add_threshold": 0.0, "refresh_interval": 10_000}
-    model = Told("llada", [even(1)] * 8)  # blocks 1 and 2, then 3, then 4
+    model = ScriptedModel("llada", [even(1)] * 8)  # blocks 1 and 2, then 3, then 4
     request = Request(model, (1, 1, 1), 8, "FullAttnMultiBlock", options)
     assert windows_of("llada", request) == [[(0, 11), (3, 11), (7, 11)]]
 
@@ -350,7 +353,7 @@ def test_the_span_of_several_blocks() -> None:
     frame = [even(1), *hard, even(1), *hard, *[even(1)] * 4]
     for progress, end in ((0.95, 11), (0.25, 15)):
         options["decoded_token_threshold"] = progress
-        model = Told("llada", frame)
+        model = ScriptedModel("llada", frame)
         request = Request(model, (1, 1, 1), 12, "FullAttnMultiBlock", options)
         full = (0, 15)
         want = [full, (3, 11), (3, 15), (3, end), full, (7, end), (7, end)]
@@ -363,7 +366,7 @@ def test_the_span_behind_an_eos() -> None:
     options |= {"block_add_threshold": 0.25, "early_stop": True}
     later = [even(4)] * 8
     later[2] = peak((EOS, 0.9999))
-    model = Told("llada", [even(1), *[even(4)] * 7], later)
+    model = ScriptedModel("llada", [even(1), *[even(4)] * 7], later)
     request = Request(model, (1, 1, 1), 8, "FullAttnMultiBlock", options)
     assert windows_of("llada", request) == [[(0, 11), (3, 11), (3, 11)]]
 
@@ -374,7 +377,7 @@ def test_the_span_of_an_adaptive_block() -> None:
     frame = word(*[0.5] * 12)
     frame[1], frame[4] = peak((NEWLINE, 0.6)), peak((NEWLINE, 0.8))
     options = {"cache": "dual", "block_size": 3, "delimiter_threshold": 0.5}
-    request = Request(Told("llada", frame), (1, 1, 1), 12, "AdaBlock", options)
+    request = Request(ScriptedModel("llada", frame), (1, 1, 1), 12, "AdaBlock", options)
     want = [(3, 5), *[(5, 8)] * 2, *[(8, 11)] * 2, *[(11, 14)] * 2]
     for index in (0, 2, 5, 8, 11):
         want.insert(index, (0, 15))
@@ -383,8 +386,12 @@ def test_the_span_of_an_adaptive_block() -> None:
 
 def test_the_rows_of_windows_are_counted() -> None:
     dual, none = decode_batch("llada", [cached("llada", c) for c in ("dual", "none")])
-    assert (dual.rows_computed, dual.rows_reused, dual.full_refreshes) == (33, 21, 3)
-    assert (none.rows_computed, none.rows_reused, none.full_refreshes) == (54, 0, 0)
+    assert (dual.tokens_computed, dual.tokens_cached, dual.full_refreshes) == (
+        33,
+        21,
+        3,
+    )
+    assert (none.tokens_computed, none.tokens_cached, none.full_refreshes) == (54, 0, 0)
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -395,7 +402,7 @@ def test_each_canvas_of_a_batch_is_packed_and_read_by_itself(family: str) -> Non
     crowd, models = [], []
     for mine, cache, algorithm in zip(tokens, caches, algorithms, strict=True):
         frame = [peak((t, 0.8 - i / 10)) for i, t in enumerate(mine)]
-        models.append(Told(family, frame))
+        models.append(ScriptedModel(family, frame))
         options = {**ONE_A_STEP[algorithm], "cache": cache}
         crowd.append(Request(models[-1], (2, 2, 1), len(mine), algorithm, options))
     canvases = decode_batch(family, crowd)

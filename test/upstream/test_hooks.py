@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from sglang_dllm.errors import UpstreamContractError
-from sglang_dllm.hooks import Hook, HookSet, check_contract
 from sglang_dllm.patches import HOOKS
+from sglang_dllm.upstream.hooks import Hook, HookSet, check_contract
 
 ALL = pytest.mark.parametrize("hook", HOOKS.hooks, ids=lambda h: h.target)
 
@@ -123,7 +123,7 @@ def test_a_hook_that_was_not_applied_is_named(
     for target, original in hooks.originals.items():
         if target != hook.target:
             applied[target] = SimpleNamespace(__wrapped__=original)
-    monkeypatch.setattr("sglang_dllm.hooks._resolve", applied.__getitem__)
+    monkeypatch.setattr("sglang_dllm.upstream.hooks._resolve", applied.__getitem__)
     with pytest.raises(UpstreamContractError) as caught:
         hooks.verify()
     assert f"the sglang-dllm hook on {hook.target} is not applied" in str(caught.value)
@@ -140,7 +140,7 @@ def test_verify_looks_through_another_plugins_wrapper(
         target: SimpleNamespace(__wrapped__=SimpleNamespace(__wrapped__=original))
         for target, original in hooks.originals.items()
     }
-    monkeypatch.setattr("sglang_dllm.hooks._resolve", applied.__getitem__)
+    monkeypatch.setattr("sglang_dllm.upstream.hooks._resolve", applied.__getitem__)
     hooks.verify()
 
 
@@ -169,10 +169,10 @@ def llama() -> SimpleNamespace:
 def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """What hooks look up: the checkpoint's config, and the server's global state."""
     monkeypatch.setattr(
-        "sglang_dllm.scheduling.dllm_config.hf_config_of", lambda args: args.hf_config
+        "sglang_dllm.runtime.dllm_config.hf_config_of", lambda args: args.hf_config
     )
     monkeypatch.setattr(
-        "sglang_dllm.scheduling.launch_flags.architecture_of",
+        "sglang_dllm.config.launch_flags.architecture_of",
         lambda args: args.hf_config.architectures[0],
     )
     config = SimpleNamespace(hf_config=llama())

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sglang.srt.server_args import ServerArgs
 
+from sglang_dllm.config.launch_flags import architecture_of, settle_launch_flags
 from sglang_dllm.demo import demo_path
 from sglang_dllm.errors import ConfigError
-from sglang_dllm.scheduling.launch_flags import architecture_of, settle_launch_flags
 
 
 def raw_args(**fields: object) -> ServerArgs:

@@ -17,26 +17,24 @@ PACKAGE = ROOT / "python" / "sglang_dllm"
 MAX_LINES = 420
 
 # What the modules of a room may import of ours; a name covers what is below it.
-_BASE = ("sglang_dllm.families", "sglang_dllm.errors")
+_BASE = ("sglang_dllm.models.facts", "sglang_dllm.errors")
 _LEAF = ("sglang_dllm.config", *_BASE)
 ROOMS: dict[str, tuple[str, ...]] = {
-    "config.py": (*_BASE, "sglang_dllm.decoding"),
-    "families.py": _BASE,
+    "config": (
+        *("sglang_dllm.config", *_BASE, "sglang_dllm.decoding"),
+        "sglang_dllm.models.tokenizers",
+    ),
+    "models/facts.py": _BASE,
     "errors.py": (),
-    "forward_plan.py": (),
     "decoding": (*_BASE, "sglang_dllm.decoding", "sglang_dllm.kernels"),
     "kernels": (),
-    "attention": (*_LEAF, "sglang_dllm.attention", "sglang_dllm.forward_plan"),
-    "models": (
-        *_LEAF,
-        "sglang_dllm.models",
-        "sglang_dllm.attention",
-        "sglang_dllm.forward_plan",
-    ),
+    "attention": (*_LEAF, "sglang_dllm.attention", "sglang_dllm.kernels"),
+    "models": (*_LEAF, "sglang_dllm.models", "sglang_dllm.attention"),
     "platform": (*_LEAF, "sglang_dllm.platform"),
     "serving": (*_LEAF, "sglang_dllm.serving"),
+    "upstream": (*_BASE, "sglang_dllm.upstream"),
 }
-WITHOUT_SGLANG = ("config.py", "families.py", "errors.py", "forward_plan.py")
+WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")
 WITHOUT_SGLANG += ("decoding", "kernels", "attention", "demo")
 MAY_IMPORT_PATCHES = ("plugin.py", "__main__.py", "doctor.py")
 

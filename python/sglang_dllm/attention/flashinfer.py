@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sglang_dllm.attention.planned import (
+from sglang_dllm.attention.base import (
     Kept,
     Tokens,
     Write,
@@ -24,7 +24,7 @@ from sglang_dllm.attention.planned import (
     slots_of,
     tokens_of,
 )
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.attention.plan import AttentionPlan, Window
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _TILE = 128
@@ -107,7 +107,7 @@ class _Forward:
         paged: the wrapper for windows.
     """
 
-    rows: Sequence[PlannedRow]
+    rows: Sequence[Window]
     kept: Kept
     full: Tokens | None
     windows: Tokens | None
@@ -195,7 +195,7 @@ class FlashInferCanvasAttention:
         )
         return cls(backend.workspace_buffer, settings)
 
-    def plan(self, plan: ForwardPlan, graph: bool = False) -> None:
+    def plan(self, plan: AttentionPlan, graph: bool = False) -> None:
         """Prepare ``run`` for a forward; nothing is done again for a shape at hand.
 
         Args:
@@ -259,7 +259,7 @@ class FlashInferCanvasAttention:
                 )
         return out
 
-    def _plan_eager(self, plan: ForwardPlan) -> _Forward:
+    def _plan_eager(self, plan: AttentionPlan) -> _Forward:
         rows = plan.rows
         if self._eager is not None and same_rows(rows, self._eager.rows):
             return self._eager
@@ -277,7 +277,7 @@ class FlashInferCanvasAttention:
         self._eager = _Forward(rows, plan.kept, full, windows, self._paged)
         return self._eager
 
-    def _plan_graph(self, plan: ForwardPlan) -> _Forward:
+    def _plan_graph(self, plan: AttentionPlan) -> _Forward:
         bucket = num_rows, length = graph_bucket(plan)
         kept = plan.kept
         assert kept is not None
@@ -305,7 +305,7 @@ class FlashInferCanvasAttention:
         )
 
     def _plan_windows(
-        self, paged: _Planned, rows: Sequence[PlannedRow], is_whole: bool = False
+        self, paged: _Planned, rows: Sequence[Window], is_whole: bool = False
     ) -> None:
         """
         Args:

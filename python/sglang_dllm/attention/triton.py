@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sglang_dllm.attention.planned import (
+from sglang_dllm.attention.base import (
     Kept,
     Write,
     graph_bucket,
@@ -17,8 +17,8 @@ from sglang_dllm.attention.planned import (
     same_rows,
     slots_of,
 )
-from sglang_dllm.attention.triton_kernel import triton_canvas_attention
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.kernels.canvas_attention import triton_canvas_attention
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Forward:
         max_len: tokens of the longest row.
     """
 
-    rows: Sequence[PlannedRow]
+    rows: Sequence[Window]
     table: torch.Tensor
     slots: torch.Tensor
     kept: Kept
@@ -69,7 +69,7 @@ class TritonCanvasAttention:
             backend.canvas_attention = found
         return found
 
-    def plan(self, plan: ForwardPlan, graph: bool = False) -> None:
+    def plan(self, plan: AttentionPlan, graph: bool = False) -> None:
         """Prepare ``run`` for a forward; nothing is done again for the same rows.
 
         Args:
@@ -120,7 +120,7 @@ class TritonCanvasAttention:
             1.0 if v_scale is None else v_scale,
         )
 
-    def _plan_eager(self, plan: ForwardPlan) -> _Forward:
+    def _plan_eager(self, plan: AttentionPlan) -> _Forward:
         rows = plan.rows
         if self._eager is not None and same_rows(rows, self._eager.rows):
             return self._eager
@@ -135,7 +135,7 @@ class TritonCanvasAttention:
         )
         return self._eager
 
-    def _plan_graph(self, plan: ForwardPlan) -> _Forward:
+    def _plan_graph(self, plan: AttentionPlan) -> _Forward:
         bucket = num_rows, length = graph_bucket(plan)
         kept = plan.kept
         assert kept is not None
@@ -167,7 +167,7 @@ class TritonCanvasAttention:
         )
 
 
-def _table(rows: Sequence[PlannedRow], is_window: Sequence[bool]) -> torch.Tensor:
+def _table(rows: Sequence[Window], is_window: Sequence[bool]) -> torch.Tensor:
     """``_Forward.table``, on the CPU."""
     lens = [row.length for row in rows]
     sizes = [
@@ -188,7 +188,7 @@ def _table(rows: Sequence[PlannedRow], is_window: Sequence[bool]) -> torch.Tenso
     return torch.tensor(list(columns), dtype=torch.int32)
 
 
-def _int32_slots(rows: Sequence[PlannedRow], device: torch.device) -> torch.Tensor:
+def _int32_slots(rows: Sequence[Window], device: torch.device) -> torch.Tensor:
     if not rows:
         return torch.zeros(0, dtype=torch.int32, device=device)
     return torch.cat(slots_of(rows)).to(torch.int32)

@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
 from sglang_dllm.decoding.logits import Logits, LogitsOf
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.statistics import Statistic
-from sglang_dllm.families import Family, ModelFacts
+from sglang_dllm.models.facts import Family, ModelFacts
 
 
 @dataclass(frozen=True)
-class Judged:
+class StepInputs:
     """The candidates of all canvases that one algorithm judges in one step, packed.
 
     Attributes:
@@ -34,17 +34,17 @@ class Judged:
         positions: ``(N,)`` int64: the candidates, counted from the answer's start.
         counts: candidates of each canvas, on the host.
         logits_of: ``(n, V)`` of some candidates.
-        unconditional_of: of the unconditional canvases' same candidates; only of
+        uncond_logits_of: of the unconditional canvases' same candidates; only of
             guided canvases' ones is it meaningful. None where no canvas is guided.
     """
 
-    canvases: Canvases
+    canvases: CanvasBatch
     step: Step
     canvas_index: torch.Tensor
     positions: torch.Tensor
     counts: Sequence[int]
     logits_of: Logits
-    unconditional_of: LogitsOf | None = None
+    uncond_logits_of: LogitsOf | None = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -89,7 +89,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """What an algorithm decided.
 
     Attributes:
@@ -150,22 +150,24 @@ class Algorithm(ABC):
         """Whether each forward also computes the unconditional canvas."""
         return False
 
-    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
         """The algorithm's tensors ``(R, ...)`` for canvases with nothing decoded."""
         return {}
 
     @abstractmethod
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         """What the next forward decides.
 
-        May write to ``ids``, ``masked`` and ``state``. Canvases that are done are
+        May write to ``ids``, ``masked`` and ``state``. CanvasBatch that are done are
         among them; what is planned for those is not looked at.
         """
 
     @abstractmethod
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         """Judge the candidates of all its canvases, in a few tensor operations."""
 
-    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+    def committed(
+        self, judged: StepInputs, accepted: torch.Tensor, choice: Decision
+    ) -> None:
         """Note in ``state`` what was committed: ``accepted`` ``(N,)`` bool."""
         return

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.canvases import Canvases, Step, first_true
-from sglang_dllm.families import Family
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step, first_true
+from sglang_dllm.models.facts import Family
 
 Windows = tuple[torch.Tensor, torch.Tensor]
 
@@ -32,12 +32,12 @@ OPTIONS = {
 
 def defaults(family: Family) -> dict[str, int]:
     """Of d3LLM's evaluation scripts, where they are not the options' own."""
-    if family.lineage == "Dream":
+    if family.sampler_family == "Dream":
         return {"cache_delay_iter": 1, "refresh_interval": 10_000}
     return {}
 
 
-def begin(canvases: Canvases) -> dict[str, torch.Tensor]:
+def begin(canvases: CanvasBatch) -> dict[str, torch.Tensor]:
     """What the strategies remember of canvases with nothing decoded.
 
     ``refreshed_at`` ``(R,)``: start of the span of the last full forward. Of
@@ -59,7 +59,7 @@ def begin(canvases: Canvases) -> dict[str, torch.Tensor]:
     return state
 
 
-def plan(canvases: Canvases, step: Step) -> Windows:
+def plan(canvases: CanvasBatch, step: Step) -> Windows:
     """The half-open range of the canvas that each next forward recomputes.
 
     Returns:
@@ -101,7 +101,7 @@ def plan(canvases: Canvases, step: Step) -> Windows:
     )
 
 
-def _plan_delayed(canvases: Canvases, uses: torch.Tensor) -> Windows:
+def _plan_delayed(canvases: CanvasBatch, uses: torch.Tensor) -> Windows:
     """Start of the window, and whether the forward is full, of d3LLM's delayed cache.
 
     A finished block joins the cached prefix ``cache_delay_iter`` forwards after it was
@@ -123,7 +123,7 @@ def _plan_delayed(canvases: Canvases, uses: torch.Tensor) -> Windows:
     done_at = cache["done_at"]
     waited = torch.where(done_at < 0, 0, now - done_at)
     is_due = (waited >= delay) | (ends <= cache["cached"][:, None])
-    if canvases.facts.family.lineage == "LLaDA":
+    if canvases.facts.family.sampler_family == "LLaDA":
         # The walk also ends behind the first block that is not due.
         goes_on = torch.nn.functional.pad(is_due[:, :-1], (1, 0), value=True)
         is_reached = is_finished & (goes_on.long().cumprod(dim=1) > 0)

@@ -35,7 +35,7 @@ class SamplingOptions:
 class Canvas:
     """Prompt and answer of one request, as of the last step that was read back.
 
-    The canvas itself is a row of ``Canvases`` on the device; the decoder writes this
+    The canvas itself is a row of ``CanvasBatch`` on the device; the decoder writes this
     record after each step, nobody else does.
 
     Attributes:
@@ -55,7 +55,7 @@ class Canvas:
         num_candidates: positions that the next forward decides on.
         num_forwards: denoising steps run.
         num_committed: answer positions filled by the policy (not by an EOS fill).
-        rows_computed, rows_reused: positions whose hidden states forwards computed,
+        tokens_computed, tokens_cached: positions whose hidden states forwards computed,
             and whose keys and values they took from the cache, summed over forwards.
         full_refreshes: forwards over the whole canvas, of a canvas with a cache.
         cut_short: whether ``max_forwards`` committed what its algorithm would not have.
@@ -78,8 +78,8 @@ class Canvas:
     num_candidates: int = 0
     num_forwards: int = 0
     num_committed: int = 0
-    rows_computed: int = 0
-    rows_reused: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
     full_refreshes: int = 0
     cut_short: bool = False
     num_emitted: int = 0

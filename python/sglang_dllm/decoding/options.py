@@ -8,19 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # The description is what an error message says is allowed.
 BlockSize = Annotated[int, Field(ge=1, le=4096, description="an integer, 1 to 4096")]
-Steps = Annotated[int, Field(ge=1, le=100_000, description="an integer, 1 to 100000")]
+StepCount = Annotated[
+    int, Field(ge=1, le=100_000, description="an integer, 1 to 100000")
+]
 Nats = Annotated[float, Field(ge=0, le=1000, description="nats, 0 to 1000")]
-Share = Annotated[float, Field(ge=0, le=1, description="a number, 0 to 1")]
+Probability = Annotated[float, Field(ge=0, le=1, description="a number, 0 to 1")]
 Bool = Annotated[bool, Field(description="true or false")]
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
     Field(max_length=256, description="a list of up to 256 token ids"),
 ]
 
-Iterations = Annotated[
+ForwardCount = Annotated[
     int, Field(ge=0, le=100_000, description="an integer, 0 to 100000")
 ]
-Look = Annotated[int, Field(ge=0, le=4096, description="an integer, 0 to 4096")]
+TokenCount = Annotated[int, Field(ge=0, le=4096, description="an integer, 0 to 4096")]
 
 
 class Options(BaseModel):
@@ -49,13 +51,13 @@ class Options(BaseModel):
         Literal["none", "prefix", "dual", "delayed", "vicinity"],
         Field(description="none, prefix, dual, delayed or vicinity"),
     ] = "none"
-    cache_delay_iter: Iterations = 2
+    cache_delay_iter: ForwardCount = 2
     refresh_interval: Annotated[
         int, Field(ge=1, le=100_000, description="an integer, 1 to 100000")
     ] = 3
-    prefix_look: Look = 16
-    after_look: Look = 16
-    warmup: Iterations = 4
+    prefix_look: TokenCount = 16
+    after_look: TokenCount = 16
+    warmup: ForwardCount = 4
     max_forwards: (
         Annotated[int, Field(ge=1, le=100_000, description="an integer, 1 to 100000")]
         | None

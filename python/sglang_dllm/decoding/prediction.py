@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sglang_dllm.decoding.algorithm import Judged
+from sglang_dllm.decoding.algorithm import StepInputs
 from sglang_dllm.decoding.sampling import Stream, counter_uniform, distribution, draw
 from sglang_dllm.decoding.statistics import (
     DRAW_ELEMENTS,
@@ -28,7 +28,7 @@ class Prediction:
 
 
 def predict(
-    judged: Judged, statistic: Statistic = PROBABILITY, *, of_drawn: bool = False
+    judged: StepInputs, statistic: Statistic = PROBABILITY, *, of_drawn: bool = False
 ) -> Prediction:
     """Predict a token for each candidate and measure it.
 
@@ -65,7 +65,9 @@ def predict(
     return Prediction(tokens, value)
 
 
-def plain_prediction(judged: Judged, statistic: Statistic = PROBABILITY) -> Prediction:
+def plain_prediction(
+    judged: StepInputs, statistic: Statistic = PROBABILITY
+) -> Prediction:
     """As ``predict`` at temperature 0, whatever the canvas's."""
     if not judged.num_candidates:
         nothing = torch.zeros_like(judged.positions)
@@ -73,12 +75,12 @@ def plain_prediction(judged: Judged, statistic: Statistic = PROBABILITY) -> Pred
     return Prediction(*judged.logits_of.measure(statistic, judged.facts.mask_id))
 
 
-def confidence(judged: Judged) -> Prediction:
-    """Tokens and their probabilities, by the model's lineage (docs/algorithms.md)."""
-    return predict(judged, of_drawn=judged.facts.family.lineage == "Dream")
+def confidence(judged: StepInputs) -> Prediction:
+    """Tokens and their probabilities, by the sampler family."""
+    return predict(judged, of_drawn=judged.facts.family.sampler_family == "Dream")
 
 
-def uniforms(judged: Judged, stream: Stream) -> torch.Tensor:
+def uniforms(judged: StepInputs, stream: Stream) -> torch.Tensor:
     """``(N,)`` float64 in [0, 1): each candidate's own random number of this step."""
     return counter_uniform(
         _sampling(judged, "seed", torch.int64),
@@ -88,5 +90,5 @@ def uniforms(judged: Judged, stream: Stream) -> torch.Tensor:
     )
 
 
-def _sampling(judged: Judged, name: str, dtype: torch.dtype) -> torch.Tensor:
+def _sampling(judged: StepInputs, name: str, dtype: torch.dtype) -> torch.Tensor:
     return judged.canvases.sampling(name, dtype)[judged.canvas_index]

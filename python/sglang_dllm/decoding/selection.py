@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.canvases import indices, number
+from sglang_dllm.decoding.canvas_batch import indices, number
 
 
 def ranks(

@@ -32,7 +32,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix
 from torch import nn
 
-from sglang_dllm.forward_plan import current_plan
+from sglang_dllm.attention.plan import current_plan
 from sglang_dllm.models.linear import use_column_major
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
@@ -323,7 +323,7 @@ class DenseDiffusionLM(nn.Module):
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             # Behind the last attention no token looks at another one.
-            rows = plan.logits_rows if plan is not None and index == last else None
+            rows = plan.logits_indices if plan is not None and index == last else None
             x, residual = layer(positions, x, forward_batch, residual, rows)
         x, _ = self.norm(x, residual)
         if plan is None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.fields import (
     ChatFields,
     CompletionFields,
@@ -25,7 +26,6 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
-from sglang_dllm.serving.refusal import Refusal, refused
 from sglang_dllm.serving.unsupported import defaults_of, refuse_unsupported
 
 
@@ -42,7 +42,7 @@ class ServedModel:
     temperature: float
 
 
-def explain_malformed(raw: bytes, problem: str) -> Refusal:
+def explain_malformed(raw: bytes, problem: str) -> BadRequest:
     """The refusal of a body that the strict JSON parser rejected.
 
     Python's parser accepts what the strict one does not: NaN, Infinity, numbers too
@@ -53,7 +53,7 @@ def explain_malformed(raw: bytes, problem: str) -> Refusal:
     except (ValueError, RecursionError):
         path = None
     if path is None:
-        return Refusal(f"body: malformed JSON, {problem}")
+        return BadRequest(f"body: malformed JSON, {problem}")
     field, value = path
     return refused(field or "body", value, "finite numbers and valid Unicode text")
 
@@ -84,7 +84,7 @@ def check_body(path: str, body: Any, model: ServedModel) -> Any:
     """The body to go on with: checked, with the model's default temperature.
 
     Raises:
-        Refusal: status 400, naming field, value and range.
+        BadRequest: status 400, naming field, value and range.
     """
     if path in ("/v1/chat/completions", "/invocations"):
         return _check_chat(_an_object(body), model)
@@ -176,7 +176,7 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:
     """Check the fields of a native request, of HTTP or of the Python engine.
 
     Raises:
-        Refusal: naming field, value and range.
+        BadRequest: naming field, value and range.
     """
     from sglang.srt.managers.io_struct import GenerateReqInput
 
@@ -189,7 +189,7 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:
     text, input_ids = data.get("text"), data.get("input_ids")
     if (text is None) == (input_ids is None):
         given = "neither" if text is None else "both"
-        raise Refusal(f"text, input_ids: {given} given; expected one of them")
+        raise BadRequest(f"text, input_ids: {given} given; expected one of them")
     prompt: Any = input_ids if text is None else text
     _check_ids("input_ids", prompt, vocab_size)
     is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
@@ -201,14 +201,16 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:
     for i, one in enumerate(params):
         check_sampling(one, vocab_size, f"sampling_params[{i}].")
     if len({one.get("n") or 1 for one in params}) > 1:
-        raise Refusal("sampling_params: n differs; expected the same n for each prompt")
+        raise BadRequest(
+            "sampling_params: n differs; expected the same n for each prompt"
+        )
 
 
 def check_sampling(params: Mapping[str, Any], vocab_size: int, prefix: str) -> None:
     """Check native sampling parameters.
 
     Raises:
-        Refusal: naming field, value and range.
+        BadRequest: naming field, value and range.
     """
     from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -237,7 +239,7 @@ def _check_per_prompt(data: Mapping[str, Any], num_prompts: int | None) -> None:
     for key in ("rid", "sampling_params", "extra_key"):
         value = data.get(key)
         if isinstance(value, list) and len(value) != num_prompts:
-            raise Refusal(
+            raise BadRequest(
                 f"{key} has {len(value)} values; expected one for each of "
                 + ("a list of prompts" if num_prompts is None else f"{num_prompts}")
             )
@@ -261,7 +263,7 @@ def _check_vertex(body: dict[str, Any], vocab_size: int) -> dict[str, Any]:
             raise refused("instances", instances, "a list of objects")
         check_generate(instance, vocab_size)
     if len({key for each in instances for key in each}) > 1:
-        raise Refusal("instances: expected text in each, or input_ids in each")
+        raise BadRequest("instances: expected text in each, or input_ids in each")
     if instances:
         (key,) = instances[0]
         batch = {key: [each[key] for each in instances], **parameters}

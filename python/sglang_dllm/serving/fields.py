@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sglang_dllm.config import expected_of
-from sglang_dllm.serving.refusal import Refusal, refused
+from sglang_dllm.config.server import expected_of
+from sglang_dllm.serving.bad_request import BadRequest, refused
 
 MAX_COPIES = 128
 MAX_STOPS = 32
@@ -229,7 +229,7 @@ def check_fields(
     """Check the fields that the model knows; null is a field left out.
 
     Raises:
-        Refusal: for the first wrong one.
+        BadRequest: for the first wrong one.
     """
     given = {key: value for key, value in data.items() if value is not None}
     try:
@@ -239,7 +239,7 @@ def check_fields(
         key = str(first["loc"][0])
         expected = expected_of(model, key)
         if key not in given:
-            raise Refusal(f"{prefix}{key} is missing; expected {expected}") from None
+            raise BadRequest(f"{prefix}{key} is missing; expected {expected}") from None
         raise refused(prefix + key, given[key], expected) from None
     if given.get("top_k") == 0:
         raise refused(prefix + "top_k", 0, expected_of(model, "top_k"))
@@ -249,11 +249,11 @@ def check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:
     """Refuse ids outside the vocabulary.
 
     Raises:
-        Refusal: naming the first one.
+        BadRequest: naming the first one.
     """
     for token in token_ids:
         if not 0 <= token < vocab_size:
-            raise Refusal(
+            raise BadRequest(
                 f"{field}: token id {token} is outside the vocabulary; "
                 f"expected 0 to {vocab_size - 1}"
             )

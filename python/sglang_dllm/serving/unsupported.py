@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sglang_dllm.serving.refusal import Refusal, refused
+from sglang_dllm.serving.bad_request import BadRequest, refused
 
 # Values that change nothing although they are not the field's default.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -77,14 +77,14 @@ def refuse_unsupported(
             ``store``, ``metadata``, …), except those known from other engines.
 
     Raises:
-        Refusal: for the first one.
+        BadRequest: for the first one.
     """
     for key, value in data.items():
         if key in implemented.model_fields or key in _SGLANG_CHECKS:
             continue
         known = key in upstream_defaults or key in _FOREIGN or key in _NEUTRAL
         if not known and not unknown_allowed:
-            raise Refusal(
+            raise BadRequest(
                 f"{prefix}{key} is not a known field; "
                 f"expected one of {', '.join(implemented.model_fields)}"
             )

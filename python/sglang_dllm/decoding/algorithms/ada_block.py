@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import masks_before
-from sglang_dllm.decoding.canvases import Canvases, Step
-from sglang_dllm.decoding.options import BlockSize, Options, Share, TokenIds
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import masks_before
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.options import BlockSize, Options, Probability, TokenIds
 from sglang_dllm.decoding.prediction import Prediction, confidence
 from sglang_dllm.decoding.selection import best_of_group, first_best, ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
-from sglang_dllm.families import Family, ModelFacts
+from sglang_dllm.models.facts import Family, ModelFacts
 
 WINDOW = 0.25
 """Of the answer's length: how far ahead a block's end is looked for."""
@@ -21,8 +21,8 @@ WINDOW = 0.25
 
 class AdaBlockOptions(Options):
     block_size: BlockSize = 32
-    threshold: Share = 0.9
-    delimiter_threshold: Share = 0.3
+    threshold: Probability = 0.9
+    delimiter_threshold: Probability = 0.3
     delimiter_ids: TokenIds | None = None
 
 
@@ -41,7 +41,7 @@ class AdaBlock(Algorithm):
     statistics = (PROBABILITY,)
 
     def defaults(self, family: Family) -> dict[str, Any]:
-        return {"delimiter_threshold": 0.5} if family.lineage == "Dream" else {}
+        return {"delimiter_threshold": 0.5} if family.sampler_family == "Dream" else {}
 
     def complete(self, options: Any, facts: ModelFacts) -> Any:
         if options.delimiter_ids is None:
@@ -49,11 +49,11 @@ class AdaBlock(Algorithm):
             return options.model_copy(update={"delimiter_ids": newlines})
         return options
 
-    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
         nothing = torch.zeros_like(canvases.answer_len)
         return {"start": nothing, "end": nothing, "is_open": nothing.bool()}
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         state = canvases.state
         is_open = canvases.first_masked() >= state["end"]
         start = torch.where(is_open, state["end"], state["start"])
@@ -65,26 +65,28 @@ class AdaBlock(Algorithm):
         reach = torch.where(is_open, torch.maximum(end, window_end(canvases)), end)
         return Step(masks_before(canvases, reach), start, reach)
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         found = confidence(judged)
         ends = block_ends(judged, found)
         inside = judged.positions < ends[judged.canvas_index]
         value = torch.where(inside, found.value, -torch.inf)
         rank = ranks(value, judged.canvas_index, judged.num_canvases)
         sure = found.value >= judged.option("threshold")
-        return Choice(inside & ((rank == 0) | sure), found.tokens, ends)
+        return Decision(inside & ((rank == 0) | sure), found.tokens, ends)
 
-    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+    def committed(
+        self, judged: StepInputs, accepted: torch.Tensor, choice: Decision
+    ) -> None:
         judged.canvases.state["end"] = choice.notes
 
 
-def window_end(canvases: Canvases) -> torch.Tensor:
+def window_end(canvases: CanvasBatch) -> torch.Tensor:
     """``(R,)`` int64: as far as a delimiter is looked for."""
     ahead = (WINDOW * canvases.answer_len).long()
     return torch.minimum(canvases.state["start"] + ahead, canvases.answer_len)
 
 
-def block_ends(judged: Judged, found: Prediction) -> torch.Tensor:
+def block_ends(judged: StepInputs, found: Prediction) -> torch.Tensor:
     """``(B,)`` int64: where each current block ends, from the answer's start."""
     canvases, canvas = judged.canvases, judged.canvas_index
     ends, is_open = canvases.state["end"], canvases.state["is_open"]
@@ -104,7 +106,7 @@ def block_ends(judged: Judged, found: Prediction) -> torch.Tensor:
     return torch.where(best >= enough, behind, ends)
 
 
-def is_delimiter(judged: Judged, tokens: torch.Tensor) -> torch.Tensor:
+def is_delimiter(judged: StepInputs, tokens: torch.Tensor) -> torch.Tensor:
     """``(N,)`` bool: whether each token is one of its canvas's delimiters."""
     lists = [options.delimiter_ids for options in judged.canvases.options]
     most = max(map(len, lists))

@@ -11,10 +11,10 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import whole_canvas_step
-from sglang_dllm.decoding.canvases import Canvases, Step
-from sglang_dllm.decoding.options import Options, Share
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import whole_canvas_step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.options import Options, Probability
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
@@ -24,7 +24,7 @@ class AdaptiveParallelOptions(Options):
     max_parallel: Annotated[
         int, Field(ge=1, le=4096, description="an integer, 1 to 4096")
     ] = 8
-    threshold: Share = 0.3
+    threshold: Probability = 0.3
 
 
 class AdaptiveParallel(Algorithm):
@@ -33,12 +33,12 @@ class AdaptiveParallel(Algorithm):
     options = AdaptiveParallelOptions
     statistics = (PROBABILITY,)
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         return whole_canvas_step(canvases)
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         found = confidence(judged)
         rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
         among_best = rank < judged.option("max_parallel", torch.int64)
         sure = found.value > judged.option("threshold")
-        return Choice((rank == 0) | (among_best & sure), found.tokens)
+        return Decision((rank == 0) | (among_best & sure), found.tokens)

@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import block_step
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import block_step
 from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
 from sglang_dllm.decoding.logits import Rows
-from sglang_dllm.decoding.options import Options, Share
+from sglang_dllm.decoding.options import Options, Probability
 from sglang_dllm.decoding.prediction import confidence, plain_prediction
 from sglang_dllm.decoding.selection import best_of_group
 from sglang_dllm.decoding.statistics import PROBABILITY
@@ -26,14 +26,14 @@ class CreditOptions(Options):
     block_size: Annotated[
         int, Field(ge=1, le=512, description="an integer, 1 to 512")
     ] = 32
-    threshold: Share = 0.9
+    threshold: Probability = 0.9
     credit_alpha: Annotated[
         float, Field(ge=0, le=100, description="a number, 0 to 100")
     ] = 0.7
     boost_gamma: Annotated[
         float, Field(ge=0, le=10, description="a number, 0 to 10")
     ] = 0.2
-    decay_beta: Share = 0.8
+    decay_beta: Probability = 0.8
 
 
 class Credit(Algorithm):
@@ -52,7 +52,7 @@ class Credit(Algorithm):
     caches = CACHES
     statistics = (PROBABILITY,)
 
-    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
         size = max(options.block_size for options in canvases.options)
         shape, device = (len(canvases), size, size), canvases.device
         return {
@@ -62,7 +62,7 @@ class Credit(Algorithm):
             "credit": torch.zeros(shape, dtype=torch.float64, device=device),
         }
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         step, state = block_step(canvases), canvases.state
         is_new = step.start != state["start"]
         state["start"] = step.start
@@ -71,7 +71,7 @@ class Credit(Algorithm):
         state["credit"] = torch.where(is_new[:, None, None], 0.0, state["credit"])
         return step
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         tokens, credit = _update(judged)
         raised = judged.option("credit_alpha")[:, None] * torch.log1p(credit)
         tokens = (tokens - 1).clamp(min=0)
@@ -87,10 +87,10 @@ class Credit(Algorithm):
         threshold = torch.minimum(
             judged.option("threshold"), best[judged.canvas_index] - TIE
         )
-        return Choice(found.value >= threshold, found.tokens)
+        return Decision(found.value >= threshold, found.tokens)
 
 
-def _update(judged: Judged) -> tuple[torch.Tensor, torch.Tensor]:
+def _update(judged: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """The candidates' credit after this forward: tokens and credit, ``(N, B)``."""
     state, canvas = judged.canvases.state, judged.canvas_index
     predicted = plain_prediction(judged)

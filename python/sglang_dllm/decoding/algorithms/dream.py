@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import whole_canvas_step
-from sglang_dllm.decoding.canvases import Canvases, Step, first_true
-from sglang_dllm.decoding.options import Options, Steps
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import whole_canvas_step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step, first_true
+from sglang_dllm.decoding.options import Options, StepCount
 from sglang_dllm.decoding.prediction import predict, uniforms
 from sglang_dllm.decoding.sampling import Stream
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
-from sglang_dllm.families import Family
+from sglang_dllm.models.facts import Family
 
 MEASURES = {
     "origin": PROBABILITY,
@@ -30,7 +30,7 @@ _LEAST_UNIFORM = 1e-300
 
 
 class DreamOptions(Options):
-    steps: Steps | None = None
+    steps: StepCount | None = None
     alg: Annotated[
         Literal["origin", "maskgit_plus", "topk_margin", "entropy"],
         Field(description="origin, maskgit_plus, topk_margin or entropy"),
@@ -55,7 +55,7 @@ class Dream(Algorithm):
             return options.model_copy(update={"steps": answer_len})
         return options
 
-    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
         (options,) = canvases.options
         # float32 as published: in float64 some schedules differ by a token.
         times = torch.linspace(1, options.eps, options.steps + 1)
@@ -66,7 +66,7 @@ class Dream(Algorithm):
             "next_step": torch.zeros_like(canvases.answer_len),
         }
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         step, state = whole_canvas_step(canvases), canvases.state
         shares, next_step = state["shares"], state["next_step"][:, None]
         index = torch.arange(shares.shape[1], device=shares.device)
@@ -83,7 +83,7 @@ class Dream(Algorithm):
             share=shares.gather(1, now)[:, 0].double(),
         )
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         algs = [options.alg for options in judged.canvases.options]
         names = sorted(set(algs))
         found = predict(judged, MEASURES[names[0]], of_drawn=True)
@@ -99,10 +99,10 @@ class Dream(Algorithm):
             share = judged.step.share[judged.canvas_index]
             lucky = uniforms(judged, Stream.ORDER) < share
             accepted = torch.where(judged.option_is("alg", "origin"), lucky, accepted)
-        return Choice(accepted, tokens)
+        return Decision(accepted, tokens)
 
 
-def _drawn_order(judged: Judged, value: torch.Tensor) -> torch.Tensor:
+def _drawn_order(judged: StepInputs, value: torch.Tensor) -> torch.Tensor:
     """The measure, with Gumbel noise where a canvas has an ``alg_temp``.
 
     The greatest sums are a draw without replacement from ``softmax(value / alg_temp)``.

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 
 from sglang_dllm.decoding.algorithms.full_attn_multi_block import FullAttnMultiBlock
-from sglang_dllm.decoding.canvases import Canvases
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options
-from sglang_dllm.families import Family
+from sglang_dllm.models.facts import Family
 
 
 class EntropyThresholdOptions(Options):
@@ -25,8 +25,8 @@ class EntropyThreshold(FullAttnMultiBlock):
 
     def defaults(self, family: Family) -> dict[str, Any]:
         # dParallel's evaluation scripts.
-        return {"threshold": 0.45} if family.lineage == "Dream" else {}
+        return {"threshold": 0.45} if family.sampler_family == "Dream" else {}
 
-    def progress(self, canvases: Canvases) -> tuple[torch.Tensor, torch.Tensor]:
+    def progress(self, canvases: CanvasBatch) -> tuple[torch.Tensor, torch.Tensor]:
         all_of_it = torch.ones(len(canvases), device=canvases.device).double()
         return all_of_it, all_of_it

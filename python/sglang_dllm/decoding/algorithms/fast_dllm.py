@@ -7,15 +7,15 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import block_step, whole_canvas_step
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import block_step, whole_canvas_step
 from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvases import Canvases, Step
-from sglang_dllm.decoding.options import BlockSize, Options, Share, Steps
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.options import BlockSize, Options, Probability, StepCount
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
-from sglang_dllm.families import Family
+from sglang_dllm.models.facts import Family
 
 TOKENS_A_STEP = 32
 """Of the default ``steps`` on Dream: the block length of Fast-dLLM's evaluations."""
@@ -24,12 +24,12 @@ TOKENS_A_STEP = 32
 class FastDLLMOptions(Options):
     exclusive = ("threshold", "factor")
 
-    threshold: Share | None = None
+    threshold: Probability | None = None
     factor: (
         Annotated[float, Field(ge=0, le=1000, description="a number, 0 to 1000")] | None
     ) = None
     block_size: BlockSize = 32
-    steps: Steps | None = None
+    steps: StepCount | None = None
 
 
 class FastDLLM(Algorithm):
@@ -50,23 +50,23 @@ class FastDLLM(Algorithm):
         return {"threshold": 0.9}
 
     def unused_keys(self, family: Family, cache: str) -> frozenset[str]:
-        whole = family.lineage == "Dream" and cache == "none"
+        whole = family.sampler_family == "Dream" and cache == "none"
         return frozenset({"block_size" if whole else "steps"})
 
     def settle(self, options: Any, answer_len: int, family: Family) -> Any:
-        if family.lineage == "Dream" and options.steps is None:
+        if family.sampler_family == "Dream" and options.steps is None:
             steps = -(-answer_len // TOKENS_A_STEP)
             return options.model_copy(update={"steps": steps})
         return options
 
-    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
-        if canvases.facts.family.lineage == "Dream":
+    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
+        if canvases.facts.family.sampler_family == "Dream":
             return {"offers": torch.zeros_like(canvases.answer_len)}
         return {}
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         by_block = block_step(canvases)
-        if canvases.facts.family.lineage != "Dream":
+        if canvases.facts.family.sampler_family != "Dream":
             return by_block
         whole = whole_canvas_step(canvases)
         is_whole = canvases.option_is("cache", "none")
@@ -79,7 +79,7 @@ class FastDLLM(Algorithm):
             ),
         )
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         found = confidence(judged)
         rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
         # An option that is not given is one that nothing passes.
@@ -88,10 +88,10 @@ class FastDLLM(Algorithm):
         by_threshold = (rank == 0) | (found.value >= threshold)
         by_factor = before_first_failure(found.value, rank, factor, judged)
         accepted = torch.where(factor.isinf(), by_threshold, by_factor)
-        return Choice(accepted & (rank < judged.quota()), found.tokens)
+        return Decision(accepted & (rank < judged.quota()), found.tokens)
 
 
-def _quota(canvases: Canvases) -> torch.Tensor:
+def _quota(canvases: CanvasBatch) -> torch.Tensor:
     """``(R,)`` int64: what has been offered up to this step, less what was taken."""
     length, state = canvases.answer_len, canvases.state
     steps = canvases.option("steps", torch.int64)
@@ -104,7 +104,7 @@ def _quota(canvases: Canvases) -> torch.Tensor:
 
 
 def before_first_failure(
-    value: torch.Tensor, rank: torch.Tensor, factor: torch.Tensor, judged: Judged
+    value: torch.Tensor, rank: torch.Tensor, factor: torch.Tensor, judged: StepInputs
 ) -> torch.Tensor:
     """Fast-dLLM's factor rule, as a mask ``(N,)``.
 

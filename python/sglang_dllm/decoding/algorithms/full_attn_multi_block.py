@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from sglang_dllm.decoding import blocks
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
+from sglang_dllm.decoding import block_pipeline as blocks
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
 from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvases import Canvases, Step
-from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options, Share
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options, Probability
 from sglang_dllm.decoding.prediction import predict
 from sglang_dllm.decoding.selection import count, first_best
 from sglang_dllm.decoding.statistics import Statistic
-from sglang_dllm.families import Family
+from sglang_dllm.models.facts import Family
 
 NEGATIVE_ENTROPY = Statistic("negative_entropy", eps=1e-12)
 """As in d3LLM; thresholds are nats over the full vocabulary."""
@@ -26,8 +26,8 @@ NEGATIVE_ENTROPY = Statistic("negative_entropy", eps=1e-12)
 class FullAttnMultiBlockOptions(Options):
     block_size: BlockSize = 32
     threshold: Nats = 0.5
-    block_add_threshold: Share = 0.1
-    decoded_token_threshold: Share = 0.95
+    block_add_threshold: Probability = 0.1
+    decoded_token_threshold: Probability = 0.95
     early_stop: Bool = False
 
 
@@ -40,25 +40,25 @@ class FullAttnMultiBlock(Algorithm):
 
     def defaults(self, family: Family) -> dict[str, Any]:
         # d3LLM's evaluation scripts.
-        if family.lineage == "LLaDA":
+        if family.sampler_family == "LLaDA":
             return {"early_stop": True}
         return {"threshold": 0.4}
 
-    def progress(self, canvases: Canvases) -> tuple[torch.Tensor, torch.Tensor]:
+    def progress(self, canvases: CanvasBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """``(R,)`` float64 each: when to add a block, when to activate one."""
         return (
             canvases.option("block_add_threshold"),
             canvases.option("decoded_token_threshold"),
         )
 
-    def begin(self, canvases: Canvases) -> dict[str, torch.Tensor]:
+    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
         _, activate = self.progress(canvases)
         return blocks.begin(canvases, activate)
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         return blocks.plan(canvases, *self.progress(canvases))
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         found = predict(judged, NEGATIVE_ENTROPY)
         step, canvas = judged.step, judged.canvas_index
         assert step.forced_start is not None and step.forced_end is not None
@@ -69,11 +69,13 @@ class FullAttnMultiBlock(Algorithm):
             & (judged.positions < step.forced_end[canvas]),
             judged.option("threshold"),
             judged.num_canvases,
-            is_llada=judged.facts.family.lineage == "LLaDA",
+            is_llada=judged.facts.family.sampler_family == "LLaDA",
         )
-        return Choice(accepted, found.tokens)
+        return Decision(accepted, found.tokens)
 
-    def committed(self, judged: Judged, accepted: torch.Tensor, choice: Choice) -> None:
+    def committed(
+        self, judged: StepInputs, accepted: torch.Tensor, choice: Decision
+    ) -> None:
         blocks.committed(
             judged.canvases, judged.canvas_index, judged.positions, accepted
         )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import block_step
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import block_step
 from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvases import Canvases, Step
-from sglang_dllm.decoding.options import BlockSize, Options, Share
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.options import BlockSize, Options, Probability
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import best_of_group, ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
@@ -20,8 +20,8 @@ from sglang_dllm.decoding.statistics import PROBABILITY
 
 class HierarchicalOptions(Options):
     block_size: BlockSize = 64
-    threshold: Share = 0.92
-    low_threshold: Share = 0.62
+    threshold: Probability = 0.92
+    low_threshold: Probability = 0.62
 
 
 class Hierarchical(Algorithm):
@@ -31,10 +31,10 @@ class Hierarchical(Algorithm):
     caches = CACHES
     statistics = (PROBABILITY,)
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         return block_step(canvases)
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         found = confidence(judged)
         run = runs(judged.canvas_index, judged.positions)
         best = best_of_group(found.value, run, len(run))
@@ -45,7 +45,7 @@ class Hierarchical(Algorithm):
             | (leads & (found.value > judged.option("low_threshold")))
             | (found.value > judged.option("threshold"))
         )
-        return Choice(accepted, found.tokens)
+        return Decision(accepted, found.tokens)
 
 
 def runs(canvas_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -8,23 +8,23 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import block_step, shared_out
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import block_step, shared_out
 from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
 from sglang_dllm.decoding.logits import Logits, Rows
-from sglang_dllm.decoding.options import BlockSize, Bool, Options, Steps
+from sglang_dllm.decoding.options import BlockSize, Bool, Options, StepCount
 from sglang_dllm.decoding.prediction import predict, uniforms
 from sglang_dllm.decoding.sampling import Stream
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import PROBABILITY, row_chunks
 from sglang_dllm.errors import OptionError
-from sglang_dllm.families import Family
+from sglang_dllm.models.facts import Family
 
 
 class LLaDAOptions(Options):
     block_size: BlockSize = 32
-    steps: Steps | None = None
+    steps: StepCount | None = None
     remasking: Annotated[
         Literal["low_confidence", "random"],
         Field(description="low_confidence or random"),
@@ -59,7 +59,7 @@ class LLaDA(Algorithm):
     def is_guided(self, options: Any) -> bool:
         return bool(options.cfg_scale > 0)
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         step = block_step(canvases)
         size = canvases.option("block_size", torch.int64)
         num_blocks = -(-canvases.answer_len // size)
@@ -71,7 +71,7 @@ class LLaDA(Algorithm):
         few, num_more = num_masks // num_steps, num_masks % num_steps
         return replace(step, quota=few + (done < num_more * (few + 1)))
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         judged = replace(judged, logits_of=without_eos(judged, guided(judged)))
         found = predict(judged)
         order = found.value.clone()
@@ -83,12 +83,12 @@ class LLaDA(Algorithm):
         if at_random is not None:
             order[at_random] = uniforms(judged, Stream.ORDER)[at_random]
         rank = ranks(order, judged.canvas_index, judged.num_canvases)
-        return Choice(rank < judged.quota(), found.tokens)
+        return Decision(rank < judged.quota(), found.tokens)
 
 
-def guided(judged: Judged) -> Logits:
+def guided(judged: StepInputs) -> Logits:
     """The logits after classifier-free guidance where a canvas asks for it."""
-    free_of = judged.unconditional_of
+    free_of = judged.uncond_logits_of
     if free_of is None:
         return judged.logits_of
     scale = judged.option("cfg_scale")
@@ -102,7 +102,7 @@ def guided(judged: Judged) -> Logits:
     return judged.logits_of.changed(logits_of)
 
 
-def without_eos(judged: Judged, inner: Logits) -> Logits:
+def without_eos(judged: StepInputs, inner: Logits) -> Logits:
     """Logits in which EOS cannot be predicted where a canvas asks for it."""
     if not any(options.logits_eos_inf for options in judged.canvases.options):
         return inner
@@ -118,14 +118,14 @@ def without_eos(judged: Judged, inner: Logits) -> Logits:
 
 
 def confidence_without_ends(
-    judged: Judged, rows: torch.Tensor, tokens: torch.Tensor
+    judged: StepInputs, rows: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
     """Confidence ``(K,)`` of some candidates with EOS and turn end out of the logits.
 
     A position that predicts one of them has confidence 0 and is committed last.
     """
     ends = [
-        t for t in (*judged.facts.eos_ids, judged.facts.turn_end_id) if t is not None
+        t for t in (*judged.facts.eos_ids, judged.facts.eot_token_id) if t is not None
     ]
     found = []
     for part in row_chunks(len(rows), judged.facts.vocab_size):

@@ -7,11 +7,11 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Choice, Judged
-from sglang_dllm.decoding.blockwise import block_step
+from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.block_steps import block_step
 from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvases import Canvases, Step
-from sglang_dllm.decoding.options import BlockSize, Options, Share
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.options import BlockSize, Options, Probability
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
@@ -19,8 +19,8 @@ from sglang_dllm.decoding.statistics import PROBABILITY
 
 class LocalLeapOptions(Options):
     block_size: BlockSize = 32
-    anchor_threshold: Share = 0.9
-    neighbor_threshold: Share = 0.75
+    anchor_threshold: Probability = 0.9
+    neighbor_threshold: Probability = 0.75
     radius: Annotated[
         int, Field(ge=0, le=4096, description="an integer, 0 to 4096")
     ] = 4
@@ -33,10 +33,10 @@ class LocalLeap(Algorithm):
     caches = CACHES
     statistics = (PROBABILITY,)
 
-    def plan(self, canvases: Canvases) -> Step:
+    def plan(self, canvases: CanvasBatch) -> Step:
         return block_step(canvases)
 
-    def choose(self, judged: Judged) -> Choice:
+    def choose(self, judged: StepInputs) -> Decision:
         found = confidence(judged)
         strict = judged.option("anchor_threshold")
         near = near_any(
@@ -47,7 +47,7 @@ class LocalLeap(Algorithm):
         )
         threshold = torch.where(near, judged.option("neighbor_threshold"), strict)
         rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
-        return Choice((rank == 0) | (found.value >= threshold), found.tokens)
+        return Decision((rank == 0) | (found.value >= threshold), found.tokens)
 
 
 def near_any(

@@ -9,12 +9,12 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_dllm.decoding.decoder import Decoder
+from sglang_dllm.attention.plan import forward_plan
+from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
-from sglang_dllm.forward_plan import forward_plan
-from sglang_dllm.scheduling.batch import CanvasBatch
-from sglang_dllm.scheduling.graphs import WindowGraphs
-from sglang_dllm.scheduling.metrics import Metrics
+from sglang_dllm.runtime.graphs import WindowGraphs
+from sglang_dllm.runtime.metrics import Metrics
+from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
 
 
 class FullAttnAlgorithm(DllmAlgorithm):
@@ -31,9 +31,9 @@ class FullAttnAlgorithm(DllmAlgorithm):
             canvas is done, and worth it only where a launch does not wait.
     """
 
-    decoder: Decoder | None = None
+    decoder: Denoiser | None = None
     metrics: Metrics
-    batch: CanvasBatch
+    batch: CanvasScheduleBatch
     graphs: WindowGraphs | None = None
     num_steps = 1
     runs_ahead = False
@@ -65,7 +65,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
         return LogitsProcessorOutput(None), [], None, None, self._in_graph
 
     def land(self) -> None:
-        """Commit what the forward that runs decides, if one does. Canvases may leave
+        """Commit what the forward that runs decides, if one does. CanvasBatch may leave
         the decoder only after that."""
         if self._logits is None:
             return

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.canvases import Canvases, Step, first_true, number
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step, first_true, number
 
 FAR = 1 << 60
 """Behind every position; a block's size more is an int64 still."""
@@ -28,7 +28,7 @@ class Blocks:
     is no multiple; the reference leaves such a tail undecoded.
     """
 
-    def __init__(self, canvases: Canvases, num: int) -> None:
+    def __init__(self, canvases: CanvasBatch, num: int) -> None:
         self.size = canvases.option("block_size", torch.int64)
         self.index = torch.arange(num, device=canvases.device)
         self.start = self.index * self.size[:, None]
@@ -52,14 +52,14 @@ class Blocks:
         return counts.scatter_add(1, self._of_position, masked.long())
 
 
-def blocks_of(canvases: Canvases, num: int) -> Blocks:
+def blocks_of(canvases: CanvasBatch, num: int) -> Blocks:
     """Made once for as long as the same canvases are decoded together."""
     blocks: Blocks = canvases.once("blocks", lambda: Blocks(canvases, num))
     return blocks
 
 
 def begin(
-    canvases: Canvases, activate_progress: torch.Tensor
+    canvases: CanvasBatch, activate_progress: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The first block exists. The prompt counts as a finished block before it."""
     (options,) = canvases.options
@@ -73,7 +73,7 @@ def begin(
 
 
 def plan(
-    canvases: Canvases, add_progress: torch.Tensor, activate_progress: torch.Tensor
+    canvases: CanvasBatch, add_progress: torch.Tensor, activate_progress: torch.Tensor
 ) -> Step:
     """Bring the block states up to date and say what the next forward decides.
 
@@ -117,7 +117,7 @@ def plan(
     )
 
 
-def stop_at_eos(canvases: Canvases, blocks: Blocks) -> torch.Tensor:
+def stop_at_eos(canvases: CanvasBatch, blocks: Blocks) -> torch.Tensor:
     """Everything behind the first EOS becomes EOS and counts as decoded.
 
     Returns:
@@ -147,7 +147,7 @@ def stop_at_eos(canvases: Canvases, blocks: Blocks) -> torch.Tensor:
 
 
 def committed(
-    canvases: Canvases,
+    canvases: CanvasBatch,
     canvas_index: torch.Tensor,
     positions: torch.Tensor,
     accepted: torch.Tensor,

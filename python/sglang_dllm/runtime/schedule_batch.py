@@ -12,20 +12,20 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.utils.common import ceil_align
 
+from sglang_dllm.attention.plan import AttentionPlan, Window
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.layout import Layout
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.decoding.packing import PackedForward
 
 
-class CanvasBatch(ScheduleBatch):
+class CanvasScheduleBatch(ScheduleBatch):
     """The denoising steps of several canvases in one round.
 
     ``dllm_config`` stays None: with it SGLang would number the positions and look
     for slots by blocks of one size. ``is_dllm`` alone routes the result to us.
     """
 
-    layout: Layout
-    _planned_rows: list[PlannedRow]
+    layout: PackedForward
+    _planned_rows: list[Window]
 
     def is_dllm(self) -> bool:
         return True
@@ -34,7 +34,7 @@ class CanvasBatch(ScheduleBatch):
     def canvases(self) -> list[Canvas]:
         return [req.dllm_algo_state.canvas for req in self.reqs]
 
-    def prepare(self, layout: Layout) -> bool:
+    def prepare(self, layout: PackedForward) -> bool:
         """Set what the next forward reads. Returns False where only ids changed.
 
         A window appears to SGLang as the end of its canvas: as many new tokens behind
@@ -47,7 +47,7 @@ class CanvasBatch(ScheduleBatch):
             return False
         rows = layout.rows
         self._planned_rows = [
-            PlannedRow(
+            Window(
                 *row.canvas.window,
                 len(row.canvas),
                 row.canvas.kv_slots if row.canvas.has_cache else None,
@@ -78,9 +78,9 @@ class CanvasBatch(ScheduleBatch):
         self.multimodal_inputs = [None] * len(rows)
         return True
 
-    def plan(self) -> ForwardPlan:
+    def plan(self) -> AttentionPlan:
         """The forward that ``prepare`` was told of."""
-        return ForwardPlan(self._planned_rows, self.layout.logits_rows)
+        return AttentionPlan(self._planned_rows, self.layout.logits_indices)
 
 
 def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:

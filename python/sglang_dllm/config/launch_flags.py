@@ -14,10 +14,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from sglang_dllm.config import load_decode_config
+from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError
-from sglang_dllm.families import FAMILIES
+from sglang_dllm.models.facts import FAMILIES
 from sglang_dllm.models.tokenizers import plain_tokenizer_path
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
 
 
 def _settle_graphs(server_args: Any) -> None:
-    """Turn SGLang's own graphs off. Ours (``scheduling.graphs``) follow
+    """Turn SGLang's own graphs off. Ours (``runtime.graphs``) follow
     ``disable_decode_cuda_graph`` and the sizes of the decode phase."""
     backend = server_args.cuda_graph_backend_decode
     if backend not in (None, "full", "disabled"):

@@ -21,17 +21,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
-from sglang_dllm.attention.planned import same_rows
-from sglang_dllm.decoding.layout import power_of_two
+from sglang_dllm.attention.base import same_rows
+from sglang_dllm.attention.plan import AttentionPlan, Window, forward_plan
 from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.packing import power_of_two
 from sglang_dllm.decoding.statistics import (
     HEAD_ELEMENTS,
     Statistic,
     fits_at_once,
     measure,
 )
-from sglang_dllm.families import ModelFacts
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow, forward_plan
+from sglang_dllm.models.facts import ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ Capture = Callable[[Run], Run]
 class Attention(Protocol):
     """What the graphs need of a backend: fixed buffers that a plan fills."""
 
-    def plan(self, plan: ForwardPlan, graph: bool = False) -> None: ...
+    def plan(self, plan: AttentionPlan, graph: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ def bucket_of(number: int, buckets: Sequence[int]) -> int | None:
     return next((bucket for bucket in buckets if bucket >= number), None)
 
 
-def padded_plan(plan: ForwardPlan, num_rows: int, length: int) -> ForwardPlan:
+def padded_plan(plan: AttentionPlan, num_rows: int, length: int) -> AttentionPlan:
     """``num_rows`` windows of ``length`` tokens, the last ones repeated."""
     rows = [replace(row, padding=length - (row.end - row.start)) for row in plan.rows]
     rows += [rows[-1]] * (num_rows - len(rows))
-    return ForwardPlan(rows, plan.logits_rows)
+    return AttentionPlan(rows, plan.logits_indices)
 
 
-def padded_tokens(plan: ForwardPlan, num_rows: int, length: int) -> torch.Tensor:
+def padded_tokens(plan: AttentionPlan, num_rows: int, length: int) -> torch.Tensor:
     """``(num_rows * length,)`` int64: which token of the plan each padded one is."""
     index, first = [], 0
     for row in plan.rows:
@@ -150,7 +150,7 @@ class _Graph:
 
     input_ids: torch.Tensor
     positions: torch.Tensor
-    logits_rows: torch.Tensor
+    logits_indices: torch.Tensor
     statistics: tuple[Statistic, ...]
     has_head: bool
     replay: Run
@@ -169,9 +169,9 @@ class _Padded:
         place: ``(T,)`` int64: where each token of the plan is among the padded ones.
     """
 
-    rows: Sequence[PlannedRow]
+    rows: Sequence[Window]
     shape: tuple[int, int]
-    plan: ForwardPlan
+    plan: AttentionPlan
     tokens: torch.Tensor
     place: torch.Tensor
 
@@ -182,12 +182,12 @@ class _Staged:
 
     bucket: Bucket
     graph: _Graph
-    plan: ForwardPlan
+    plan: AttentionPlan
     statistics: tuple[Statistic, ...]
 
-    def holds(self, plan: ForwardPlan, statistics: tuple[Statistic, ...]) -> bool:
+    def holds(self, plan: AttentionPlan, statistics: tuple[Statistic, ...]) -> bool:
         """Whether another plan is this one with the first of its candidates."""
-        mine, others = self.plan.logits_rows, plan.logits_rows
+        mine, others = self.plan.logits_indices, plan.logits_indices
         return (
             same_rows(plan.rows, self.plan.rows)
             and statistics == self.statistics
@@ -231,11 +231,11 @@ class WindowGraphs:
             max(limits.windows),
         )
 
-    def accepts(self, plan: ForwardPlan) -> bool:
+    def accepts(self, plan: AttentionPlan) -> bool:
         """Whether every row is a window, and a bucket holds them."""
         return (
             not self._has_failed
-            and len(plan.logits_rows) > 0
+            and len(plan.logits_indices) > 0
             and all(row.slots is not None and not row.is_full for row in plan.rows)
             and bucket_of(len(plan.rows), self.limits.batch_sizes) is not None
             and bucket_of(max(plan.lens), self.limits.windows) is not None
@@ -243,7 +243,7 @@ class WindowGraphs:
 
     def run(
         self,
-        plan: ForwardPlan,
+        plan: AttentionPlan,
         forward_batch: Any,
         statistics: tuple[Statistic, ...] = (),
     ) -> Logits:
@@ -261,7 +261,7 @@ class WindowGraphs:
             self.stage(plan, forward_batch, statistics)
         staged, self._staged = self._staged, None
         assert staged is not None
-        graph, num = staged.graph, len(plan.logits_rows)
+        graph, num = staged.graph, len(plan.logits_indices)
         if graph.is_new:
             self._capture(staged.bucket, graph)
         out, *measured = (tensor[:num] for tensor in graph.replay())
@@ -274,7 +274,7 @@ class WindowGraphs:
 
     def stage(
         self,
-        plan: ForwardPlan,
+        plan: AttentionPlan,
         forward_batch: Any,
         statistics: tuple[Statistic, ...] = (),
     ) -> None:
@@ -284,7 +284,7 @@ class WindowGraphs:
         num_rows = bucket_of(len(plan.rows), self.limits.batch_sizes)
         length = bucket_of(max(plan.lens), self.limits.windows)
         assert num_rows is not None and length is not None
-        num = len(plan.logits_rows)
+        num = len(plan.logits_indices)
         num_logits = min(power_of_two(num), num_rows * length)
         bucket = Bucket(num_rows, length, num_logits)
         before = self._padded
@@ -294,12 +294,14 @@ class WindowGraphs:
             self.attention.plan(padded.plan, graph=True)
         graph.input_ids.copy_(forward_batch.input_ids[padded.tokens])
         graph.positions.copy_(forward_batch.positions[padded.tokens])
-        wanted = padded.place[plan.logits_rows[:num_logits]]
-        graph.logits_rows[:num] = wanted
-        graph.logits_rows[num:] = wanted[-1]
+        wanted = padded.place[plan.logits_indices[:num_logits]]
+        graph.logits_indices[:num] = wanted
+        graph.logits_indices[num:] = wanted[-1]
         self._staged = _Staged(bucket, graph, plan, statistics)
 
-    def _pad(self, plan: ForwardPlan, bucket: Bucket, device: torch.device) -> _Padded:
+    def _pad(
+        self, plan: AttentionPlan, bucket: Bucket, device: torch.device
+    ) -> _Padded:
         shape = bucket.num_rows, bucket.length
         padded = self._padded
         if (
@@ -357,14 +359,14 @@ class WindowGraphs:
         def zeros(size: int) -> torch.Tensor:
             return torch.zeros(size, dtype=torch.int64, device=device)
 
-        ids, positions, logits_rows = map(
+        ids, positions, logits_indices = map(
             zeros, (num_tokens, num_tokens, bucket.num_logits)
         )
         batch = replace(forward_batch, input_ids=ids, positions=positions)
 
         def forward() -> tuple[torch.Tensor, ...]:
             assert self._padded is not None
-            plan = ForwardPlan(self._padded.plan.rows, logits_rows)
+            plan = AttentionPlan(self._padded.plan.rows, logits_indices)
             context = ForwardContext(attn_backend=self.backend)
             with forward_context(context), forward_plan(plan):
                 hidden = self.model.forward(ids, positions, batch).hidden_states
@@ -377,7 +379,7 @@ class WindowGraphs:
             )
             return (self._hold(logits), *chain.from_iterable(measured))
 
-        return _Graph(ids, positions, logits_rows, statistics, has_head, forward)
+        return _Graph(ids, positions, logits_indices, statistics, has_head, forward)
 
 
 class CudaCapture:

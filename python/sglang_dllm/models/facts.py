@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sglang_dllm.errors import ConfigError
 
-Lineage = Literal["LLaDA", "Dream"]
+SamplerFamily = Literal["LLaDA", "Dream"]
 
 
 @dataclass(frozen=True)
@@ -19,28 +19,32 @@ class Family:
 
     Attributes:
         architecture: the name in config.json's ``architectures``.
-        lineage: whose published samplers, and their defaults, the model is decoded
-            with; they differ in rules of every algorithm that exists for both.
+        sampler_family: whose published samplers, and their defaults, decode the
+            model; they differ in rules of every algorithm that exists for both.
         shift: position i is predicted by the logits of row ``i - shift`` (the
             first position by its own). LLaDA 0; Dream 1, kept from its
             autoregressive initialisation.
-        turn_end: the token that ends a chat turn; an ordinary one to every sampler.
+        eot_token: the token that ends a chat turn; an ordinary one to every sampler.
     """
 
     architecture: str
-    lineage: Lineage
+    sampler_family: SamplerFamily
     shift: int
-    turn_end: str | None = None
+    eot_token: str | None = None
 
 
 FAMILIES = {
     row.architecture: row
     for row in (
-        Family("LLaDAModelLM", lineage="LLaDA", shift=0, turn_end="<|eot_id|>"),
-        Family("DreamModel", lineage="Dream", shift=1, turn_end="<|im_end|>"),
-        Family("LLaDAMoEModelLM", lineage="LLaDA", shift=0, turn_end="<|role_end|>"),
-        Family("LLaDAMoEModel", lineage="LLaDA", shift=0, turn_end="<|role_end|>"),
-        Family("DiffuLlamaModel", lineage="Dream", shift=1),
+        Family("LLaDAModelLM", sampler_family="LLaDA", shift=0, eot_token="<|eot_id|>"),
+        Family("DreamModel", sampler_family="Dream", shift=1, eot_token="<|im_end|>"),
+        Family(
+            "LLaDAMoEModelLM", sampler_family="LLaDA", shift=0, eot_token="<|role_end|>"
+        ),
+        Family(
+            "LLaDAMoEModel", sampler_family="LLaDA", shift=0, eot_token="<|role_end|>"
+        ),
+        Family("DiffuLlamaModel", sampler_family="Dream", shift=1),
     )
 }
 
@@ -50,7 +54,7 @@ class ModelFacts:
     """A family together with the ids and sizes of one checkpoint.
 
     Attributes:
-        turn_end_id: of ``Family.turn_end``; None until ``with_tokenizer``, or where
+        eot_token_id: of ``Family.eot_token``; None until ``with_tokenizer``, or where
             the tokenizer has no such token.
         newline_ids: ids whose text is or ends with a newline; empty until
             ``with_tokenizer``.
@@ -60,7 +64,7 @@ class ModelFacts:
     mask_id: int
     eos_ids: tuple[int, ...]
     vocab_size: int
-    turn_end_id: int | None = None
+    eot_token_id: int | None = None
     newline_ids: tuple[int, ...] = ()
 
     @classmethod
@@ -91,8 +95,8 @@ class ModelFacts:
         vocabulary = tokenizer.get_vocab()
         return replace(
             self,
-            turn_end_id=vocabulary.get(self.family.turn_end),
-            newline_ids=_newline_ids(tokenizer, self.family.lineage),
+            eot_token_id=vocabulary.get(self.family.eot_token),
+            newline_ids=_newline_ids(tokenizer, self.family.sampler_family),
         )
 
 
@@ -104,8 +108,8 @@ _QWEN_NEWLINES = (
 )
 
 
-def _newline_ids(tokenizer: Any, lineage: Lineage) -> tuple[int, ...]:
-    if lineage == "Dream":
+def _newline_ids(tokenizer: Any, sampler_family: SamplerFamily) -> tuple[int, ...]:
+    if sampler_family == "Dream":
         found = [i for i in _QWEN_NEWLINES if i < len(tokenizer)]
         if all("\n" in tokenizer.decode([i]) for i in found) and found:
             return tuple(found)

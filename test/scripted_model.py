@@ -37,7 +37,7 @@ def word(*confidences: float) -> list[torch.Tensor]:
     return [peak((1, c)) for c in confidences]
 
 
-class Told(ToyModel):
+class ScriptedModel(ToyModel):
     """One frame per forward, the last one for ever: a row for each answer position.
 
     Rows that predict no answer position say JUNK. A canvas whose prompt is masked gets
@@ -71,7 +71,7 @@ class Told(ToyModel):
 
 
 def decode(
-    model: Told,
+    model: ScriptedModel,
     algorithm: str,
     sampling: SamplingOptions | None = None,
     ignore_eos: bool = False,
@@ -95,5 +95,7 @@ def decode(
     return answer(canvas), steps
 
 
-def steps_of(model: Told, algorithm: str, *args: Any, **options: Any) -> list[Any]:
+def steps_of(
+    model: ScriptedModel, algorithm: str, *args: Any, **options: Any
+) -> list[Any]:
     return decode(model, algorithm, *args, **options)[1]

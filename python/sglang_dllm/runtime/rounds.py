@@ -24,19 +24,19 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.observability.req_time_stats import set_time_batch
 
-from sglang_dllm.config import request_options
+from sglang_dllm.config.server import request_options
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.decoder import Decoder
-from sglang_dllm.families import ModelFacts
-from sglang_dllm.scheduling.batch import (
-    CanvasBatch,
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.models.facts import ModelFacts
+from sglang_dllm.runtime.graphs import window_graphs
+from sglang_dllm.runtime.metrics import Metrics
+from sglang_dllm.runtime.report import RequestReport
+from sglang_dllm.runtime.schedule_batch import (
+    CanvasScheduleBatch,
     fill_ids,
     release_canvas_slots,
     try_alloc_canvas_slots,
 )
-from sglang_dllm.scheduling.graphs import window_graphs
-from sglang_dllm.scheduling.metrics import Metrics
-from sglang_dllm.scheduling.report import RequestReport
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,9 @@ class Denoising:
     stop_ids: frozenset[int]
 
 
-def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | None:
+def next_round(
+    scheduler: Any, running_batch: ScheduleBatch
+) -> CanvasScheduleBatch | None:
     """Admit what fits and build the batch of the next denoising step.
 
     Returns None when nothing is active.
@@ -79,7 +81,7 @@ def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | No
         return None
     algorithm = scheduler.tp_worker.dllm_algorithm
     _settle_round(scheduler, running_batch.reqs)
-    algorithm.batch = batch = CanvasBatch.init_new(
+    algorithm.batch = batch = CanvasScheduleBatch.init_new(
         list(running_batch.reqs),
         scheduler.req_to_token_pool,
         scheduler.token_to_kv_pool_allocator,
@@ -94,7 +96,7 @@ def next_round(scheduler: Any, running_batch: ScheduleBatch) -> CanvasBatch | No
     return batch
 
 
-def finish_round(scheduler: Any, batch: CanvasBatch, result: Any) -> None:
+def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> None:
     """Hand out the tokens that became final and free what finished."""
     running = scheduler.running_batch
     _give_up_failed(batch.reqs)
@@ -297,18 +299,18 @@ def _stop_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset({tokenizer.eos_token_id, *more} - {None})
 
 
-def _decoder(scheduler: Any) -> Decoder:
+def _decoder(scheduler: Any) -> Denoiser:
     """The scheduler's decoder, made once its tokenizer and its model are there."""
     algorithm = scheduler.tp_worker.dllm_algorithm
     if algorithm.decoder is None:
-        algorithm.decoder = Decoder(_facts(scheduler), scheduler.device)
+        algorithm.decoder = Denoiser(_facts(scheduler), scheduler.device)
         algorithm.metrics = Metrics(scheduler.metrics_collector)
         algorithm.graphs = window_graphs(
             scheduler.tp_worker.model_runner,
             scheduler.server_args,
             _facts(scheduler),
         )
-    decoder: Decoder = algorithm.decoder
+    decoder: Denoiser = algorithm.decoder
     return decoder
 
 

@@ -21,7 +21,7 @@ Call = Callable[..., Any]
 
 
 @contextmanager
-def apart(make: str, *arguments: Any) -> Iterator[Call]:
+def in_subprocess(make: str, *arguments: Any) -> Iterator[Call]:
     """Make an object in a fresh process and call its methods there, one at a time.
 
     Between calls the process waits and takes no CPU. What it prints goes to a file.

@@ -7,20 +7,24 @@ from typing import Any
 import pytest
 from fastapi import HTTPException
 
-from sglang_dllm.config import parse_decode_config
+from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.errors import RequestError
-from sglang_dllm.families import FAMILIES
+from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
     check_sampling,
     explain_malformed,
 )
-from sglang_dllm.serving.door import Room, check_request, default_temperature
-from sglang_dllm.serving.refusal import Refusal, refused
+from sglang_dllm.serving.validation import (
+    CapacityLimits,
+    check_request,
+    default_temperature,
+)
 
 MODEL = ServedModel(vocab_size=100, temperature=0.25)
-ROOM = Room(max_req_input_len=95)
+ROOM = CapacityLimits(max_req_input_len=95)
 DECODE = parse_decode_config("FullAttnMultiBlock", FAMILIES["LLaDAModelLM"], {})
 MESSAGES = [{"role": "user", "content": "a"}]
 
@@ -44,7 +48,7 @@ def test_absent_max_new_tokens_becomes_what_fits() -> None:
     check_request(params, [1] * 10, 100, ROOM, DECODE)
     assert params == {"max_new_tokens": 89}
     params = {"max_new_tokens": None}
-    check_request(params, [1] * 10, 100, Room(max_req_input_len=1000), DECODE)
+    check_request(params, [1] * 10, 100, CapacityLimits(max_req_input_len=1000), DECODE)
     assert params == {"max_new_tokens": 256}
 
 
@@ -59,7 +63,7 @@ def test_the_room_is_never_more_than_the_scheduler_holds(
     max_req_len = min(context, pool) - 1
     paged = -(-prompt_len // page_size) * page_size
     held = min(max_req_len - prompt_len - 1, pool - paged - page_size - 1)
-    room = Room(max_req_len - 5, page_size).for_answer(prompt_len)
+    room = CapacityLimits(max_req_len - 5, page_size).for_answer(prompt_len)
     assert room <= held
     if page_size == 1 or pool < context:
         assert room == held
@@ -82,7 +86,7 @@ def test_the_room_is_never_more_than_the_scheduler_holds(
 def test_the_door_names_what_does_not_fit(
     input_ids: list[int] | None, params: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(BadRequest) as caught:
         check_request(params, input_ids, 100, ROOM, DECODE)
     assert named in str(caught.value)
 
@@ -154,13 +158,15 @@ def test_good_sampling_parameters_pass(params: dict[str, Any]) -> None:
 def test_bad_sampling_parameters_are_named(
     params: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(BadRequest) as caught:
         check_sampling(params, 100, "sampling_params.")
     assert str(caught.value) == message
 
 
 def test_an_unknown_sampling_parameter_is_told_the_known_ones() -> None:
-    with pytest.raises(Refusal, match="alien is not a known field; expected one of n,"):
+    with pytest.raises(
+        BadRequest, match="alien is not a known field; expected one of n,"
+    ):
         check_sampling({"alien": 1}, 100, "")
 
 
@@ -185,13 +191,16 @@ def test_what_is_not_json_is_located(raw: bytes, field: str) -> None:
 def test_guidance_needs_room_for_a_second_row() -> None:
     guided = {"dllm": {"algorithm": "LLaDA", "cfg_scale": 0.5}}
 
-    def check(room: Room) -> None:
+    def check(room: CapacityLimits) -> None:
         params = {"max_new_tokens": 20, "custom_params": guided}
         check_request(params, [1] * 10, 100, room, DECODE)
 
-    check(Room(1000, max_rows=2, max_round_tokens=60))
-    with pytest.raises(Refusal, match=r"cfg_scale=0.5 .*--max-running-requests 1"):
-        check(Room(1000, max_rows=1))
-    for tight in (Room(1000, max_rows=2, max_round_tokens=59), Room(54)):
-        with pytest.raises(Refusal, match=r"cfg_scale=0.5 .*up to 29 each"):
+    check(CapacityLimits(1000, max_rows=2, max_round_tokens=60))
+    with pytest.raises(BadRequest, match=r"cfg_scale=0.5 .*--max-running-requests 1"):
+        check(CapacityLimits(1000, max_rows=1))
+    for tight in (
+        CapacityLimits(1000, max_rows=2, max_round_tokens=59),
+        CapacityLimits(54),
+    ):
+        with pytest.raises(BadRequest, match=r"cfg_scale=0.5 .*up to 29 each"):
             check(tight)

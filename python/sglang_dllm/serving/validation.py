@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_dllm.config import (
+from sglang_dllm.config.server import (
     CUSTOM_PARAMS_KEY,
     DEFAULT_MAX_NEW_TOKENS,
     DecodeConfig,
@@ -19,8 +19,8 @@ from sglang_dllm.config import (
     request_options,
 )
 from sglang_dllm.errors import OptionError
+from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.fields import check_token_ids
-from sglang_dllm.serving.refusal import Refusal, refused
 
 _OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
@@ -29,7 +29,7 @@ _KEPT_OF_PROMPT = 5
 
 
 @dataclass(frozen=True)
-class Room:
+class CapacityLimits:
     """What the scheduler holds of one request.
 
     Attributes:
@@ -65,7 +65,7 @@ def check_request(
     params: dict[str, Any],
     input_ids: Sequence[int] | None,
     vocab_size: int,
-    room: Room,
+    room: CapacityLimits,
     decode: DecodeConfig,
 ) -> None:
     """Refuse a prompt or an answer length that no canvas can hold, or wrong options.
@@ -80,14 +80,14 @@ def check_request(
         decode: the server's part of how the request is decoded.
 
     Raises:
-        Refusal: with field, value and range.
+        BadRequest: with field, value and range.
     """
     if not input_ids:
-        raise Refusal("input_ids: the prompt is empty; expected at least 1 token")
+        raise BadRequest("input_ids: the prompt is empty; expected at least 1 token")
     check_token_ids("input_ids", list(input_ids), vocab_size)
     prompt_len = len(input_ids)
     if prompt_len > room.max_prompt_len:
-        raise Refusal(
+        raise BadRequest(
             f"input_ids: the prompt has {prompt_len} tokens; "
             f"expected 1 to {room.max_prompt_len}"
         )
@@ -96,7 +96,7 @@ def check_request(
     if max_new_tokens is None:
         max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
     if not 1 <= max_new_tokens <= most:
-        raise Refusal(
+        raise BadRequest(
             f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
             f"{prompt_len} tokens, max_tokens can be 1 to {most}"
         )
@@ -125,7 +125,9 @@ def _check_options(
         raise refused(field, error.value, error.expected) from None
 
 
-def _check_second_row(decoding: Decoding, canvas_len: int, room: Room) -> None:
+def _check_second_row(
+    decoding: Decoding, canvas_len: int, room: CapacityLimits
+) -> None:
     """Refuse guidance where the unconditional canvas does not fit beside its own."""
     field = f"{_OPTIONS}.cfg_scale"
     value = decoding.to_dict().get("cfg_scale", decoding.algorithm.name)

@@ -11,7 +11,7 @@ from sglang_dllm.errors import RequestError
 _LONGEST_VALUE = 80
 
 
-class Refusal(RequestError, HTTPException):
+class BadRequest(RequestError, HTTPException):
     """A RequestError that is status 400 on every route.
 
     SGLang's OpenAI routes turn a ValueError into status 400, its other routes leave
@@ -28,7 +28,7 @@ class Refusal(RequestError, HTTPException):
         return str(self.detail)
 
 
-def refused(field: str, value: Any, expected: str) -> Refusal:
+def refused(field: str, value: Any, expected: str) -> BadRequest:
     """``field=value is not allowed; expected …``, with a long value shortened.
 
     ``ascii`` shows a lone surrogate as an escape: the answer must be valid UTF-8.
@@ -36,4 +36,4 @@ def refused(field: str, value: Any, expected: str) -> Refusal:
     shown = ascii(value)
     if len(shown) > _LONGEST_VALUE:
         shown = shown[: _LONGEST_VALUE - 3] + "..."
-    return Refusal(f"{field}={shown} is not allowed; expected {expected}")
+    return BadRequest(f"{field}={shown} is not allowed; expected {expected}")

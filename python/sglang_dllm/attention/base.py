@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.attention.plan import AttentionPlan, Window
 
 Tokens: TypeAlias = torch.Tensor | slice
 """Some of the T packed tokens: a slice where they are neighbours."""
@@ -21,7 +21,7 @@ Write: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Writes k and v ``(K, H_kv, D)`` into a layer's pool at slots ``(K,)``."""
 
 
-def same_rows(a: Sequence[PlannedRow], b: Sequence[PlannedRow]) -> bool:
+def same_rows(a: Sequence[Window], b: Sequence[Window]) -> bool:
     """Whether two forwards compute the same windows of the same canvases.
 
     Slots are compared as objects, which needs no answer from the device: a canvas's
@@ -51,7 +51,7 @@ def tokens_of(
     return index.to(device, non_blocking=True)
 
 
-def slots_of(rows: Sequence[PlannedRow]) -> list[torch.Tensor]:
+def slots_of(rows: Sequence[Window]) -> list[torch.Tensor]:
     """Where the pool keeps each row's whole canvas."""
     slots = [row.slots for row in rows if row.slots is not None]
     if len(slots) != len(rows):
@@ -59,7 +59,7 @@ def slots_of(rows: Sequence[PlannedRow]) -> list[torch.Tensor]:
     return slots
 
 
-def graph_bucket(plan: ForwardPlan) -> tuple[int, int]:
+def graph_bucket(plan: AttentionPlan) -> tuple[int, int]:
     """Rows and window length of a forward that a CUDA graph can run.
 
     Raises:

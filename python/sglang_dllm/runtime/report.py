@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_dllm.config import Decoding
+from sglang_dllm.config.server import Decoding
 from sglang_dllm.decoding.canvas import Canvas
 
 CHANNEL = "dllm_report"
@@ -30,8 +30,8 @@ class RequestReport:
             "num_forwards": canvas.num_forwards,
             "num_committed_tokens": canvas.num_committed,
             "canvas_len": len(canvas),
-            "rows_computed": canvas.rows_computed,
-            "rows_reused": canvas.rows_reused,
+            "tokens_computed": canvas.tokens_computed,
+            "tokens_cached": canvas.tokens_cached,
             "full_refreshes": canvas.full_refreshes,
         }
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.canvases import Canvases, Step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
 
 Span = tuple[torch.Tensor, torch.Tensor]
 
 
-def current_block(canvases: Canvases) -> Span:
+def current_block(canvases: CanvasBatch) -> Span:
     """Start and end ``(R,)`` of the block that holds the first mask.
 
     Blocks have ``block_size`` tokens; the last one is short where the answer's length
@@ -20,19 +20,19 @@ def current_block(canvases: Canvases) -> Span:
     return start, torch.minimum(start + size, canvases.answer_len)
 
 
-def block_step(canvases: Canvases) -> Step:
+def block_step(canvases: CanvasBatch) -> Step:
     """The masks of the current block; it is finished before the next one starts."""
     start, end = current_block(canvases)
     return Step(masks_before(canvases, end), start, end)
 
 
-def whole_canvas_step(canvases: Canvases) -> Step:
+def whole_canvas_step(canvases: CanvasBatch) -> Step:
     """All masks of the answer, from the first step on."""
     start = torch.zeros_like(canvases.answer_len)
     return Step(canvases.masked, start, canvases.answer_len)
 
 
-def masks_before(canvases: Canvases, end: torch.Tensor) -> torch.Tensor:
+def masks_before(canvases: CanvasBatch, end: torch.Tensor) -> torch.Tensor:
     """``(R, A)`` bool."""
     return canvases.masked & (canvases.positions < end[:, None])
 

@@ -8,14 +8,14 @@ from itertools import groupby
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sglang_dllm.forward_plan import ForwardPlan, PlannedRow
+from sglang_dllm.attention.plan import AttentionPlan, Window
 
 
 def canvas_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    plan: ForwardPlan,
+    plan: AttentionPlan,
     k_pool: torch.Tensor,
     v_pool: torch.Tensor,
     scale: float,
@@ -76,12 +76,12 @@ def attend(
     return result.transpose(1, 2).flatten(0, 1)
 
 
-def _shape(row: PlannedRow) -> tuple[int, int, bool]:
+def _shape(row: Window) -> tuple[int, int, bool]:
     return row.length, row.canvas_len, row.is_full
 
 
 def _of_pool(
-    pool: torch.Tensor, rows: Sequence[PlannedRow], fresh: torch.Tensor
+    pool: torch.Tensor, rows: Sequence[Window], fresh: torch.Tensor
 ) -> torch.Tensor:
     """The rows' canvases ``(R * K, H_kv, D)``, in the dtype of the fresh ones."""
     slots = [row.slots for row in rows if row.slots is not None]

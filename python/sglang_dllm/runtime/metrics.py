@@ -9,11 +9,11 @@ from sglang_dllm.decoding.canvas import Canvas
 COUNTERS = {
     "num_forwards": ("sglang:dllm_forwards_total", "Denoising steps of ended requests"),
     "num_committed": ("sglang:dllm_committed_tokens_total", "Tokens they committed"),
-    "rows_computed": (
+    "tokens_computed": (
         "sglang:dllm_rows_computed_total",
         "Canvas positions whose hidden states were computed, summed over forwards",
     ),
-    "rows_reused": (
+    "tokens_cached": (
         "sglang:dllm_rows_reused_total",
         "Canvas positions of which cached keys and values were used instead",
     ),

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from sglang_dllm.decoding import cache
-from sglang_dllm.decoding.algorithm import Algorithm, Judged
+from sglang_dllm.decoding.algorithm import Algorithm, StepInputs
 from sglang_dllm.decoding.cache import Windows
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.canvases import Canvases, Device, indices
-from sglang_dllm.decoding.layout import Candidates, Layout
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device, indices
 from sglang_dllm.decoding.logits import Logits, Rows
 from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.packing import Candidates, PackedForward
 from sglang_dllm.decoding.selection import count
 from sglang_dllm.decoding.statistics import Statistic
-from sglang_dllm.families import ModelFacts
+from sglang_dllm.models.facts import ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ MAX_FORWARDS = 100_000
 class Group:
     """The canvases of one algorithm; ``windows`` ``(R,)`` each, of the next forward."""
 
-    canvases: Canvases
+    canvases: CanvasBatch
     windows: Windows
 
 
-class Decoder:
+class Denoiser:
     """All canvases that are being decoded; the scheduler's thread is the only user.
 
     Attributes:
@@ -54,10 +54,10 @@ class Decoder:
         self.facts = facts
         self.device = torch.device(device)
         self._groups: dict[Algorithm, Group] = {}
-        self._layout: Layout | None = None
+        self._layout: PackedForward | None = None
         self._key: object = None
         self._is_laid_out = False
-        self.expected: Layout | None = None
+        self.expected: PackedForward | None = None
         self._arrived: list[tuple[Algorithm, Group]] = []
 
     @property
@@ -74,7 +74,7 @@ class Decoder:
         Raises:
             Exception: whatever the algorithm raises; the canvas is not taken in.
         """
-        canvases = Canvases.of(canvas, options, self.facts, self.device)
+        canvases = CanvasBatch.of(canvas, options, self.facts, self.device)
         canvases.state = algorithm.begin(canvases)
         canvases.cache = cache.begin(canvases)
         group = Group(canvases, _plan(algorithm, canvases))
@@ -119,14 +119,14 @@ class Decoder:
 
         return put_back
 
-    def layout(self) -> Layout:
+    def layout(self) -> PackedForward:
         """The next forward, of which every canvas has one to run."""
         if self._layout is not None and self._is_laid_out:
             return self._layout
         groups = self._packed()
-        key = Layout.key_of(self.canvases)
+        key = PackedForward.key_of(self.canvases)
         if self._layout is None or self._key != key:
-            self._layout, self._key = Layout.of(groups, self.device), key
+            self._layout, self._key = PackedForward.of(groups, self.device), key
         self._layout.update(groups)
         self._is_laid_out = True
         return self._layout
@@ -136,7 +136,7 @@ class Decoder:
         learns of it by ``look``.
 
         Args:
-            logits: ``(N + U, V)``: of the rows named by ``layout().logits_rows``.
+            logits: ``(N + U, V)``: of the rows named by ``layout().logits_indices``.
         """
         assert self._layout is not None, "no forward was laid out"
         self._is_laid_out = False
@@ -170,7 +170,7 @@ class Decoder:
         wanted = {s for algorithm in self._groups for s in algorithm.statistics}
         return tuple(sorted(wanted))
 
-    def _packed(self) -> list[tuple[Canvases, list[bool]]]:
+    def _packed(self) -> list[tuple[CanvasBatch, list[bool]]]:
         """What a layout is made of: each group, and which canvases are guided."""
         return [
             (
@@ -197,7 +197,7 @@ class Decoder:
         self._groups[algorithm] = group
 
 
-def _plan(algorithm: Algorithm, canvases: Canvases) -> Windows:
+def _plan(algorithm: Algorithm, canvases: CanvasBatch) -> Windows:
     """Plan the next forward of all canvases of an algorithm."""
     step = algorithm.plan(canvases)
     # Not before: planning may have filled what was left behind an EOS.
@@ -210,29 +210,31 @@ def _plan(algorithm: Algorithm, canvases: Canvases) -> Windows:
     return cache.plan(canvases, step)
 
 
-def _judged(canvases: Canvases, candidates: Candidates, logits: Logits) -> Judged:
+def _judged(
+    canvases: CanvasBatch, candidates: Candidates, logits: Logits
+) -> StepInputs:
     """The part of the forward that one algorithm's canvases are decided by."""
     assert canvases.step is not None
     free_of = None
     if candidates.num_free:
-        at = torch.full_like(candidates.positions, candidates.first_free)
+        at = torch.full_like(candidates.positions, candidates.uncond_offset)
         at[candidates.of_guided()] += indices(candidates.num_free, at.device)
 
         def free_of(rows: Rows) -> torch.Tensor:
             return logits(at[rows])
 
-    return Judged(
+    return StepInputs(
         canvases=canvases,
         step=canvases.step,
         canvas_index=candidates.canvas_index,
         positions=candidates.positions,
         counts=candidates.counts,
         logits_of=logits.part(candidates.first, len(candidates.positions)),
-        unconditional_of=free_of,
+        uncond_logits_of=free_of,
     )
 
 
-def _commit(algorithm: Algorithm, judged: Judged) -> None:
+def _commit(algorithm: Algorithm, judged: StepInputs) -> None:
     """Write what the algorithm accepts to its canvases."""
     canvases, canvas, positions = judged.canvases, judged.canvas_index, judged.positions
     choice = algorithm.choose(judged)
@@ -255,16 +257,16 @@ def _commit(algorithm: Algorithm, judged: Judged) -> None:
     algorithm.committed(judged, accepted, choice)
 
 
-def _count_rows(canvases: Canvases) -> None:
+def _count_rows(canvases: CanvasBatch) -> None:
     for canvas, options in zip(canvases.records, canvases.options, strict=True):
         start, end = canvas.window
-        canvas.rows_computed += end - start
-        canvas.rows_reused += len(canvas) - (end - start)
+        canvas.tokens_computed += end - start
+        canvas.tokens_cached += len(canvas) - (end - start)
         is_full = end - start == len(canvas)
         canvas.full_refreshes += is_full and options.cache != "none"
 
 
-def _fail(algorithm: Algorithm, canvases: Canvases, error: Exception) -> None:
+def _fail(algorithm: Algorithm, canvases: CanvasBatch, error: Exception) -> None:
     """Give up an algorithm's requests; the others of the batch go on."""
     logger.error("%s failed", algorithm.name, exc_info=error)
     for canvas in canvases.records:

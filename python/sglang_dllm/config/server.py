@@ -15,7 +15,7 @@ from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError, OptionError
-from sglang_dllm.families import Family
+from sglang_dllm.models.facts import Family
 
 CACHE_OFF = 10_000
 """d3LLM's value of ``cache_delay_iter`` and ``refresh_interval`` for "never": in a

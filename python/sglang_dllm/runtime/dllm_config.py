@@ -8,8 +8,8 @@ from typing import Any
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.dllm.config import DllmConfig
 
-from sglang_dllm.config import DecodeConfig, load_decode_config
-from sglang_dllm.families import FAMILIES, ModelFacts
+from sglang_dllm.config.server import DecodeConfig, load_decode_config
+from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 SGLANG_NAME = "sglang_dllm"
 """What SGLang's table of algorithms calls ours, all of which one object runs: a

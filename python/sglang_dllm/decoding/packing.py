@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sglang_dllm.decoding.canvas import Canvas, IdArray
-from sglang_dllm.decoding.canvases import Canvases
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Candidates:
         positions: ``(N,)`` int64, from the answer's start.
         rows: ``(N,)`` int64: the packed rows that predict them.
         counts: of each canvas, on the host.
-        first, first_free: where the group's rows begin in ``Layout.logits_rows``:
-            N of the canvases, and those of the unconditional ones.
+        first, uncond_offset: where the group's part of ``PackedForward.logits_indices``
+            begins: N of the canvases, and those of the unconditional ones.
     """
 
     guided: list[bool]
@@ -47,7 +47,7 @@ class Candidates:
     rows: torch.Tensor
     counts: list[int]
     first: int = 0
-    first_free: int = 0
+    uncond_offset: int = 0
 
     @property
     def num_free(self) -> int:
@@ -69,7 +69,7 @@ class Candidates:
 
 
 @dataclass
-class Layout:
+class PackedForward:
     """The packed batch of T tokens: the canvases' windows back to back, group by
     group, then the unconditional rows of those that have one.
 
@@ -77,8 +77,8 @@ class Layout:
         rows: what is packed.
         positions: ``(T,)`` int64, in the canvas.
         input_ids: ``(T,)`` int64.
-        logits_rows: ``(N + U,)`` int64: which of the T predict the candidates, of the
-            canvases and then of the unconditional ones.
+        logits_indices: ``(N + U,)`` int64: which of the T predict the candidates, of
+            the canvases and then of the unconditional ones.
         groups: the candidates, in the order of the groups.
     """
 
@@ -88,14 +88,14 @@ class Layout:
     _answer_at: torch.Tensor
     _answer_from: torch.Tensor
     _predicted_at: list[torch.Tensor]
-    logits_rows: torch.Tensor = field(init=False)
+    logits_indices: torch.Tensor = field(init=False)
     groups: list[Candidates] = field(default_factory=list)
     _expected: list[Candidates] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, groups: Sequence[tuple[Canvases, list[bool]]], device: torch.device
-    ) -> Layout:
+        cls, groups: Sequence[tuple[CanvasBatch, list[bool]]], device: torch.device
+    ) -> PackedForward:
         """Pack the windows that the canvases' next forwards recompute."""
         rows, answers, first = [], [], 0
         for canvases, _ in groups:
@@ -139,19 +139,19 @@ class Layout:
         """Equal where a layout can be used again: same canvases, same windows."""
         return tuple((id(canvas), canvas.window) for canvas in canvases)
 
-    def expect(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
+    def expect(self, groups: Sequence[tuple[CanvasBatch, list[bool]]]) -> None:
         """Do what ``update`` can do before the host knows how many candidates there
         are: of every group, look for some more than there were. What is found behind
-        the last one is not meant, and ``logits_rows`` are the first group's."""
+        the last one is not meant, and ``logits_indices`` are the first group's."""
         answers = torch.cat([canvases.ids.flatten() for canvases, _ in groups])
         self.input_ids[self._answer_at] = answers[self._answer_from]
         self._expected = [
             _candidates(canvases, guided, rows[0], power_of_two(_num_known(canvases)))
             for (canvases, guided), rows in zip(groups, self._predicted_at, strict=True)
         ]
-        self.logits_rows = self._expected[0].rows
+        self.logits_indices = self._expected[0].rows
 
-    def update(self, groups: Sequence[tuple[Canvases, list[bool]]]) -> None:
+    def update(self, groups: Sequence[tuple[CanvasBatch, list[bool]]]) -> None:
         """Bring the ids and the candidates up to date with the canvases."""
         if not self._expected:
             self.expect(groups)
@@ -167,7 +167,7 @@ class Layout:
             if sum(counts) > len(expected.rows):
                 expected = _candidates(canvases, guided, predicted_at[0], sum(counts))
             group = expected.first_of(counts)
-            group.first, group.first_free = num, num_free
+            group.first, group.uncond_offset = num, num_free
             rows.append(group.rows)
             if any(guided):
                 at = group.of_guided()
@@ -178,7 +178,7 @@ class Layout:
             self.groups.append(group)
         parts = rows + free
         # One part is still the rows that were expected, of which graphs make use.
-        self.logits_rows = torch.cat(parts) if parts[1:] else parts[0]
+        self.logits_indices = torch.cat(parts) if parts[1:] else parts[0]
 
 
 def power_of_two(number: int) -> int:
@@ -217,7 +217,7 @@ def _answer_indices(
 
 
 def _predicted_at(
-    canvases: Canvases, offsets: Mapping[tuple[int, bool], int]
+    canvases: CanvasBatch, offsets: Mapping[tuple[int, bool], int]
 ) -> torch.Tensor:
     """``(2, R, A)`` int64: the packed index that predicts each position, of each
     canvas's own row and of its unconditional one. Positions whose index is in front of
@@ -240,13 +240,13 @@ def _predicted_at(
     return (zero + canvases.positions).clamp(first, last)
 
 
-def _num_known(canvases: Canvases) -> int:
+def _num_known(canvases: CanvasBatch) -> int:
     """Candidates of the next forward, or of the one before, as the host knows."""
     return sum(canvas.num_candidates for canvas in canvases.records)
 
 
 def _candidates(
-    canvases: Canvases, guided: list[bool], predicted_at: torch.Tensor, size: int
+    canvases: CanvasBatch, guided: list[bool], predicted_at: torch.Tensor, size: int
 ) -> Candidates:
     """The first ``size`` candidates; where there are fewer, anything behind them."""
     assert canvases.step is not None, "no step is planned"

@@ -15,7 +15,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class PlannedRow:
+class Window:
     """The window ``[start, end)`` of a canvas of ``canvas_len`` tokens.
 
     Attributes:
@@ -42,18 +42,18 @@ class PlannedRow:
 
 
 @dataclass(frozen=True)
-class ForwardPlan:
+class AttentionPlan:
     """Which positions of each canvas are recomputed.
 
     Attributes:
         rows: the windows, back to back in the packed batch of T tokens.
-        logits_rows: ``(N,)`` int64 indices into T whose hidden states are wanted. A
+        logits_indices: ``(N,)`` int64 indices into T whose hidden states are wanted. A
             head over whole canvases would cost as much as several blocks, and only
             candidates are looked at.
     """
 
-    rows: Sequence[PlannedRow]
-    logits_rows: torch.Tensor
+    rows: Sequence[Window]
+    logits_indices: torch.Tensor
 
     @cached_property
     def lens(self) -> list[int]:
@@ -79,11 +79,11 @@ class ForwardPlan:
         return torch.cat(tokens).to(at.device), at
 
 
-_current: ForwardPlan | None = None
+_current: AttentionPlan | None = None
 
 
 @contextmanager
-def forward_plan(plan: ForwardPlan) -> Iterator[None]:
+def forward_plan(plan: AttentionPlan) -> Iterator[None]:
     """Make ``plan`` the current one; plans do not nest."""
     global _current
     assert _current is None, "forward plans do not nest"
@@ -94,6 +94,6 @@ def forward_plan(plan: ForwardPlan) -> Iterator[None]:
         _current = None
 
 
-def current_plan() -> ForwardPlan | None:
+def current_plan() -> AttentionPlan | None:
     """The plan of the forward that runs, or None outside of one of ours."""
     return _current

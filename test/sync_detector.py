@@ -18,7 +18,7 @@ FORBIDDEN = {
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_")
 
 
-class NoWaiting(TorchDispatchMode):
+class SyncDetector(TorchDispatchMode):
     """Raises RuntimeError where an operation would wait for a device."""
 
     def __torch_dispatch__(

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias
 import torch
 
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.families import ModelFacts
+from sglang_dllm.models.facts import ModelFacts
 
 Device: TypeAlias = torch.device | str
 Widths: TypeAlias = dict[str, torch.Size]
@@ -43,7 +43,7 @@ class Step:
 
 
 @dataclass
-class Canvases:
+class CanvasBatch:
     """R canvases whose answers are at most A tokens long; positions count from the
     answer's start, and all tensors have one row a canvas.
 
@@ -267,7 +267,7 @@ class Canvases:
         merge: Callable[[str, list[torch.Tensor]], torch.Tensor],
         parts: list[Self],
     ) -> Self:
-        """Canvases whose every tensor is merged from the parts' ones of its name."""
+        """CanvasBatch whose every tensor is merged from the parts' ones of its name."""
         tensors = [part._tensors() for part in parts]
         merged = {name: merge(name, [t[name] for t in tensors]) for name in tensors[0]}
 

@@ -1,0 +1,1 @@
+"""Launch flags, the YAML file and the options of one request."""

@@ -1,0 +1,1 @@
+"""The contract with SGLang: hooks and what they rely on."""
