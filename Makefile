@@ -26,7 +26,7 @@ test: .venv/.ready
 	$(BIN)/python -m pytest test
 
 test-unit: .venv/.ready
-	$(BIN)/python -m pytest test/unit
+	$(BIN)/python -m pytest test/decoding
 
 
 lint: .venv/.ready

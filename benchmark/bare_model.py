@@ -13,8 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
 
-from in_process import InProcess
-
+from helpers.in_process import InProcess
 from sglang_dllm.attention.plan import AttentionPlan, forward_plan
 
 

@@ -49,9 +49,8 @@ class Gaps:
     """Runs in a process of its own: a model, and graphs that are recorded."""
 
     def __init__(self, args: argparse.Namespace, model_path: str) -> None:
-        from in_process import InProcess
-        from recorded_capture import RecordedCapture, turn_graphs_on
-
+        from helpers.in_process import InProcess
+        from helpers.recorded_capture import RecordedCapture, turn_graphs_on
         from sglang_dllm.decoding import decoder
         from sglang_dllm.runtime.graphs import Limits
 

@@ -23,7 +23,7 @@ MAX_CONNECTIONS = 256
 sys.path.insert(0, str(ROOT / "test"))
 
 from gsm8k_problems import BenchmarkError  # noqa: E402
-from serving_harness import Server  # noqa: E402
+from helpers.serving_harness import Server  # noqa: E402
 
 
 @dataclass(frozen=True)

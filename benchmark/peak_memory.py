@@ -54,7 +54,7 @@ MIB = 2**20
 
 def write_checkpoint(path: Path, vocab_size: int, hidden_size: int) -> None:
     """Two layers, whose sizes matter to the stage `forward` only."""
-    from tiny_checkpoints import write_dream
+    from helpers.tiny_checkpoints import write_dream
 
     write_dream(
         path,
@@ -110,8 +110,7 @@ class Step:
         self, path: str, case: str, batch: int, canvas_len: int, drawn: int
     ) -> None:
         sys.path.insert(0, str(Path(__file__).parents[1] / "test"))
-        from in_process import InProcess
-
+        from helpers.in_process import InProcess
         from sglang_dllm.decoding.canvas import SamplingOptions
 
         self.model = InProcess(

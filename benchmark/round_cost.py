@@ -97,8 +97,7 @@ class Timed:
     """The rounds of some prompts, part by part."""
 
     def __init__(self, args: argparse.Namespace, model_path: str) -> None:
-        from in_process import InProcess
-
+        from helpers.in_process import InProcess
         from sglang_dllm.decoding import logits
 
         self.args = args

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_harness import Server
+from helpers.serving_harness import Server
 
 DEMO = Path(__file__).parent.parent / "python" / "sglang_dllm" / "demo" / "checkpoint"
 

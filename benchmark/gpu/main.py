@@ -39,7 +39,7 @@ from gpu.shapes import (  # noqa: E402
     gpu_sizes,
     write_model,
 )
-from serving_harness import Server  # noqa: E402
+from helpers.serving_harness import Server  # noqa: E402
 
 CASE_SECONDS = 15.0
 """Most that one case may take; with less time left, its share of that."""

@@ -184,7 +184,7 @@ def write_model(folder: Path, shape: ModelShape) -> Path:
     sent as ids. The weights are SGLang's, uniform within 0.001.
     """
     # Here, since it loads transformers.
-    import tiny_checkpoints as tiny
+    from helpers import tiny_checkpoints as tiny
 
     folder.mkdir(parents=True, exist_ok=True)
     ids = tiny.LLADA_TOKENS

@@ -13,9 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from in_process import InProcess
-from recorded_capture import RecordedCapture, turn_graphs_on
-
+from helpers.in_process import InProcess
+from helpers.recorded_capture import RecordedCapture, turn_graphs_on
 from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
 
 REQUESTS = [

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reference.models import load
-from tiny_checkpoints import write_dream, write_llada
-from tiny_llama_checkpoints import (
+from helpers.tiny_checkpoints import write_dream, write_llada
+from helpers.tiny_llama_checkpoints import (
     DIFFULLAMA_FLAGS,
     LLADA_MOE_FLAGS,
     write_diffullama,
     write_llada_moe,
 )
+from reference.models import load
 
 TOLERANCE = 1e-4
 VARIANTS: dict[str, Callable[[Path], Path]] = {

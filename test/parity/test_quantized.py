@@ -21,9 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.tiny_checkpoints import write_dream, write_llada
+from helpers.tiny_llama_checkpoints import LLADA_MOE_FLAGS, write_llada_moe
 from reference.models import load
-from tiny_checkpoints import write_dream, write_llada
-from tiny_llama_checkpoints import LLADA_MOE_FLAGS, write_llada_moe
 
 Tensors = dict[str, torch.Tensor]
 Quantize = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]

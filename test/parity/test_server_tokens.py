@@ -14,20 +14,25 @@ from typing import Any
 import pytest
 import yaml
 
-from random_settings import ALGORITHMS, Case, random_case
-from reference.algorithms import nfe_at_visible, run
-from reference.decoding import Result
-from reference.models import ReferenceModel, load
-from serving_harness import Server
-from tiny_checkpoints import DREAM_TOKENS, LLADA_TOKENS, write_dream, write_llada
-from tiny_llama_checkpoints import (
+from helpers.random_settings import ALGORITHMS, Case, random_case
+from helpers.serving_harness import Server
+from helpers.tiny_checkpoints import (
+    DREAM_TOKENS,
+    LLADA_TOKENS,
+    write_dream,
+    write_llada,
+)
+from helpers.tiny_llama_checkpoints import (
     DIFFULLAMA_FLAGS,
     LLADA_MOE_FLAGS,
     LLADA_MOE_TOKENS,
     write_diffullama,
     write_llada_moe,
 )
-from toy_model import reference_sampling
+from helpers.toy_model import reference_sampling
+from reference.algorithms import nfe_at_visible, run
+from reference.decoding import Result
+from reference.models import ReferenceModel, load
 
 NOISE = 2e-5
 """Nats, logits or probabilities: float32 differences of batched and single forwards

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import requests
 
-from serving_harness import Server
+from helpers.serving_harness import Server
+from helpers.tiny_checkpoints import write_llada
 from sglang_dllm.decoding.cache import CACHES
 from sglang_dllm.decoding.canvas import Canvas
-from tiny_checkpoints import write_llada
 
 BAD_LOG_LINE = re.compile(r"memory leak|Mem Leak|double free|Traceback|SIGQUIT")
 

@@ -13,7 +13,7 @@ import requests
 from conftest import DEMO
 from transformers import AutoTokenizer
 
-from serving_harness import Server
+from helpers.serving_harness import Server
 from sglang_dllm.decoding.cache import CACHES
 from sglang_dllm.demo.problems import problems
 

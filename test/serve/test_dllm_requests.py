@@ -14,11 +14,11 @@ import openai
 import pytest
 from conftest import DEMO
 
-from random_settings import ALGORITHMS
-from serving_harness import Server
+from helpers.random_settings import ALGORITHMS
+from helpers.serving_harness import Server
 from sglang_dllm.demo.problems import problems
 
-THIRD_PARTY = Path(__file__).parent.parent / "third_party"
+THIRD_PARTY = Path(__file__).parent.parent / "helpers" / "third_party"
 
 EIGHT = (
     {"algorithm": "LLaDA", "steps": 24, "cfg_scale": 0.5},

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from serving_harness import Server
+from helpers.serving_harness import Server
 from sglang_dllm.demo import demo_path
 from sglang_dllm.demo.problems import problems
 

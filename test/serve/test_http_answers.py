@@ -11,7 +11,7 @@ import pytest
 import requests
 from openai import OpenAI
 
-from serving_harness import Server
+from helpers.serving_harness import Server
 
 DEMO = Path(__file__).parents[2] / "python" / "sglang_dllm" / "demo" / "checkpoint"
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have?"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from serving_harness import Server
+from helpers.serving_harness import Server
 
 ROUTES = {
     "chat": "/v1/chat/completions",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gsm8k import Client, Settings, read_problems, run
-from serving_harness import Server
+from helpers.serving_harness import Server
 from sglang_dllm.demo.problems import problems
 
 pytest.importorskip("lm_eval")

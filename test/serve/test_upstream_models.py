@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from serving_harness import Server
-from tiny_checkpoints import write_llada
+from helpers.serving_harness import Server
+from helpers.tiny_checkpoints import write_llada
 
 ONLY_THE_PLATFORM = {"SGLANG_PLUGINS": "sglang_dllm_cpu"}
 """Loads our CPU platform, which SGLang cannot run here without, and no hook."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from helpers.tiny_checkpoints import DREAM_TEMPLATE, write_dream, write_llada
+from helpers.tiny_llama_checkpoints import write_llada_moe
 from sglang_dllm.models.configs import (
     DreamConfig,
     LLaDAConfig,
@@ -15,8 +17,6 @@ from sglang_dllm.models.configs import (
     register_configs,
 )
 from sglang_dllm.models.tokenizers import plain_tokenizer_path
-from tiny_checkpoints import DREAM_TEMPLATE, write_dream, write_llada
-from tiny_llama_checkpoints import write_llada_moe
 
 
 @pytest.mark.parametrize("trust", [False, True])

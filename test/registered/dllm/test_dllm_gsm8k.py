@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gsm8k import Client, Settings, last_number, read_problems, run
-from serving_harness import Server
+from helpers.serving_harness import Server
 
 # The shipped weights get about 84 % (docs/demo_model.md).
 DEMO_ACCURACY = 0.8

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tiny_checkpoints import (
+from helpers.tiny_checkpoints import (
     random_block,
     random_top,
     write_json,

@@ -10,12 +10,19 @@ import inspect
 from typing import Any
 
 import torch
-from attention_batches import WINDOWS, Batch, expected, plan_of, pool_size, random_batch
 from flashinfer import (
     BatchPrefillWithPagedKVCacheWrapper,
     BatchPrefillWithRaggedKVCacheWrapper,
 )
 
+from helpers.attention_batches import (
+    WINDOWS,
+    Batch,
+    expected,
+    plan_of,
+    pool_size,
+    random_batch,
+)
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention, Settings
 from sglang_dllm.attention.sdpa import attend
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from helpers.toy_model import MASK, TURN_END, VOCAB, Request, ToyModel, answer
+from helpers.toy_model import decode as decode_batch
 from sglang_dllm.decoding.canvas import SamplingOptions
-from toy_model import MASK, TURN_END, VOCAB, Request, ToyModel, answer
-from toy_model import decode as decode_batch
 
 JUNK = 9
 WORDS = (0, 1, 2, 4, 8, JUNK, 10, TURN_END)

@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from attention_batches import Batch, expected, plain_canvas_attention
-from flashinfer_shadows import ShadowPaged, ShadowRagged, attention_for, half_batch
 
+from helpers.attention_batches import Batch, expected, plain_canvas_attention
+from helpers.flashinfer_shadows import (
+    ShadowPaged,
+    ShadowRagged,
+    attention_for,
+    half_batch,
+)
 from sglang_dllm.attention import triton as triton_module
 from sglang_dllm.attention.base import into_pool
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.tiny_checkpoints import write_dream, write_llada
+from helpers.tiny_llama_checkpoints import write_diffullama, write_llada_moe
 from reference.algorithms import DEFAULTS, run
 from reference.cache import Delayed
 from reference.decoding import Result
@@ -16,8 +18,6 @@ from reference.memory import TokenMemory, TokenModel, usable_rows
 from reference.models import load
 from reference.record import Window
 from reference.script import EOS, MASK, NEWLINE, Script, decode, random_rows, says
-from tiny_checkpoints import write_dream, write_llada
-from tiny_llama_checkpoints import write_diffullama, write_llada_moe
 
 FULL = None
 FAMILIES = ("llada", "dream")

@@ -12,9 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from helpers.tiny_checkpoints import (
+    DREAM_TOKENS,
+    LLADA_TOKENS,
+    write_dream,
+    write_llada,
+)
 from reference.decoding import Result, first_eos, multi_block, single_block, visible
 from reference.models import ReferenceModel, load, shift_right
-from tiny_checkpoints import DREAM_TOKENS, LLADA_TOKENS, write_dream, write_llada
 
 FAMILIES = ("llada", "dream")
 TOY_VOCAB, TOY_MASK, TOY_EOS = 12, 7, 3

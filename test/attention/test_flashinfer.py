@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from attention_batches import WINDOWS, Batch, expected, plan_of, pool_size, random_batch
-from flashinfer_shadows import assert_right, attention_for, half_batch
 
+from helpers.attention_batches import (
+    WINDOWS,
+    Batch,
+    expected,
+    plan_of,
+    pool_size,
+    random_batch,
+)
+from helpers.flashinfer_shadows import assert_right, attention_for, half_batch
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
 from sglang_dllm.attention.plan import AttentionPlan
 

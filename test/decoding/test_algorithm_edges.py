@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_model import ScriptedModel, decode, even, peak, steps_of, word
 
+from helpers.scripted_model import ScriptedModel, decode, even, peak, steps_of, word
+from helpers.toy_model import EOS, MASK, NEWLINE, TURN_END, VOCAB, Request
+from helpers.toy_model import decode as decode_batch
 from sglang_dllm.decoding.algorithms.hierarchical import runs
 from sglang_dllm.decoding.canvas import SamplingOptions
-from toy_model import EOS, MASK, NEWLINE, TURN_END, VOCAB, Request
-from toy_model import decode as decode_batch
 
 
 def first_steps(

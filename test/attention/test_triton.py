@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 import triton
-from attention_batches import (
+
+from helpers.attention_batches import (
     WINDOWS,
     Batch,
     expected,
@@ -25,11 +26,10 @@ from attention_batches import (
     pool_size,
     random_batch,
 )
-
 from sglang_dllm.attention import triton as planned_module
-from sglang_dllm.kernels import canvas_attention as kernel_module
 from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.attention.triton import TritonCanvasAttention
+from sglang_dllm.kernels import canvas_attention as kernel_module
 from sglang_dllm.kernels.canvas_attention import blocks
 
 needs_gpu = pytest.mark.skipif(

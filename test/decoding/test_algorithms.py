@@ -9,11 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.algorithms import run
-from reference.decoding import Result
-from reference.memory import TokenModel
-from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from toy_model import (
+from helpers.toy_model import (
     EOS,
     FAMILY,
     MASK,
@@ -26,6 +22,10 @@ from toy_model import (
     reference_sampling,
     visible,
 )
+from reference.algorithms import run
+from reference.decoding import Result
+from reference.memory import TokenModel
+from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 
 share = st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.7, 0.9, 1.0])
 blocks = st.sampled_from([1, 4, 5, 8, 32])

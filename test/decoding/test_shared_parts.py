@@ -8,9 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from sync_detector import SyncDetector
 
-import toy_model
+from helpers import toy_model
+from helpers.sync_detector import SyncDetector
+from helpers.toy_model import (
+    EOS,
+    MASK,
+    VOCAB,
+    Request,
+    ToyModel,
+    answer,
+    decode,
+    facts_of,
+    held,
+    resolve,
+)
 from sglang_dllm.decoding.algorithm import StepInputs
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step, first_true
@@ -28,18 +40,6 @@ from sglang_dllm.decoding.sampling import (
     filter_logits,
 )
 from sglang_dllm.decoding.statistics import MARGIN, Statistic
-from toy_model import (
-    EOS,
-    MASK,
-    VOCAB,
-    Request,
-    ToyModel,
-    answer,
-    decode,
-    facts_of,
-    held,
-    resolve,
-)
 
 
 def judged(logits: torch.Tensor) -> StepInputs:

@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_model import ScriptedModel, decode, even, peak, steps_of, word
 
-import toy_model
-from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.denoiser import Denoiser
-from sglang_dllm.decoding.packing import PackedForward
-from toy_model import (
+from helpers import toy_model
+from helpers.scripted_model import ScriptedModel, decode, even, peak, steps_of, word
+from helpers.toy_model import (
     EOS,
     MASK,
     NEWLINE,
@@ -28,7 +25,10 @@ from toy_model import (
     held,
     resolve,
 )
-from toy_model import decode as decode_batch
+from helpers.toy_model import decode as decode_batch
+from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.decoding.packing import PackedForward
 
 # What makes every step commit one position, the best. Dream's schedule has its own.
 ONE_A_STEP: dict[str, dict[str, Any]] = {

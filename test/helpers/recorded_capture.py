@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sync_detector import SyncDetector
 from torch.utils._pytree import tree_leaves
 
+from helpers.sync_detector import SyncDetector
 from sglang_dllm.attention import canvas
 from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.attention.sdpa import canvas_attention
