@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.attention.sdpa import canvas_attention
+from sglang_dllm.decoding.window import Window
 
 HEADS, KV_HEADS, HEAD_DIM, REPEATS = 8, 4, 64, 7
 SHAPES = {

@@ -55,10 +55,10 @@ def test_the_same_rows_are_planned_once(name: str) -> None:
     attention = attention_for(batch)
     attention.plan(batch.plan)
     before = plans(attention)
-    is_full = [row.is_full for row in batch.plan.rows]
+    is_full = [row.is_full for row in batch.plan.windows]
     assert before == (any(is_full), not all(is_full))
     # A new plan of new rows, as every forward has one; the slots are the canvas's.
-    rows = [replace(row) for row in batch.plan.rows]
+    rows = [replace(row) for row in batch.plan.windows]
     again = replace(batch, plan=AttentionPlan(rows, torch.tensor([0])))
     attention.plan(again.plan)
     assert plans(attention) == before
@@ -72,7 +72,7 @@ def test_a_window_that_moves_is_not_planned_again_but_written_elsewhere() -> Non
     before = plans(attention)
     rows = [
         row if row.is_full else replace(row, start=row.start - 1, end=row.end - 1)
-        for row in batch.plan.rows
+        for row in batch.plan.windows
     ]
     moved = replace(batch, plan=AttentionPlan(rows, torch.tensor([0])))
     attention.plan(moved.plan)
@@ -84,7 +84,7 @@ def test_a_refresh_between_windows_costs_no_plan() -> None:
     windows = [(3, 7, 9, True), (0, 4, 21, True)]
     plan = plan_of(windows)
     refresh = AttentionPlan(
-        [replace(row, start=0, end=row.canvas_len) for row in plan.rows],
+        [replace(row, start=0, end=row.canvas_len) for row in plan.windows],
         plan.logits_indices,
     )
     batches = [random_batch(p, pool_size(windows), (2, 2), dtype=torch.float16)
@@ -193,7 +193,7 @@ def test_a_graph_is_replayed_for_other_canvases(heads: tuple[int, int]) -> None:
 
 def test_rows_that_pad_a_graph_repeat_others() -> None:
     plan = plan_of(graph_windows(9, 40))
-    padded = AttentionPlan([*plan.rows, plan.rows[1]], plan.logits_indices)
+    padded = AttentionPlan([*plan.windows, plan.windows[1]], plan.logits_indices)
     batch = random_batch(plan, 60, (4, 2), dtype=torch.bfloat16)
     twice = {
         name: torch.cat([getattr(batch, name), getattr(batch, name)[4:]])
@@ -265,7 +265,7 @@ def test_flashinfer_equals_the_oracle(name: str, heads: tuple[int, int]) -> None
     attention.plan(batch.plan)
     assert_right(attention, batch)
     moved = replace(
-        batch, plan=AttentionPlan(batch.plan.rows, batch.plan.logits_indices)
+        batch, plan=AttentionPlan(batch.plan.windows, batch.plan.logits_indices)
     )
     attention.plan(moved.plan)
     assert_right(attention, moved)

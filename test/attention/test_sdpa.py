@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.attention.sdpa import canvas_attention
+from sglang_dllm.decoding.window import Window
 
 
 def naive(
@@ -116,15 +117,15 @@ def test_windows_attend_to_whole_canvases_in_the_pool(
     out = canvas_attention(q, k, v, plan, k_pool, v_pool, 0.7)
     used, first = set(), 0
     for row in rows:
-        fresh = slice(first, first + row.length)
+        fresh = slice(first, first + row.num_tokens)
         first = fresh.stop
         canvas = torch.empty(2, row.canvas_len, num_kv_heads, 8)
-        if row.slots is not None:
-            canvas[0], canvas[1] = (pool[row.slots] for pool in before)
-            used |= set(row.slots[row.start : row.end].tolist())
+        if row.kv_slots is not None:
+            canvas[0], canvas[1] = (pool[row.kv_slots] for pool in before)
+            used |= set(row.kv_slots[row.start : row.end].tolist())
             # What the next forward finds: the fresh ones, and the rest as it was.
-            assert torch.equal(k_pool[row.slots[row.start : row.end]], k[fresh])
-            assert torch.equal(v_pool[row.slots[row.start : row.end]], v[fresh])
+            assert torch.equal(k_pool[row.kv_slots[row.start : row.end]], k[fresh])
+            assert torch.equal(v_pool[row.kv_slots[row.start : row.end]], v[fresh])
         canvas[0, row.start : row.end] = k[fresh]
         canvas[1, row.start : row.end] = v[fresh]
         queries = torch.zeros(row.canvas_len, num_heads, 8)

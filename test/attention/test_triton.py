@@ -140,7 +140,7 @@ def test_the_plain_kernel_of_these_tests_equals_the_oracle(
 def test_the_same_rows_are_planned_once(plain: list[tuple]) -> None:
     batch = Case("interleaved").batch()
     attention = TritonCanvasAttention("cpu", MAX_LEN)
-    rows = batch.plan.rows
+    rows = batch.plan.windows
     same = AttentionPlan([replace(row) for row in rows], batch.plan.logits_indices)
     moved = AttentionPlan(
         [

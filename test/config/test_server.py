@@ -9,12 +9,8 @@ from typing import Any
 import pytest
 
 from reference.algorithms import DEFAULTS
-from sglang_dllm.config.server import (
-    DecodeConfig,
-    load_decode_config,
-    parse_decode_config,
-    request_options,
-)
+from sglang_dllm.config.resolve import DecodeConfig, request_options
+from sglang_dllm.config.server import load_decode_config, parse_decode_config
 from sglang_dllm.decoding.cache import OPTIONS
 from sglang_dllm.decoding.registry import OURS, algorithms
 from sglang_dllm.errors import ConfigError, OptionError

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.attention.sdpa import attend, canvas_attention
+from sglang_dllm.decoding.window import Window
 
 WindowShape = tuple[int, int, int, bool]
 """Start, end, length of the canvas, and whether it keeps keys and values."""
@@ -57,8 +58,10 @@ class Batch:
 
     def to(self, device: str) -> Batch:
         rows = [
-            replace(row, slots=None if row.slots is None else row.slots.to(device))
-            for row in self.plan.rows
+            replace(
+                row, kv_slots=None if row.kv_slots is None else row.kv_slots.to(device)
+            )
+            for row in self.plan.windows
         ]
         tensors = {
             name: getattr(self, name).to(device)
@@ -114,7 +117,8 @@ def expected(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     k_pool, v_pool = (pool.float() for pool in own.pools)
     # The written ones as the pool's dtype holds them; full rows read theirs fresh.
     rows = [
-        row if not row.is_full else replace(row, slots=None) for row in own.plan.rows
+        row if not row.is_full else replace(row, kv_slots=None)
+        for row in own.plan.windows
     ]
     plan = AttentionPlan(rows, own.plan.logits_indices)
     if plan.kept is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from parity.run_logits import load
 
-from sglang_dllm.config.server import DecodeConfig
+from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.models.facts import ModelFacts
@@ -31,6 +31,7 @@ class InProcess:
         config = self.runner.model_config.hf_config
         self.facts = ModelFacts.from_hf_config(config)
         self.rounds = FullAttnAlgorithm.__new__(FullAttnAlgorithm)
+        self.rounds.arrivals = []
         self.rounds.decoder = self.decoder = Denoiser(self.facts)
         self.requests: list[Any] = []
 
@@ -64,7 +65,7 @@ class InProcess:
         canvas.kv_slots = self.runner.token_to_kv_pool_allocator.alloc(len(canvas))
         if canvas.kv_slots is None:
             raise ValueError("the KV pool is too small for these canvases")
-        self.decoder.add(canvas, decoding.algorithm, settled)
+        self.rounds.admit(self.decoder.prepare(canvas, decoding.algorithm, settled))
         request = Req(str(id(canvas)), "", fill_ids(canvas), SamplingParams())
         request.dllm_algo_state = SimpleNamespace(canvas=canvas)
         used = {other.req_pool_idx for other in self.requests}
@@ -95,7 +96,7 @@ class InProcess:
             False,
             runner.spec_algorithm,
         )
-        self.rounds.batch.prepare(self.decoder.layout())
+        self.rounds.batch.prepare(self.decoder.pack())
         return ForwardBatch.init_new(
             self.rounds.batch, runner, return_hidden_states_before_norm=False
         )

@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from helpers.sync_detector import SyncDetector
-from sglang_dllm.attention import canvas
+from sglang_dllm.attention import sdpa as canvas
 from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.attention.sdpa import canvas_attention
 from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
@@ -84,10 +84,10 @@ class FixedAttention:
     def plan(self, plan: AttentionPlan, graph: bool = False) -> None:
         assert graph and len(set(plan.lens)) == 1 and plan.kept is not None
         self.planned = plan
-        for index, row in enumerate(plan.rows):
-            assert row.slots is not None
-            self.slots[index] = row.slots[0]
-            self.slots[index, : row.canvas_len] = row.slots
+        for index, row in enumerate(plan.windows):
+            assert row.kv_slots is not None
+            self.slots[index] = row.kv_slots[0]
+            self.slots[index, : row.canvas_len] = row.kv_slots
             self.lens[index] = row.canvas_len
         self.written[: sum(plan.lens)] = plan.kept[1]
 
@@ -101,9 +101,9 @@ class FixedAttention:
         v_pool: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        if self.planned is None or plan.rows is not self.planned.rows:
+        if self.planned is None or plan.windows is not self.planned.windows:
             return canvas_attention(q, k, v, plan, k_pool, v_pool, scale)
-        num_rows = len(plan.rows)
+        num_rows = len(plan.windows)
         written = self.written[: len(q)]
         k_pool[written] = k
         v_pool[written] = v

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from reference.canvas import Sampling
-from sglang_dllm.config.server import Decoding, parse_decode_config
+from sglang_dllm.config.resolve import Decoding
+from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
@@ -117,14 +118,15 @@ def decode(
         )
         decoding = resolve(family, request)
         options = decoding.algorithm.complete(decoding.options, facts)
-        decoder.add(canvas, decoding.algorithm, options)
+        decoder.join(decoder.prepare(canvas, decoding.algorithm, options))
         canvases.append(canvas)
         for is_unconditional in (False, True):
             memory = Memory(request.model, len(canvas))
             memories[id(canvas), is_unconditional] = memory
+    decoder.sync()
     decoder.remove([canvas for canvas in canvases if canvas.done])
     while decoder.canvases:
-        layout = decoder.layout()
+        layout = decoder.pack()
         packed = torch.cat(
             [
                 memories[id(row.canvas), row.is_unconditional].forward(
@@ -137,7 +139,7 @@ def decode(
         )
         statistics = decoder.statistics if measures else ()
         decoder.commit(held(packed[layout.logits_indices], statistics))
-        decoder.look()
+        decoder.sync()
         decoder.remove([canvas for canvas in canvases if canvas.done])
     return canvases
 

@@ -52,7 +52,8 @@ def load(path: str, *flags: str) -> Any:
 def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-    from sglang_dllm.attention.plan import AttentionPlan, Window, forward_plan
+    from sglang_dllm.attention.plan import AttentionPlan, forward_plan
+    from sglang_dllm.decoding.window import Window
 
     lens = [len(ids) for ids in canvases]
     total = sum(lens)

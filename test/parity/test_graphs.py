@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.window import Window
 from sglang_dllm.runtime.graphs import (
     Limits,
     WindowGraphs,

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.window import Window
 
 Tokens: TypeAlias = torch.Tensor | slice
 """Some of the T packed tokens: a slice where they are neighbours."""
@@ -29,7 +30,7 @@ def same_rows(a: Sequence[Window], b: Sequence[Window]) -> bool:
     """
     return len(a) == len(b) and all(
         (x.start, x.end, x.canvas_len) == (y.start, y.end, y.canvas_len)
-        and x.slots is y.slots
+        and x.kv_slots is y.kv_slots
         for x, y in zip(a, b, strict=True)
     )
 
@@ -53,7 +54,7 @@ def tokens_of(
 
 def slots_of(rows: Sequence[Window]) -> list[torch.Tensor]:
     """Where the pool keeps each row's whole canvas."""
-    slots = [row.slots for row in rows if row.slots is not None]
+    slots = [row.kv_slots for row in rows if row.kv_slots is not None]
     if len(slots) != len(rows):
         raise ValueError("a window needs the rest of its canvas's keys and values")
     return slots
@@ -68,8 +69,8 @@ def graph_bucket(plan: AttentionPlan) -> tuple[int, int]:
     lengths = set(plan.lens)
     if len(lengths) != 1:
         raise ValueError(f"a graph needs windows of one length, not {sorted(lengths)}")
-    slots_of(plan.rows)
-    return len(plan.rows), lengths.pop()
+    slots_of(plan.windows)
+    return len(plan.windows), lengths.pop()
 
 
 def put(k_pool: torch.Tensor, v_pool: torch.Tensor) -> Write:

@@ -24,7 +24,8 @@ from sglang_dllm.attention.base import (
     slots_of,
     tokens_of,
 )
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.window import Window
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _TILE = 128
@@ -260,7 +261,7 @@ class FlashInferCanvasAttention:
         return out
 
     def _plan_eager(self, plan: AttentionPlan) -> _Forward:
-        rows = plan.rows
+        rows = plan.windows
         if self._eager is not None and same_rows(rows, self._eager.rows):
             return self._eager
         is_full = [row.is_full for row in rows]
@@ -270,7 +271,7 @@ class FlashInferCanvasAttention:
         self._eager = None
         if any(is_full):
             full = tokens_of(plan.lens, is_full, self._device)
-            self._plan_full([row.length for row in rows if row.is_full])
+            self._plan_full([row.num_tokens for row in rows if row.is_full])
         if any(is_window):
             windows = tokens_of(plan.lens, is_window, self._device)
             self._plan_windows(self._paged, [row for row in rows if not row.is_full])
@@ -289,7 +290,7 @@ class FlashInferCanvasAttention:
         assert forward.kept is not None and forward.paged is not None
         forward.kept[1].copy_(kept[1])
         self._plan_windows(
-            forward.paged, plan.rows, not self._split_fits(num_rows, length)
+            forward.paged, plan.windows, not self._split_fits(num_rows, length)
         )
         return forward
 
@@ -312,7 +313,7 @@ class FlashInferCanvasAttention:
             is_whole: no row's keys are split among programs.
         """
         settings = self.settings
-        shape = [row.length for row in rows], [row.canvas_len for row in rows]
+        shape = [row.num_tokens for row in rows], [row.canvas_len for row in rows]
         slots = slots_of(rows)
         if paged.is_for(shape, slots):
             return

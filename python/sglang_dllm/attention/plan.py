@@ -13,32 +13,7 @@ from functools import cached_property
 
 import torch
 
-
-@dataclass(frozen=True)
-class Window:
-    """The window ``[start, end)`` of a canvas of ``canvas_len`` tokens.
-
-    Attributes:
-        slots: ``(canvas_len,)`` int64: where the pool keeps the canvas's keys and
-            values. None for a canvas that keeps none: its window is all of it.
-        padding: how often the window's last token is repeated behind it.
-    """
-
-    start: int
-    end: int
-    canvas_len: int
-    slots: torch.Tensor | None = None
-    padding: int = 0
-
-    @property
-    def length(self) -> int:
-        """Tokens of the packed batch, padding among them."""
-        return self.end - self.start + self.padding
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the row attends to nothing but its own fresh keys and values."""
-        return self.end - self.start == self.canvas_len
+from sglang_dllm.decoding.window import Window
 
 
 @dataclass(frozen=True)
@@ -46,31 +21,31 @@ class AttentionPlan:
     """Which positions of each canvas are recomputed.
 
     Attributes:
-        rows: the windows, back to back in the packed batch of T tokens.
+        windows: back to back in the packed batch of T tokens.
         logits_indices: ``(N,)`` int64 indices into T whose hidden states are wanted. A
             head over whole canvases would cost as much as several blocks, and only
             candidates are looked at.
     """
 
-    rows: Sequence[Window]
+    windows: Sequence[Window]
     logits_indices: torch.Tensor
 
     @cached_property
     def lens(self) -> list[int]:
         """Tokens of each row."""
-        return [row.length for row in self.rows]
+        return [row.num_tokens for row in self.windows]
 
     @cached_property
     def kept(self) -> tuple[torch.Tensor | slice, torch.Tensor] | None:
         """Which of the T tokens keep keys and values, and their slots ``(K,)``."""
         tokens, slots, first = [], [], 0
-        for row in self.rows:
-            if row.slots is not None:
-                tokens.append(torch.arange(first, first + row.length))
-                slots.append(row.slots[row.start : row.end])
+        for row in self.windows:
+            if row.kv_slots is not None:
+                tokens.append(torch.arange(first, first + row.num_tokens))
+                slots.append(row.kv_slots[row.start : row.end])
                 if row.padding:
-                    slots.append(row.slots[row.end - 1].expand(row.padding))
-            first += row.length
+                    slots.append(row.kv_slots[row.end - 1].expand(row.padding))
+            first += row.num_tokens
         if not slots:
             return None
         at = torch.cat(slots)

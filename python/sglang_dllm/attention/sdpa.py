@@ -8,7 +8,8 @@ from itertools import groupby
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.window import Window
 
 
 def canvas_attention(
@@ -41,7 +42,7 @@ def canvas_attention(
         v_pool[slots] = v[tokens].to(v_pool.dtype)
     parts: list[torch.Tensor] = []
     first = 0
-    for (length, _, is_full), same in groupby(plan.rows, _shape):
+    for (length, _, is_full), same in groupby(plan.windows, _shape):
         rows = list(same)
         end = first + length * len(rows)
         if is_full:
@@ -77,13 +78,13 @@ def attend(
 
 
 def _shape(row: Window) -> tuple[int, int, bool]:
-    return row.length, row.canvas_len, row.is_full
+    return row.num_tokens, row.canvas_len, row.is_full
 
 
 def _of_pool(
     pool: torch.Tensor, rows: Sequence[Window], fresh: torch.Tensor
 ) -> torch.Tensor:
     """The rows' canvases ``(R * K, H_kv, D)``, in the dtype of the fresh ones."""
-    slots = [row.slots for row in rows if row.slots is not None]
+    slots = [row.kv_slots for row in rows if row.kv_slots is not None]
     assert len(slots) == len(rows), "a window needs the rest's keys and values"
     return pool[slots[0] if len(slots) == 1 else torch.cat(slots)].to(fresh.dtype)

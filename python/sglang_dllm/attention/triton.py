@@ -17,7 +17,8 @@ from sglang_dllm.attention.base import (
     same_rows,
     slots_of,
 )
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.window import Window
 from sglang_dllm.kernels.canvas_attention import triton_canvas_attention
 
 
@@ -121,7 +122,7 @@ class TritonCanvasAttention:
         )
 
     def _plan_eager(self, plan: AttentionPlan) -> _Forward:
-        rows = plan.rows
+        rows = plan.windows
         if self._eager is not None and same_rows(rows, self._eager.rows):
             return self._eager
         is_window = [not row.is_full for row in rows]
@@ -141,14 +142,14 @@ class TritonCanvasAttention:
         assert kept is not None
         if not isinstance(kept[0], slice) or len(kept[1]) != num_rows * length:
             raise ValueError("in a graph every token is kept")
-        slots = _int32_slots(plan.rows, self._device)
+        slots = _int32_slots(plan.windows, self._device)
         if len(slots) > num_rows * self._max_canvas_len:
             raise ValueError(f"canvases of more than {self._max_canvas_len} tokens")
         forward = self._buckets.get(bucket)
         if forward is None:
             forward = self._buckets[bucket] = self._new_bucket(num_rows, length)
         assert forward.kept is not None
-        forward.table.copy_(_table(plan.rows, [True] * num_rows), non_blocking=True)
+        forward.table.copy_(_table(plan.windows, [True] * num_rows), non_blocking=True)
         forward.slots[: len(slots)].copy_(slots)
         forward.kept[1].copy_(kept[1])
         return forward
@@ -169,7 +170,7 @@ class TritonCanvasAttention:
 
 def _table(rows: Sequence[Window], is_window: Sequence[bool]) -> torch.Tensor:
     """``_Forward.table``, on the CPU."""
-    lens = [row.length for row in rows]
+    lens = [row.num_tokens for row in rows]
     sizes = [
         row.canvas_len if flag else 0 for row, flag in zip(rows, is_window, strict=True)
     ]

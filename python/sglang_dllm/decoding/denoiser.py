@@ -1,15 +1,14 @@
 """Denoising steps of a mixed batch: what to compute, then what to commit.
 
 The decoder holds the canvases of all requests, grouped by algorithm, on the device. A
-step is ``layout``, a forward, ``commit`` and ``look``. Its plan is made when the step
-before has committed, so that one transfer tells the host both what was committed and
-what comes next; nothing but ``look`` waits for the device.
+step's plan is made when the step before has committed, so that one transfer tells the
+host both what was committed and what comes next. Only ``sync`` waits for the device.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,113 +34,122 @@ MAX_FORWARDS = 100_000
 
 @dataclass
 class Group:
-    """The canvases of one algorithm; ``windows`` ``(R,)`` each, of the next forward."""
+    """The canvases of one algorithm.
 
+    Attributes:
+        windows: start and end ``(R,)`` int64 of what the next forward computes.
+    """
+
+    algorithm: Algorithm
     canvases: CanvasBatch
     windows: Windows
 
 
 class Denoiser:
-    """All canvases that are being decoded; the scheduler's thread is the only user.
+    """All canvases that are being decoded. The scheduler's thread is the only user.
 
-    Attributes:
-        expected: between ``commit`` and ``look``, the layout that stays unless windows
-            move, with ids in place and candidates in the order they will have, though
-            there may be more. None where candidates of several kinds would be apart.
+    A denoising step is ``pack``, a forward, ``commit``, then ``join`` for the canvases
+    that arrived during the forward, ``expect`` and ``sync``. Between ``pack`` and
+    ``commit`` no canvas may join or leave: the packed batch was made of them.
     """
 
     def __init__(self, facts: ModelFacts, device: Device = "cpu") -> None:
         self.facts = facts
         self.device = torch.device(device)
         self._groups: dict[Algorithm, Group] = {}
-        self._layout: PackedForward | None = None
+        self._packed: PackedForward | None = None
         self._key: object = None
-        self._is_laid_out = False
-        self.expected: PackedForward | None = None
-        self._arrived: list[tuple[Algorithm, Group]] = []
 
     @property
     def canvases(self) -> list[Canvas]:
-        """In the order of a forward's rows."""
+        """In the order of a forward's windows."""
         groups = self._groups.values()
         return [canvas for group in groups for canvas in group.canvases.records]
 
-    def add(self, canvas: Canvas, algorithm: Algorithm, options: Options) -> None:
-        """Take in a canvas with nothing decoded and plan its first forward.
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What the algorithms in use read of the logits, in one order."""
+        wanted = {s for algorithm in self._groups for s in algorithm.statistics}
+        return tuple(sorted(wanted))
 
-        Where a forward is laid out already, it goes along from the next one on.
+    def prepare(self, canvas: Canvas, algorithm: Algorithm, options: Options) -> Group:
+        """A canvas with nothing decoded and its first step, ready to ``join``.
+
+        Does not wait for the device, so that a forward may be in flight.
 
         Raises:
-            Exception: whatever the algorithm raises; the canvas is not taken in.
+            Exception: whatever the algorithm raises.
         """
         canvases = CanvasBatch.of(canvas, options, self.facts, self.device)
         canvases.state = algorithm.begin(canvases)
         canvases.cache = cache.begin(canvases)
-        group = Group(canvases, _plan(algorithm, canvases))
-        if not self._is_laid_out:
-            _read_back([group])
-        self._take_in(algorithm, group)
+        return Group(algorithm, canvases, _plan(algorithm, canvases))
+
+    def join(self, group: Group) -> None:
+        """Take a prepared or parked canvas in. ``sync`` tells the host its window."""
+        there = self._groups.get(group.algorithm)
+        try:
+            if there is not None:
+                group = Group(
+                    group.algorithm,
+                    there.canvases.joined(group.canvases),
+                    _joined(there.windows, group.windows),
+                )
+        except Exception as error:  # may be a third party's state
+            _fail(group.algorithm, group.canvases, error)
+            return
+        self._packed = None
+        self._groups[group.algorithm] = group
 
     def remove(self, canvases: Sequence[Canvas]) -> None:
-        """Forget canvases. No forward may run: what it computes was laid out with
-        them."""
-        assert not self._arrived, "a forward runs"
+        """Forget canvases. No forward may be in flight."""
         leaving = set(map(id, canvases))
         for algorithm, group in list(self._groups.items()):
             records = group.canvases.records
             stays = [i for i, c in enumerate(records) if id(c) not in leaving]
             if len(stays) < len(records):
-                self._layout, self._is_laid_out = None, False
+                self._packed = None
                 if stays:
                     self._groups[algorithm] = _selected(group, stays)
                 else:
                     del self._groups[algorithm]
 
-    def set_aside(self, canvas: Canvas) -> Callable[[], None]:
-        """Take a canvas out, as far as it is; calling the result puts it back.
+    def park(self, canvas: Canvas) -> Group:
+        """Take a canvas out with all its state; ``join`` takes it in again.
 
         Its keys and values may be gone by then, so that it goes on with a forward over
-        the whole canvas.
+        the whole canvas. No forward may be in flight.
         """
-        algorithm, row = next(
-            (algorithm, group.canvases.records.index(canvas))
-            for algorithm, group in self._groups.items()
+        group, index = next(
+            (group, group.canvases.records.index(canvas))
+            for group in self._groups.values()
             if canvas in group.canvases.records
         )
-        group = _selected(self._groups[algorithm], [row])
+        parked = _selected(group, [index])
         self.remove([canvas])
+        length = parked.canvases.prompt_len + parked.canvases.answer_len
+        parked.windows = (torch.zeros_like(length), length)
+        canvas.window = (0, len(canvas))
+        return parked
 
-        def put_back() -> None:
-            canvas.window = (0, len(canvas))
-            length = group.canvases.prompt_len + group.canvases.answer_len
-            group.windows = (torch.zeros_like(length), length)
-            self._take_in(algorithm, group)
-
-        return put_back
-
-    def layout(self) -> PackedForward:
-        """The next forward, of which every canvas has one to run."""
-        if self._layout is not None and self._is_laid_out:
-            return self._layout
-        groups = self._packed()
+    def pack(self) -> PackedForward:
+        """The next forward. The host must know all windows (``sync``)."""
+        groups = self._guided()
         key = PackedForward.key_of(self.canvases)
-        if self._layout is None or self._key != key:
-            self._layout, self._key = PackedForward.of(groups, self.device), key
-        self._layout.update(groups)
-        self._is_laid_out = True
-        return self._layout
+        if self._packed is None or self._key != key:
+            self._packed = PackedForward.of(groups, self.device)
+            self._key = key
+        self._packed.update(groups)
+        return self._packed
 
     def commit(self, logits: Logits) -> None:
-        """Commit what one forward decides in every canvas, and plan the next. The host
-        learns of it by ``look``.
+        """Commit what one forward decides in every canvas, and plan the next step.
 
         Args:
-            logits: ``(N + U, V)``: of the rows named by ``layout().logits_indices``.
+            logits: ``(N + U, V)``: of the tokens ``pack().logits_indices``.
         """
-        assert self._layout is not None, "no forward was laid out"
-        self._is_laid_out = False
-        arrived, self._arrived = self._arrived, []
-        pairs = zip(list(self._groups.items()), self._layout.groups, strict=True)
+        assert self._packed is not None, "no forward was packed"
+        pairs = zip(list(self._groups.items()), self._packed.groups, strict=True)
         for (algorithm, group), candidates in pairs:
             canvases = group.canvases
             _count_rows(canvases)
@@ -152,26 +160,29 @@ class Denoiser:
             except Exception as error:  # may be a third party's code
                 _fail(algorithm, canvases, error)
                 self.remove(canvases.records)
-        for algorithm, group in arrived:
-            self._join(algorithm, group)
-        groups = self._packed()
-        is_one = len(groups) == 1 and not any(groups[0][1])
-        self.expected = self._layout if is_one else None
-        if self._layout is not None:
-            self._layout.expect(groups)
+        if self._packed is not None:
+            self._packed.forget_expected()
 
-    def look(self) -> None:
+    def expect(self) -> PackedForward | None:
+        """Prepare the next packed forward before the host knows the windows.
+
+        Returns:
+            The packing that stays if no window moves. Its list of candidates may be
+            too long. None where the canvases changed, or where several algorithms or
+            guidance keep the candidates apart.
+        """
+        if self._packed is None:
+            return None
+        groups = self._guided()
+        self._packed.expect(groups)
+        return self._packed if len(groups) == 1 and not any(groups[0][1]) else None
+
+    def sync(self) -> None:
         """Wait for what was committed and planned, and write it to the canvases."""
         _read_back(list(self._groups.values()))
 
-    @property
-    def statistics(self) -> tuple[Statistic, ...]:
-        """What the algorithms that are in use read of the logits, in one order."""
-        wanted = {s for algorithm in self._groups for s in algorithm.statistics}
-        return tuple(sorted(wanted))
-
-    def _packed(self) -> list[tuple[CanvasBatch, list[bool]]]:
-        """What a layout is made of: each group, and which canvases are guided."""
+    def _guided(self) -> list[tuple[CanvasBatch, list[bool]]]:
+        """What a packing is made of: each group, and which canvases are guided."""
         return [
             (
                 group.canvases,
@@ -179,22 +190,6 @@ class Denoiser:
             )
             for algorithm, group in self._groups.items()
         ]
-
-    def _take_in(self, algorithm: Algorithm, group: Group) -> None:
-        if self._is_laid_out:
-            self._arrived.append((algorithm, group))
-        else:
-            self._join(algorithm, group)
-
-    def _join(self, algorithm: Algorithm, group: Group) -> None:
-        self._layout = None
-        if algorithm in self._groups:
-            there = self._groups[algorithm]
-            group = Group(
-                there.canvases.joined(group.canvases),
-                _joined(there.windows, group.windows),
-            )
-        self._groups[algorithm] = group
 
 
 def _plan(algorithm: Algorithm, canvases: CanvasBatch) -> Windows:
@@ -276,7 +271,8 @@ def _fail(algorithm: Algorithm, canvases: CanvasBatch, error: Exception) -> None
 def _selected(group: Group, rows: Sequence[int]) -> Group:
     index = torch.tensor(rows, device=group.canvases.device)
     start, end = group.windows
-    return Group(group.canvases.select(rows), (start[index], end[index]))
+    windows = (start[index], end[index])
+    return Group(group.algorithm, group.canvases.select(rows), windows)
 
 
 def _joined(some: Windows, others: Windows) -> Windows:

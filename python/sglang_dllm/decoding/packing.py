@@ -151,6 +151,10 @@ class PackedForward:
         ]
         self.logits_indices = self._expected[0].rows
 
+    def forget_expected(self) -> None:
+        """The ids and the candidates have changed since ``expect``."""
+        self._expected = []
+
     def update(self, groups: Sequence[tuple[CanvasBatch, list[bool]]]) -> None:
         """Bring the ids and the candidates up to date with the canvases."""
         if not self._expected:

@@ -8,7 +8,8 @@ from typing import Any
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.dllm.config import DllmConfig
 
-from sglang_dllm.config.server import DecodeConfig, load_decode_config
+from sglang_dllm.config.resolve import DecodeConfig
+from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 SGLANG_NAME = "sglang_dllm"

@@ -10,7 +10,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from sglang_dllm.attention.plan import forward_plan
-from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.decoding.denoiser import Denoiser, Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.runtime.graphs import WindowGraphs
 from sglang_dllm.runtime.metrics import Metrics
@@ -41,6 +41,10 @@ class FullAttnAlgorithm(DllmAlgorithm):
     """Of the forward that runs."""
     _forward_batch: Any = None
     _in_graph = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.arrivals: list[Group] = []
 
     def run(
         self, model_runner: Any, forward_batch: Any, algo_states: Any = None
@@ -73,15 +77,32 @@ class FullAttnAlgorithm(DllmAlgorithm):
         logits, self._logits = self._logits, None
         self.decoder.commit(logits)
         del logits  # they may be many, and the next forward needs the memory
+        self._join_arrivals()
         self._stage()
-        self.decoder.look()
+        self.decoder.sync()
+
+    def admit(self, group: Group) -> None:
+        """Take a canvas in: now, or when the forward in flight is committed."""
+        self.arrivals.append(group)
+        if self._logits is None:
+            self._join_arrivals()
+            assert self.decoder is not None
+            self.decoder.sync()
+
+    def _join_arrivals(self) -> None:
+        assert self.decoder is not None
+        for group in self.arrivals:
+            self.decoder.join(group)
+        self.arrivals.clear()
 
     def _stage(self) -> None:
         """Before the host waits: what the next forward reads, so that in most steps
         nothing but a launch is left to do then."""
         assert self.decoder is not None
-        expected = self.decoder.expected
-        if self.graphs is None or expected is not self.batch.layout:
+        expected = self.decoder.expect()
+        if self.graphs is None or expected is None:
+            return
+        if expected is not self.batch.layout:
             return
         plan = self.batch.plan()
         if self.graphs.accepts(plan):
@@ -95,7 +116,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
         """Run the next forward, which the host does not wait for."""
         decoder = self.decoder
         assert decoder is not None
-        if self.batch.prepare(decoder.layout()):
+        if self.batch.prepare(decoder.pack()):
             self._forward_batch = ForwardBatch.init_new(
                 self.batch, model_runner, return_hidden_states_before_norm=False
             )

@@ -22,7 +22,7 @@ import torch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from sglang_dllm.attention.base import same_rows
-from sglang_dllm.attention.plan import AttentionPlan, Window, forward_plan
+from sglang_dllm.attention.plan import AttentionPlan, forward_plan
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import power_of_two
 from sglang_dllm.decoding.statistics import (
@@ -31,6 +31,7 @@ from sglang_dllm.decoding.statistics import (
     fits_at_once,
     measure,
 )
+from sglang_dllm.decoding.window import Window
 from sglang_dllm.models.facts import ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,9 @@ def bucket_of(number: int, buckets: Sequence[int]) -> int | None:
 
 def padded_plan(plan: AttentionPlan, num_rows: int, length: int) -> AttentionPlan:
     """``num_rows`` windows of ``length`` tokens, the last ones repeated."""
-    rows = [replace(row, padding=length - (row.end - row.start)) for row in plan.rows]
+    rows = [
+        replace(row, padding=length - (row.end - row.start)) for row in plan.windows
+    ]
     rows += [rows[-1]] * (num_rows - len(rows))
     return AttentionPlan(rows, plan.logits_indices)
 
@@ -127,10 +130,10 @@ def padded_plan(plan: AttentionPlan, num_rows: int, length: int) -> AttentionPla
 def padded_tokens(plan: AttentionPlan, num_rows: int, length: int) -> torch.Tensor:
     """``(num_rows * length,)`` int64: which token of the plan each padded one is."""
     index, first = [], 0
-    for row in plan.rows:
-        own = torch.arange(length).clamp(max=row.length - 1)
+    for row in plan.windows:
+        own = torch.arange(length).clamp(max=row.num_tokens - 1)
         index.append(first + own)
-        first += row.length
+        first += row.num_tokens
     index += [index[-1]] * (num_rows - len(index))
     return torch.cat(index)
 
@@ -189,7 +192,7 @@ class _Staged:
         """Whether another plan is this one with the first of its candidates."""
         mine, others = self.plan.logits_indices, plan.logits_indices
         return (
-            same_rows(plan.rows, self.plan.rows)
+            same_rows(plan.windows, self.plan.windows)
             and statistics == self.statistics
             and others.data_ptr() == mine.data_ptr()
             and len(others) <= len(mine)
@@ -236,8 +239,10 @@ class WindowGraphs:
         return (
             not self._has_failed
             and len(plan.logits_indices) > 0
-            and all(row.slots is not None and not row.is_full for row in plan.rows)
-            and bucket_of(len(plan.rows), self.limits.batch_sizes) is not None
+            and all(
+                row.kv_slots is not None and not row.is_full for row in plan.windows
+            )
+            and bucket_of(len(plan.windows), self.limits.batch_sizes) is not None
             and bucket_of(max(plan.lens), self.limits.windows) is not None
         )
 
@@ -281,7 +286,7 @@ class WindowGraphs:
         """All of ``run`` but the replay: put in place what the graph reads. Nothing is
         left to do for a ``run`` of the same windows and the first of the candidates,
         as long as the ids are the same."""
-        num_rows = bucket_of(len(plan.rows), self.limits.batch_sizes)
+        num_rows = bucket_of(len(plan.windows), self.limits.batch_sizes)
         length = bucket_of(max(plan.lens), self.limits.windows)
         assert num_rows is not None and length is not None
         num = len(plan.logits_indices)
@@ -307,13 +312,15 @@ class WindowGraphs:
         if (
             padded is None
             or padded.shape != shape
-            or not same_rows(plan.rows, padded.rows)
+            or not same_rows(plan.windows, padded.rows)
         ):
             tokens = padded_tokens(plan, *shape).to(device, non_blocking=True)
             # Where a token is repeated, any of its places will do.
             place = torch.empty_like(tokens)
             place[tokens] = torch.arange(len(tokens), device=device)
-            padded = _Padded(plan.rows, shape, padded_plan(plan, *shape), tokens, place)
+            padded = _Padded(
+                plan.windows, shape, padded_plan(plan, *shape), tokens, place
+            )
             self._padded = padded
         return padded
 
@@ -366,7 +373,7 @@ class WindowGraphs:
 
         def forward() -> tuple[torch.Tensor, ...]:
             assert self._padded is not None
-            plan = AttentionPlan(self._padded.plan.rows, logits_indices)
+            plan = AttentionPlan(self._padded.plan.windows, logits_indices)
             context = ForwardContext(attn_backend=self.backend)
             with forward_context(context), forward_plan(plan):
                 hidden = self.model.forward(ids, positions, batch).hidden_states

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_dllm.config.server import Decoding
+from sglang_dllm.config.resolve import Decoding
 from sglang_dllm.decoding.canvas import Canvas
 
 CHANNEL = "dllm_report"

@@ -24,7 +24,7 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.observability.req_time_stats import set_time_batch
 
-from sglang_dllm.config.server import request_options
+from sglang_dllm.config.resolve import request_options
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.models.facts import ModelFacts
@@ -90,7 +90,7 @@ def next_round(
         scheduler.enable_overlap,
         scheduler.spec_algorithm,
     )
-    batch.prepare(_decoder(scheduler).layout())
+    batch.prepare(_decoder(scheduler).pack())
     if admitted:
         set_time_batch(admitted, "set_forward_entry_time")
     return batch
@@ -170,7 +170,8 @@ def _leave_retracted(scheduler: Any, running_batch: ScheduleBatch) -> None:
     for req in scheduler.waiting_queue:
         waiting = req.dllm_algo_state
         if waiting is not None and waiting.canvas in strays:
-            waiting.enter = decoder.set_aside(waiting.canvas)
+            group = decoder.park(waiting.canvas)
+            waiting.enter = partial(scheduler.tp_worker.dllm_algorithm.admit, group)
     decoder.remove(strays)
 
 
@@ -286,7 +287,11 @@ def _start(req: Req, scheduler: Any) -> Denoising:
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
-    enter = partial(decoder.add, canvas, algorithm, options)
+    admit = scheduler.tp_worker.dllm_algorithm.admit
+
+    def enter() -> None:
+        admit(decoder.prepare(canvas, algorithm, options))
+
     return Denoising(canvas, enter, stop_ids)
 
 

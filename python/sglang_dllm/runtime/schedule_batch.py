@@ -12,9 +12,10 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.utils.common import ceil_align
 
-from sglang_dllm.attention.plan import AttentionPlan, Window
+from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.window import Window
 
 
 class CanvasScheduleBatch(ScheduleBatch):

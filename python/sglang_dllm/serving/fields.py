@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sglang_dllm.config.server import expected_of
+from sglang_dllm.config.resolve import expected_of
 from sglang_dllm.serving.bad_request import BadRequest, refused
 
 MAX_COPIES = 128

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_dllm.config.server import (
+from sglang_dllm.config.resolve import (
     CUSTOM_PARAMS_KEY,
     DEFAULT_MAX_NEW_TOKENS,
     DecodeConfig,
