@@ -48,7 +48,9 @@ class Canvas:
             committed, whatever is still masked behind.
         has_cache: its forwards may be windows over kept keys and values.
         num_rows: of a forward that it takes; 2 with guidance.
-        kv_slots: ``(L,)`` int64: the pool's slots of its positions, on the device.
+        kv_slots: ``(L,)`` int64: the pool's slots of its positions, on the device;
+            None while it has none.
+        req_pool_index: the request's row in SGLang's table of slots.
         done: no forward is needed any more.
         failure: what its algorithm raised.
         window: half-open range of positions that the next forward recomputes.
@@ -72,6 +74,7 @@ class Canvas:
     has_cache: bool = False
     num_rows: int = 1
     kv_slots: Any = None
+    req_pool_index: int = -1
     done: bool = False
     failure: str | None = None
     window: tuple[int, int] = (0, 0)
@@ -122,6 +125,20 @@ class Canvas:
     @property
     def answer_len(self) -> int:
         return len(self.ids) - self.prompt_len
+
+    def place(self, kv_slots: Any, req_pool_index: int) -> None:
+        """Note the slots that admission took.
+
+        Args:
+            kv_slots: ``(L,)`` int64, on the device.
+            req_pool_index: the request's row in SGLang's table of slots.
+        """
+        self.kv_slots, self.req_pool_index = kv_slots, req_pool_index
+
+    def fail(self, message: str) -> None:
+        """Mark the request as failed. The first failure is the one that is answered."""
+        if self.failure is None:
+            self.failure = message
 
     def take_committed_prefix(self) -> IdArray:
         """The tokens by which the contiguous committed prefix grew; each once."""
