@@ -121,12 +121,20 @@ class FixedAttention:
 
 
 def turn_graphs_on(
-    process: Any, limits: Limits, canvas_len: int, capture: Capture
+    process: Any,
+    limits: Limits,
+    canvas_len: int,
+    capture: Capture,
+    **rounds: Any,
 ) -> WindowGraphs:
-    """Graphs of an ``InProcess`` for canvases up to a length, and their attention."""
+    """Graphs of an ``InProcess`` for canvases up to a length, and their attention.
+
+    Args:
+        rounds: how the engine runs rounds, as ``InProcess.new_engine`` takes it.
+    """
     attention = FixedAttention(max(limits.batch_sizes), canvas_len, max(limits.windows))
     canvas.canvas_attention = attention  # type: ignore[assignment]
-    process.rounds.graphs = graphs = WindowGraphs(
+    graphs = WindowGraphs(
         process.runner.model,
         process.facts,
         attention,
@@ -134,4 +142,5 @@ def turn_graphs_on(
         limits,
         capture,
     )
+    process.new_engine(graphs=graphs, **rounds)
     return graphs

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.in_process import InProcess
 from helpers.recorded_capture import RecordedCapture, turn_graphs_on
+from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
 
 REQUESTS = [
@@ -42,20 +43,21 @@ def decode(
 
 
 def decode_ahead(
-    process: InProcess, asks: list[Any], num_steps: int
+    process: InProcess, graphs: WindowGraphs, asks: list[Any], num_steps: int
 ) -> list[list[int]]:
     """One more request every second round, with forwards that run between rounds."""
+    process.new_engine(num_steps, prelaunch=True, graphs=graphs)
     canvases = []
     for ask in asks:
         canvases.append(process.add(*ask, ignore_eos=True))
-        process.run_round(num_steps, runs_ahead=True)
-        process.run_round(num_steps, runs_ahead=True)
+        process.run_round()
+        process.run_round()
     while process.requests:
-        process.run_round(num_steps, runs_ahead=True)
+        process.run_round()
     return [canvas.ids.tolist() for canvas in canvases]
 
 
-def events_of(process: InProcess, graphs: WindowGraphs, capture: Any) -> list[str]:
+def events_of(graphs: WindowGraphs, capture: Any) -> list[str]:
     """What happens in turn from now on: the host waits, a graph's inputs are put in
     place, it is replayed."""
     events: list[str] = []
@@ -67,7 +69,7 @@ def events_of(process: InProcess, graphs: WindowGraphs, capture: Any) -> list[st
 
         return note
 
-    process.decoder.look = noted("look", process.decoder.look)  # type: ignore[method-assign]
+    Denoiser.sync = noted("sync", Denoiser.sync)  # type: ignore[method-assign]
     graphs.stage = noted("stage", graphs.stage)  # type: ignore[method-assign]
     graphs.capture = lambda run: noted("replay", capture(run))
     graphs._graphs.clear()
@@ -83,7 +85,7 @@ def main() -> None:
     cases["with one that has no cache"] = [*REQUESTS, exact]
     found = {}
     for name, asks in cases.items():
-        process.rounds.graphs = None
+        process.new_engine()
         eager = decode(process, asks)
         capture = RecordedCapture()
         graphs = turn_on(process, capture)
@@ -108,15 +110,16 @@ def main() -> None:
         "graphs": in_turn,
         "captured": captured,
     }
-    process.rounds.graphs = None
+    process.new_engine()
     # A block of 32 fills its bucket, and the next one lies behind it.
     asks = [*REQUESTS, (REQUESTS[0][0], 70, "FastDLLM", {"cache": "dual"})]
     eager = [ids for ask in asks for ids in decode(process, [ask], ignore_eos=True)]
     graphs = turn_on(process, capture)
-    ahead = decode_ahead(process, asks, 2)
-    events = events_of(process, graphs, capture)
+    ahead = decode_ahead(process, graphs, asks, 2)
+    events = events_of(graphs, capture)
     for num_steps in (1, 2):
-        ahead += [i for ask in asks for i in decode_ahead(process, [ask], num_steps)]
+        for ask in asks:
+            ahead += decode_ahead(process, graphs, [ask], num_steps)
     found["ahead"] = {"eager": 3 * eager, "graphs": ahead, "events": events}
     graphs = turn_on(process, fails)
     found["without memory"] = {

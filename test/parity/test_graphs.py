@@ -73,7 +73,7 @@ def test_forwards_run_between_rounds_and_wait_for_nothing_but_their_launch(
     events = case["events"]
     pairs = list(pairwise(events))
     # What a graph reads is in place before the host waits, unless the window moves.
-    assert pairs.count(("look", "replay")) > pairs.count(("look", "stage")) > 0
+    assert pairs.count(("sync", "replay")) > pairs.count(("sync", "stage")) > 0
     assert pairs.count(("replay", "stage")) > 0 == pairs.count(("stage", "stage"))
 
 
