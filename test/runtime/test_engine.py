@@ -2,156 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from helpers.third_party.left_to_right import Faulty, LeftToRight
-from helpers.toy_model import EOS, MASK, Request, ToyModel, facts_of, held, resolve
-from sglang_dllm.decoding.algorithm import Algorithm
-from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.denoiser import Denoiser, Group
+from helpers.toy_engine import ToyEngine, alone, outcome
 from sglang_dllm.decoding.logits import Logits
-from sglang_dllm.decoding.packing import PackedForward
-from sglang_dllm.runtime.engine import DenoisingEngine, Statistics
+from sglang_dllm.runtime.engine import DenoisingEngine
 
-FACTS = facts_of("llada")
-LENGTH = 12
 LEFT, FAULTY = LeftToRight(), Faulty()
 
 prelaunched = pytest.mark.parametrize("prelaunch", [False, True])
-
-
-class Watched(Denoiser):
-    """Notes its calls. A canvas that joins or leaves during a forward is an error."""
-
-    def __init__(self, events: list[str]) -> None:
-        super().__init__(FACTS)
-        self.events = events
-        self.is_packed = False
-
-    def pack(self) -> PackedForward:
-        self.is_packed = True
-        return super().pack()
-
-    def commit(self, logits: Logits) -> None:
-        self.events.append("commit")
-        assert self.is_packed, "no forward was packed"
-        self.is_packed = False
-        super().commit(logits)
-
-    def join(self, group: Group) -> None:
-        assert not self.is_packed, "a canvas joins during a forward"
-        self.events.append("join")
-        super().join(group)
-
-    def remove(self, canvases: Any) -> None:
-        assert not self.is_packed, "a canvas leaves during a forward"
-        super().remove(canvases)
-
-    def park(self, canvas: Canvas) -> Group:
-        assert not self.is_packed, "a canvas leaves during a forward"
-        return super().park(canvas)
-
-    def expect(self) -> PackedForward | None:
-        self.events.append("expect")
-        return super().expect()
-
-    def sync(self) -> None:
-        self.events.append("sync")
-        super().sync()
-
-
-class Toy:
-    """A toy model as a ``ModelForward``; all its windows are full."""
-
-    def __init__(self, events: list[str]) -> None:
-        self.model = ToyModel(3)
-        self.events = events
-        self.num_windows: list[int] = []
-
-    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
-        self.events.append("launch")
-        self.num_windows.append(len(packed.lens))
-        rows = [self.model(ids) for ids in packed.input_ids.split(packed.lens)]
-        return held(torch.cat(rows)[packed.logits_indices], statistics)
-
-    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
-        self.events.append("stage")
-
-
-class Ended:
-    """Metrics: how often each canvas was counted."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
-
-    def ended(self, canvas: Canvas) -> None:
-        self.counts[id(canvas)] += 1
-
-
-class Setup:
-    """An engine with everything that it was given."""
-
-    def __init__(self, steps_per_round: int = 1, prelaunch: bool = False) -> None:
-        self.events: list[str] = []
-        self.denoiser = Watched(self.events)
-        self.model = Toy(self.events)
-        self.metrics = Ended()
-        self.engine = DenoisingEngine(
-            self.denoiser, self.model, self.metrics, steps_per_round, prelaunch
-        )
-
-    def prepare(
-        self, number: int, algorithm: str | Algorithm = "LLaDA", **options: Any
-    ) -> tuple[Canvas, Group]:
-        """A canvas and its group. The number makes its prompt."""
-        prompt = (1, number % 9, number)[: 1 + number % 3]
-        canvas = Canvas.from_prompt(
-            prompt, LENGTH, mask_id=MASK, eos_ids=(EOS,), ignore_eos=True
-        )
-        if isinstance(algorithm, Algorithm):
-            parsed = algorithm.options(**options)
-        else:
-            request = Request(self.model.model, prompt, LENGTH, algorithm, options)
-            decoding = resolve("llada", request)
-            algorithm, parsed = decoding.algorithm, decoding.options
-        return canvas, self.denoiser.prepare(canvas, algorithm, parsed)
-
-    def add(self, number: int, *args: Any, **options: Any) -> Canvas:
-        canvas, group = self.prepare(number, *args, **options)
-        self.engine.admit(group)
-        return canvas
-
-    def launches(self) -> int:
-        return self.events.count("launch")
-
-    def run_to_end(self) -> None:
-        """Rounds with the scheduler's part: what is done or failed is released."""
-        for _ in range(500):
-            if not self.engine.canvases:
-                return
-            self.engine.run_round()
-            self.engine.release(
-                [c for c in self.engine.canvases if c.done or c.failure is not None]
-            )
-        raise AssertionError("no end")
-
-
-def outcome(canvas: Canvas) -> tuple[list[int], int]:
-    assert canvas.failure is None
-    return canvas.ids.tolist(), canvas.num_forwards
-
-
-def alone(number: int, *args: Any, **options: Any) -> tuple[list[int], int]:
-    setup = Setup()
-    canvas = setup.add(number, *args, **options)
-    setup.run_to_end()
-    return outcome(canvas)
 
 
 @prelaunched
@@ -159,7 +23,7 @@ def alone(number: int, *args: Any, **options: Any) -> tuple[list[int], int]:
 def test_a_crowd_that_comes_and_goes_decodes_as_each_alone(
     steps: int, prelaunch: bool
 ) -> None:
-    setup = Setup(steps, prelaunch)
+    setup = ToyEngine(steps, prelaunch)
     kinds = [
         ("LLaDA", {"steps": 6}),
         ("EntropyThreshold", {"block_size": 4}),
@@ -183,7 +47,7 @@ def test_a_crowd_that_comes_and_goes_decodes_as_each_alone(
 
 @prelaunched
 def test_a_round_has_its_steps(prelaunch: bool) -> None:
-    setup = Setup(4, prelaunch)
+    setup = ToyEngine(4, prelaunch)
     canvas = setup.add(1, "LLaDA", steps=12)
     found = []
     for _ in range(3):
@@ -197,7 +61,7 @@ def test_a_round_has_its_steps(prelaunch: bool) -> None:
 @prelaunched
 def test_a_round_ends_when_a_canvas_is_done(prelaunch: bool) -> None:
     """Its tokens go out at once, and no forward runs over it again."""
-    setup = Setup(8, prelaunch)
+    setup = ToyEngine(8, prelaunch)
     long, short = setup.add(1, "LLaDA", steps=12), setup.add(2, "LLaDA", steps=3)
     setup.engine.run_round()
     assert (long.num_forwards, short.num_forwards) == (3, 3)
@@ -211,7 +75,7 @@ def test_a_round_ends_when_a_canvas_is_done(prelaunch: bool) -> None:
 
 @prelaunched
 def test_an_arrival_waits_for_the_forward_in_flight(prelaunch: bool) -> None:
-    setup = Setup(1, prelaunch)
+    setup = ToyEngine(1, prelaunch)
     first = setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     assert (setup.engine.in_flight is not None) == prelaunch
@@ -228,7 +92,7 @@ def test_an_arrival_waits_for_the_forward_in_flight(prelaunch: bool) -> None:
 
 def test_the_order_of_a_commit() -> None:
     """The host waits last, when the next forward's inputs are in place."""
-    setup = Setup(1, prelaunch=True)
+    setup = ToyEngine(1, prelaunch=True)
     setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     setup.events.clear()
@@ -248,7 +112,7 @@ def test_the_order_of_a_commit() -> None:
 def test_the_logits_are_dropped_before_the_next_forward() -> None:
     import weakref
 
-    setup = Setup(1, prelaunch=True)
+    setup = ToyEngine(1, prelaunch=True)
     setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     assert setup.engine.in_flight is not None
@@ -262,7 +126,7 @@ def test_the_logits_are_dropped_before_the_next_forward() -> None:
 @prelaunched
 @pytest.mark.parametrize("steps", [1, 3])
 def test_an_abort_leaves_the_others_as_they_are(steps: int, prelaunch: bool) -> None:
-    setup = Setup(steps, prelaunch)
+    setup = ToyEngine(steps, prelaunch)
     canvases = [setup.add(number, "LLaDA", steps=12) for number in range(3)]
     setup.engine.run_round()
     before = canvases[1].num_forwards
@@ -278,7 +142,7 @@ def test_an_abort_leaves_the_others_as_they_are(steps: int, prelaunch: bool) -> 
 
 @prelaunched
 def test_an_arrival_may_leave_before_it_joins(prelaunch: bool) -> None:
-    setup = Setup(1, prelaunch)
+    setup = ToyEngine(1, prelaunch)
     kept = setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     gone, other = setup.add(2), setup.add(3, "LLaDA", steps=6)
@@ -291,7 +155,7 @@ def test_an_arrival_may_leave_before_it_joins(prelaunch: bool) -> None:
 
 @prelaunched
 def test_the_last_canvas_may_leave_during_a_forward(prelaunch: bool) -> None:
-    setup = Setup(1, prelaunch)
+    setup = ToyEngine(1, prelaunch)
     canvas = setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     setup.engine.release([canvas])
@@ -306,7 +170,7 @@ def test_the_last_canvas_may_leave_during_a_forward(prelaunch: bool) -> None:
 @prelaunched
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_a_retracted_canvas_goes_on_where_it_was(rounds: int, prelaunch: bool) -> None:
-    setup = Setup(1, prelaunch)
+    setup = ToyEngine(1, prelaunch)
     canvases = [setup.add(number, "LLaDA", steps=12) for number in range(3)]
     for _ in range(rounds):
         setup.engine.run_round()
@@ -325,7 +189,7 @@ def test_a_retracted_canvas_goes_on_where_it_was(rounds: int, prelaunch: bool) -
 
 
 def test_all_canvases_may_be_retracted_during_a_forward() -> None:
-    setup = Setup(2, prelaunch=True)
+    setup = ToyEngine(2, prelaunch=True)
     canvases = [setup.add(number, "LLaDA", steps=12) for number in range(2)]
     setup.engine.run_round()
     groups = setup.engine.park(canvases)
@@ -341,7 +205,7 @@ def test_all_canvases_may_be_retracted_during_a_forward() -> None:
 
 @prelaunched
 def test_a_canvas_that_is_done_is_parked_done(prelaunch: bool) -> None:
-    setup = Setup(4, prelaunch)
+    setup = ToyEngine(4, prelaunch)
     canvas = setup.add(1, "LLaDA", steps=2)
     setup.engine.run_round()
     (group,) = setup.engine.park([canvas])
@@ -362,7 +226,7 @@ def raising(*args: Any, **kwargs: Any) -> Any:
 def test_an_algorithm_that_fails_ends_its_own_canvases(
     where: str, steps: int, prelaunch: bool
 ) -> None:
-    setup = Setup(steps, prelaunch)
+    setup = ToyEngine(steps, prelaunch)
     sound = setup.add(1, "LLaDA", steps=12)
     other = setup.add(2, LEFT)
     setup.engine.run_round()
@@ -384,7 +248,7 @@ def test_an_algorithm_that_fails_ends_its_own_canvases(
 @prelaunched
 def test_a_round_ends_when_a_canvas_fails(prelaunch: bool) -> None:
     """The request is answered at once, and no forward waits for its release."""
-    setup = Setup(5, prelaunch)
+    setup = ToyEngine(5, prelaunch)
     sound = setup.add(1, "LLaDA", steps=12)
     failed = setup.add(2, FAULTY, where="choose")
     setup.engine.run_round()
@@ -398,7 +262,7 @@ def test_a_canvas_that_cannot_join_fails_alone(
     prelaunch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With prelaunch, it joins behind a commit, where nothing guarded it before."""
-    setup = Setup(1, prelaunch)
+    setup = ToyEngine(1, prelaunch)
     sound = setup.add(1, "LLaDA", steps=12)
     first = setup.add(4, LEFT)
     setup.engine.run_round()
@@ -416,7 +280,7 @@ def test_a_canvas_that_cannot_join_fails_alone(
 @prelaunched
 def test_a_canvas_that_fails_while_it_is_parked_has_no_group(prelaunch: bool) -> None:
     """A retraction commits the forward in flight, and the algorithm may fail in it."""
-    setup = Setup(1, prelaunch)
+    setup = ToyEngine(1, prelaunch)
     sound = setup.add(1, "LLaDA", steps=12)
     failing_later = setup.add(4, FAULTY, where="later_plan")
     setup.engine.run_round()
@@ -436,7 +300,7 @@ class DeviceError(RuntimeError):
 @pytest.mark.parametrize("where", ["launch", "stage"])
 def test_a_failure_of_the_forward_is_not_hidden(where: str, prelaunch: bool) -> None:
     """It is no algorithm's fault; the scheduler must end, as with any model."""
-    setup = Setup(1, prelaunch)
+    setup = ToyEngine(1, prelaunch)
     canvas = setup.add(1, "LLaDA", steps=12)
 
     def broken(packed: Any, statistics: Any) -> Any:
@@ -450,7 +314,7 @@ def test_a_failure_of_the_forward_is_not_hidden(where: str, prelaunch: bool) -> 
 
 
 def test_a_launch_ahead_that_fails_is_not_hidden() -> None:
-    setup = Setup(1, prelaunch=True)
+    setup = ToyEngine(1, prelaunch=True)
     setup.add(1, "LLaDA", steps=12)
     launch: Callable[..., Logits] = setup.model.launch
 
@@ -467,7 +331,7 @@ def test_a_launch_ahead_that_fails_is_not_hidden() -> None:
 
 def test_a_failing_commit_is_not_hidden() -> None:
     """The denoiser guards the algorithms. An error behind that is the device's."""
-    setup = Setup(1, prelaunch=True)
+    setup = ToyEngine(1, prelaunch=True)
     setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
 
@@ -482,7 +346,7 @@ def test_a_failing_commit_is_not_hidden() -> None:
 
 def test_a_prepared_canvas_changes_nothing() -> None:
     """``prepare`` may raise; then nobody has heard of the canvas."""
-    setup = Setup(1, prelaunch=True)
+    setup = ToyEngine(1, prelaunch=True)
     sound = setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     for where in ("begin", "plan"):
@@ -495,7 +359,7 @@ def test_a_prepared_canvas_changes_nothing() -> None:
 
 def test_nothing_to_do_costs_nothing() -> None:
     """Empty calls must not wait for the forward in flight."""
-    setup = Setup(1, prelaunch=True)
+    setup = ToyEngine(1, prelaunch=True)
     setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     in_flight = setup.engine.in_flight

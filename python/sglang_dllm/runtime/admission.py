@@ -269,8 +269,6 @@ def _check_fields(req: Req, scheduler: Any) -> None:
         )
     if req.return_logprob or req.grammar is not None:
         raise RequestError("log probabilities and grammars are not supported")
-    if scheduler.tokenizer is None and (params.stop_strs or params.stop_regex_strs):
-        raise RequestError("stop: expected none on a server without a tokenizer")
     canvas_len = len(ids) + params.max_new_tokens
     page_size = scheduler.page_size
     pool = scheduler.max_total_num_tokens // page_size * page_size

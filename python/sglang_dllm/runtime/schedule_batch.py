@@ -81,6 +81,8 @@ class CanvasScheduleBatch(ScheduleBatch):
         """Set what SGLang reads of each window: its length and its canvas's."""
         owners = torch.tensor([canvas.req_pool_index for canvas in canvases])
         self.forward_mode = ForwardMode.DLLM_EXTEND
+        # SGLang would say so of a batch without requests.
+        self.is_prefill_only = False
         self.prefix_lens = [a - b for a, b in zip(canvas_lens, lens, strict=True)]
         self.extend_lens = lens
         self.extend_num_tokens = sum(lens)
