@@ -200,9 +200,10 @@ def test_what_does_not_fit_into_an_empty_engine_is_refused(
 ) -> None:
     """It would hold back the queue for ever."""
     scheduler = FakeScheduler()
-    monkeypatch.setattr(
-        "sglang_dllm.runtime.admission._check_fields", lambda *args: None
-    )
+    for check in ("_check_fields", "_check_windows"):
+        monkeypatch.setattr(
+            f"sglang_dllm.runtime.admission.{check}", lambda *args: None
+        )
     large, behind = scheduler.queue("large", length=150), scheduler.queue("behind")
     scheduler.loop_to_end()
     assert end_of(large)[1] == 400 and "does not fit" in end_of(large)[2]
