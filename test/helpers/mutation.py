@@ -2,7 +2,7 @@
 
     python test/helpers/mutation.py [--num 40] [--seed 0] [--tests test/decoding]
 
-A mutant is a copy of the package with one change to the syntax tree of one file: another
+A mutant is the package with one change to the syntax tree of one file: another
 comparison or operator, another number, a negated condition, a dropped statement. Prints
 every mutant that the tests let pass, and the share that they kill. Some survivors
 compute the same as the original: a person reads them.
