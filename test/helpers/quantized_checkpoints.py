@@ -28,7 +28,11 @@ BLOCK = GROUP = 128
 def to_fp8(
     weight: torch.Tensor, largest: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Float8 and float32 scales, by the largest weight that shares a scale."""
+    """Float8 weights, float32 scales, and the weights they stand for.
+
+    Args:
+        largest: the largest absolute weight of all that share a scale.
+    """
     scale = largest / torch.finfo(torch.float8_e4m3fn).max
     q = (weight / scale).to(torch.float8_e4m3fn)
     return q, scale, q.float() * scale
@@ -59,7 +63,7 @@ def ct_channels(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
 
 def ct_static(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     tensors, dense = fp8_static(weight)
-    # One-element vectors here, plain numbers in AutoFP8's.
+    # llm-compressor writes vectors of one element, AutoFP8 plain numbers.
     return {k: v if v.dim() else v.view(1) for k, v in tensors.items()}, dense
 
 
@@ -68,7 +72,8 @@ def online(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
 
 
 def pack(nibbles: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> Any:
-    """(R, 8 C) of 0 to 15 -> (R, C) int32, the i-th of eight into place order[i]."""
+    """Pack (R, 8 C) numbers of 0 to 15 to (R, C) int32: the i-th of eight goes to
+    place order[i]."""
     words = torch.zeros(nibbles.shape[0], nibbles.shape[1] // 8, dtype=torch.int64)
     for i, place in enumerate(order):
         words |= nibbles[:, i::8].long() << 4 * place
@@ -118,7 +123,7 @@ def gptq(
 ) -> tuple[Tensors, torch.Tensor]:
     groups = torch.arange(weight.shape[1]) // GROUP
     if desc_act:
-        # The same for all that read the same input, as the tool orders by the input.
+        # Layers that read the same input get the same order, as from the tool.
         rng = torch.Generator().manual_seed(len(groups))
         groups = groups[torch.randperm(len(groups), generator=rng)]
     q, scale, zero, dense = to_int4(weight, symmetric, groups)
@@ -172,7 +177,7 @@ GPTQ_HEAD = GPTQ | {"lm_head": True}
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a tool writes a checkpoint, and SGLang's class that computes it."""
+    """The tensors and the config that a tool writes, and SGLang's class for them."""
 
     quantize: Quantize
     config: dict[str, Any] | None
@@ -202,7 +207,7 @@ SCHEMES = {
     "gptq-head": Scheme(gptq, GPTQ_HEAD, _GPTQ_MARLIN, head_too=True),
     "gptq-zero-biases": Scheme(with_zero_biases, GPTQ, _GPTQ_MARLIN),
 }
-"""By name. Where config and flags leave SGLang a choice, it takes Marlin's kernels."""
+"""Schemes by name. SGLang takes Marlin's kernels if config and flags let it choose."""
 
 
 _BLOCK_WEIGHT = re.compile(r".*\.(?:blocks|layers)\.\d+\..*")
@@ -227,7 +232,7 @@ def quantize_folder(
             continue
         pieces, dense[name] = scheme.quantize(tensor)
         names = {leaf: f"{layer}.{leaf}" for leaf in pieces}
-        # A bias of the layer's own, which is in the file, is not replaced by zeros.
+        # Zeros must not replace a bias that the layer has in the file.
         quantized |= {names[x]: pieces[x] for x in pieces if names[x] not in quantized}
     for folder, tensors in (path, quantized), (dense_path, dense):
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -19,7 +19,7 @@ import torch
 
 @dataclass
 class Request:
-    """What a CanvasScheduleBatch and a ForwardBatch read of a request."""
+    """The attributes of a request that our batch and SGLang's ForwardBatch read."""
 
     dllm_algo_state: Any
     req_pool_idx: int
@@ -85,7 +85,7 @@ def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
 
 
 def quantized_layers(runner: Any) -> dict[str, str]:
-    """Names and kinds of layers that ask a quantization config for their method."""
+    """Class by name of each layer that asks a quantization config for its method."""
     from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
     asked: dict[str, str] = {}
@@ -108,10 +108,10 @@ def run_job(
     look: Callable[[Any], dict[str, Any]],
     prepare: Callable[[list[Any]], None] = lambda batches: None,
 ) -> None:
-    """Load every checkpoint of JOB, in turn, and write to OUT what comes of it.
+    """Load the checkpoints of JOB one by one, and write the results to OUT.
 
     Args:
-        look: what to note of a loaded runner, beside its logits.
+        look: returns more results of a loaded runner, beside its logits.
         prepare: called with the batches before their checkpoint is loaded.
     """
     from sglang.srt.distributed import (

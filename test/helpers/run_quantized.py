@@ -33,7 +33,7 @@ def fp8_linear(
     bias: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """weight: ``(K, N)`` float8; weight_scale: one, or one for each of N."""
+    """weight: ``(K, N)`` float8; weight_scale: one number, or one for each column."""
     out = input @ (weight.float() * weight_scale.reshape(1, -1))
     return out if bias is None else out + bias
 
@@ -46,7 +46,7 @@ def fp8_block_linear(
     bias: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """weight: ``(N, K)`` float8; weight_scale: one for each block."""
+    """weight: ``(N, K)`` float8; weight_scale: one number for each block."""
     for dim, size in enumerate(block_size):
         weight_scale = weight_scale.repeat_interleave(size, dim)
     n, k = weight.shape
@@ -56,14 +56,14 @@ def fp8_block_linear(
 def quantize_rows(
     weight: torch.Tensor, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, K) -> float8 of that shape and ``(N, 1)`` scales, for --quantization fp8."""
+    """Float8 of the same shape and ``(N, 1)`` scales, for --quantization fp8."""
     assert group_size == weight.shape[-1]
     scale = weight.abs().amax(-1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
     return (weight / scale).to(torch.float8_e4m3fn), scale
 
 
 def rows_of_int4(packed: torch.Tensor) -> torch.Tensor:
-    """GPTQ's ``(K / 8, N)`` int32 -> ``(K, N)`` of 0 to 15."""
+    """Unpack GPTQ's ``(K / 8, N)`` int32 to ``(K, N)`` numbers of 0 to 15."""
     from sglang.srt.layers.quantization.utils import unpack_cols
 
     words, columns = packed.shape
@@ -78,7 +78,7 @@ def gptq_gemm(
     order: torch.Tensor,
     *_: Any,
 ) -> torch.Tensor:
-    """order: rows of the weight by their group, or nothing for as they are."""
+    """order: ``(K,)`` rows of the weight sorted by group; empty if in order."""
     from sglang.srt.layers.quantization.utils import unpack_cols
 
     zeros = unpack_cols(qzeros, 4, *scales.shape) + 1  # stored less one
@@ -90,7 +90,7 @@ def gptq_gemm(
 
 
 def install_shadows() -> None:
-    """Plain torch in place of kernels and of questions about the GPU."""
+    """Replace kernels, and checks of the GPU, by plain torch."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
     from sglang.kernels.ops.quantization.awq_triton import awq_dequantize_decomposition
     from sglang.srt.hardware_backend.gpu.quantization import awq_kernels, gptq_kernels
@@ -126,29 +126,29 @@ def install_shadows() -> None:
         scale = layer.weight_scale.repeat_interleave(GROUP_SIZE, 1)
         return nn.functional.linear(x, dense * scale, bias)
 
-    # What the GPU is: of the generation that FP8 and Marlin run on.
+    # SGLang then takes the machine for a GPU that has FP8 and Marlin.
     awq._is_cuda = True
     marlin_utils.get_device_capability = lambda: (9, 0)
     fp8.cutlass_fp8_supported = lambda: True
     ct_config = QUANTIZATION_METHODS["compressed-tensors"]
     ct_config._check_scheme_supported = lambda *_, **__: True
-    # The kernels compute in half precision; float32 shows that numbers are the same.
+    # The kernels compute in half precision, which would hide small differences.
     for name in ("fp8", "compressed-tensors", "awq", "awq_marlin", "gptq"):
         config = QUANTIZATION_METHODS[name]
         config.get_supported_act_dtypes = classmethod(lambda cls: [torch.float32])
     QUANTIZATION_METHODS["gptq_marlin"].get_supported_act_dtypes = classmethod(
         lambda cls: [torch.float32]
     )
-    # FP8: the products, and the quantization of an unquantized checkpoint.
+    # FP8 replaces the products, and the quantization of an unquantized checkpoint.
     fp8.apply_fp8_linear = w8a8.apply_fp8_linear = fp8_linear
     fp8.dispatch_w8a8_block_fp8_linear = lambda: fp8_block_linear
     fp8.per_token_group_quant_fp8 = quantize_rows
-    # Not to the largest scale of a fused layer, which rounds once more.
+    # SGLang requantizes a fused layer to its largest scale, which rounds once more.
     w8a8.requantize_with_max_scale = lambda weight, weight_scale, logical_widths: (
         convert_to_channelwise(weight_scale, logical_widths),
         weight,
     )
-    # INT4: the products; Marlin's own layout of a weight is not made.
+    # INT4 replaces the products, and keeps weights out of Marlin's own layout.
     awq_kernels.awq_dequantize = awq_dequantize_decomposition
     gptq_kernels.gptq_shuffle = lambda *_: None
     gptq_kernels.gptq_gemm = gptq_gemm
@@ -163,19 +163,19 @@ def install_shadows() -> None:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Flat; a copy where the layout is not row by row."""
+    """The bytes of a tensor as a vector; a copy if the tensor is not contiguous."""
     return tensor.data.reshape(-1).view(torch.uint8)
 
 
 def loaded_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All but the scales of the KV cache, which have a default."""
+    """All parameters but the scales of the KV cache, which have a default."""
     for name, parameter in model.named_parameters():
         if not name.endswith((".attn.k_scale", ".attn.v_scale")):
             yield name, parameter
 
 
 def load_over(model: nn.Module, tensors: Tensors, byte: int) -> dict[str, torch.Tensor]:
-    """What parameters that held ``byte`` everywhere hold after loading, as bytes."""
+    """Fill all parameters with ``byte``, load, and return their bytes by name."""
     for _, parameter in loaded_parameters(model):
         filled = torch.empty(parameter.shape, dtype=parameter.dtype)
         as_bytes(filled).fill_(byte)
@@ -189,7 +189,7 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> s
 
 
 def audit(model: nn.Module, tensors: Tensors) -> dict[str, Any]:
-    """Which parameters a load left as they were, and where each tensor went.
+    """Find the parameters that a load does not write, and those of each tensor.
 
     Returns:
         ``unwritten``: parameters of which a byte is not the checkpoint's;
@@ -201,7 +201,8 @@ def audit(model: nn.Module, tensors: Tensors) -> dict[str, Any]:
     landed: dict[str, set[str] | str] = {}
     for index, (name, tensor) in enumerate(tensors):
         flipped = (~as_bytes(tensor)).view(tensor.dtype).reshape(tensor.shape)
-        # Last, as shards of a fused layer share what describes their common input.
+        # The changed tensor comes last: shards of a fused layer overwrite the
+        # description of their common input.
         others = tensors[:index] + tensors[index + 1 :]
         try:
             changed = load_over(model, [*others, (name, flipped)], 0x55)
@@ -213,21 +214,21 @@ def audit(model: nn.Module, tensors: Tensors) -> dict[str, Any]:
 
 
 def methods(model: nn.Module) -> dict[str, str]:
-    """The class that each layer is computed by: SGLang's scheme, or else its method."""
+    """By layer: the class that computes it, SGLang's scheme or else its method."""
     from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod as Plain
 
     found = {}
     for name, module in model.named_modules():
         if (method := getattr(module, "quant_method", None)) is not None:
             method = getattr(module, "scheme", method)
-            # A kind of plain product is a plain product.
+            # A subclass of the plain method, as ours for the CPU, counts as plain.
             kind = Plain if isinstance(method, Plain) else type(method)
             found[name] = kind.__name__
     return found
 
 
 def audit_every_load() -> SimpleNamespace:
-    """Puts an audit before SGLang loads a quantized checkpoint, into ``result``.
+    """Make SGLang's loader audit each quantized checkpoint, and keep it in ``result``.
 
     With ``computes`` false a model is loaded only, and not made ready for kernels.
     """

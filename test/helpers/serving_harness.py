@@ -1,4 +1,4 @@
-"""Starting and stopping real servers for the tests, and asking them things."""
+"""Starts, asks and stops real servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 class Server:
-    """One `python -m sglang.launch_server` process group and its log."""
+    """The processes of one `python -m sglang.launch_server`, and their log."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self) -> None:
-        """End the whole process group; a polite end takes SGLang five seconds."""
+        """Kill the process group: SGLang takes five seconds to end on a signal."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -85,13 +85,17 @@ class Server:
         return answer
 
     def load(self) -> dict[str, Any]:
-        """Running requests, waiting requests and used tokens, as routers see them."""
+        """Numbers of running and waiting requests and of used tokens, for routers."""
         response = requests.get(f"{self.base_url}/v1/loads", timeout=30)
         (load,) = response.json()["loads"]
         return dict(load)
 
     def wait_until_idle(self, seconds: float = 30) -> dict[str, Any]:
-        """The load once nothing runs; raises if that takes longer."""
+        """Wait until nothing runs, and return the load.
+
+        Raises:
+            AssertionError: a request still runs, waits or holds tokens in the end.
+        """
         deadline = time.monotonic() + seconds
         while True:
             load = self.load()

@@ -131,7 +131,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def outcomes(
     checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """Ours, of every checkpoint and batch, from one process."""
+    """Our logits of every checkpoint and batch. One process computes them all."""
     folder = tmp_path_factory.mktemp("logits")
     jobs = [
         (str(path), FLAGS.get(name.split("-")[0], ()), random_batches(seed))
@@ -158,8 +158,8 @@ def test_equal_to_the_reference(
             assert worst < TOLERANCE, (variant, [len(x) for x in batch], worst)
 
 
-def test_the_logits_say_something(outcomes: dict[str, dict[str, Any]]) -> None:
-    """Guards the comparison above against logits that are all alike."""
+def test_the_logits_differ_from_each_other(outcomes: dict[str, dict[str, Any]]) -> None:
+    """The comparison above would prove nothing if all logits were alike."""
     for name in VARIANTS:
         assert outcomes[name]["logits"][0][0].std() > 0.5
     padded = outcomes["llada-padded-embedding"]["logits"][0][0]
@@ -173,7 +173,7 @@ def test_the_logits_say_something(outcomes: dict[str, dict[str, Any]]) -> None:
 def test_a_quantization_config_reaches_every_linear_layer(
     variant: str, outcomes: dict[str, dict[str, Any]]
 ) -> None:
-    """By the names that quantized checkpoints list as left out."""
+    """Quantized checkpoints list the layers they leave out by these names."""
     asked = outcomes[variant]["quantized"]
     for layer in range(2):
         for name, kind in {
@@ -200,7 +200,7 @@ def test_a_quantization_config_reaches_the_experts_and_not_the_router(
     ("variant", "name"),
     [
         ("lacks", "layers.1.mlp.down_proj.weight"),
-        # The other pieces of the fused parameter are all there.
+        # The checkpoint has the other pieces of the fused parameter.
         ("lacks-a-piece", "layers.1.self_attn.k_proj.weight"),
         ("moe-lacks", "layers.1.mlp.experts.5.up_proj.weight"),
     ],
@@ -212,7 +212,7 @@ def test_a_missing_tensor_is_named(
 
 
 def test_an_unknown_tensor_is_named(outcomes: dict[str, dict[str, Any]]) -> None:
-    """By the checkpoint's name for it, not ours."""
+    """The error uses the checkpoint's name of the tensor, not ours."""
     error = outcomes["unknown"]["error"]
     assert "model.transformer.blocks.0.router.weight" in error
     error = outcomes["moe-unknown"]["error"]

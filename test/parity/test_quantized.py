@@ -51,14 +51,14 @@ LEFT_OUT = {
     ),
 }
 LEFT_AS_THEY_ARE = {(0, "self_attn.qkv"), (1, "mlp.down")}
-"""``LEFT_OUT`` as layer and name of ours."""
+"""The layers of ``LEFT_OUT`` by their index and our name."""
 LISTS = {"fp8": "modules_to_not_convert", "ct-fp8-channels": "ignore"}
-"""Schemes, each with its config's name for the layers that it leaves out."""
+"""Schemes, each with the config key that lists the layers it leaves out."""
 
 VARIANTS = [f"{family}/{scheme}" for family in FAMILIES for scheme in SCHEMES]
 PARTLY = [f"{family}/{scheme}/partly" for family in FAMILIES for scheme in LISTS]
 MOE = ["fp8", "ct-fp8-channels", "ct-int4", "awq-marlin", "gptq-marlin"]
-"""Schemes in which LLaDA-MoE is loaded, and no more."""
+"""Schemes in which LLaDA-MoE is loaded but not computed."""
 
 BROKEN: dict[str, tuple[str, str, torch.Tensor | None]] = {
     "no-scale": ("fp8", "weight_scale", None),
@@ -71,13 +71,15 @@ BROKEN: dict[str, tuple[str, str, torch.Tensor | None]] = {
     "unknown-zero-bias": ("fp8", "bias", torch.zeros(128)),
     "layer-that-awq-left-out": ("awq", "weight", torch.zeros(128, 256)),
 }
-"""A scheme of LLaDA's, and what one key projection lacks (None) or has besides."""
+"""A scheme of LLaDA's, a tensor of one key projection, and its value: a tensor that
+the projection must not have, or None to leave it out."""
 _KEY = "model.transformer.blocks.1.k_proj"
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Of every variant, from one process; ``wanted``: logits of the plain twins."""
+    """By variant: the results of ``run_quantized``, and as ``wanted`` the logits of the
+    dense twin."""
     root = tmp_path_factory.mktemp("quantized")
     wanted: dict[str, list[list[torch.Tensor]]] = {}
     jobs: dict[str, tuple[str, tuple[str, ...], list[Any]]] = {}
@@ -135,7 +137,7 @@ def test_every_tensor_lands_and_every_parameter_is_written(
     for name, parameters in outcomes[variant]["landed"].items():
         leaf = name.rpartition(".")[2]
         if variant.endswith("zero-biases") and isinstance(parameters, str):
-            # The changed one is no longer zero, and no parameter's.
+            # The changed bias is no longer zero, and no parameter takes it.
             assert f"unknown tensor '{name}'" in parameters
             continue
         assert len(parameters) == 1, (name, parameters)
@@ -146,7 +148,7 @@ def test_every_tensor_lands_and_every_parameter_is_written(
 def test_sglangs_own_methods_compute_it(
     variant: str, outcomes: dict[str, dict[str, Any]]
 ) -> None:
-    """Those of the scheme, but for the layers that the checkpoint leaves out."""
+    """A layer that the checkpoint leaves out is computed without a scheme."""
     methods, scheme = outcomes[variant]["methods"], SCHEMES[variant.split("/")[1]]
     for layer in range(2):
         for name in ("self_attn.qkv", "self_attn.o", "mlp.gate_up", "mlp.down"):
@@ -169,7 +171,7 @@ def test_every_tensor_of_experts_lands(
     name: str, outcomes: dict[str, dict[str, Any]]
 ) -> None:
     outcome = outcomes[f"moe/{name}"]
-    # An order of inputs, which is of no use without desc_act, is all that is left.
+    # Only orders of inputs are left, which have no use without desc_act.
     assert all(re.search(r"\.experts\..*g_idx", x) for x in outcome["unwritten"])
     for tensor, parameters in outcome["landed"].items():
         assert len(parameters) == 1, (tensor, parameters)

@@ -1,4 +1,5 @@
-"""The package's shape: imports point one way, files stay small, the ledger is fresh."""
+"""The shape of the package: imports point one way, files stay small, the ledger is
+up to date."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ HELPERS = ("helpers", "reference")
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of everything a file imports, inside functions too."""
+    """Dotted names of all that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

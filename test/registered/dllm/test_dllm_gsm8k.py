@@ -1,6 +1,6 @@
 """GSM8K-style accuracy and tokens per forward through the real server.
 
-By default the demo model on its held-out problems. A real checkpoint:
+It asks the demo model its held-out problems by default. A real checkpoint is asked by
 
     pytest test/registered/dllm --gsm8k-model d3LLM/d3LLM_LLaDA \
         --gsm8k-data test.jsonl --gsm8k-prompt plain --gsm8k-max-new-tokens 256 \
