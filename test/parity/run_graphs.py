@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from helpers.in_process import InProcess
+from benchmark.in_process import InProcess
 from helpers.recorded_capture import RecordedCapture, turn_graphs_on
 from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
 
