@@ -70,7 +70,7 @@ def _is_model(event: Event) -> bool:
 
 
 def launches(events: Sequence[Event]) -> list[tuple[str, float, float, bool]]:
-    """Of each kernel: name, time of the launch, microseconds, launched by a graph.
+    """Each kernel's name, time of launch, microseconds, and if a graph launched it.
 
     A CUDA graph holds nothing but the model.
     """

@@ -20,7 +20,7 @@ from benchmark.speed import compare_plain_loop
 class Fake(ThreadingHTTPServer):
     """A server that answers every question with `#### 4` in 6 tokens, 3 forwards.
 
-    Of the OpenAI protocol only, unless `native` is set.
+    It has the OpenAI routes only, unless `native` is set.
     """
 
     def __init__(self) -> None:

@@ -29,8 +29,8 @@ import triton.language as tl
 # The import needs no guard: SGLang imports Triton on machines without a GPU too.
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-"""Dtypes of logits that the kernel takes. Guidance and Credit make float64 logits, which
-take the plain form."""
+"""Dtypes of logits for the kernel. Guidance and Credit make float64 logits, which take
+the plain form."""
 
 _PLAIN_ELEMENTS = 2**23
 """The most float64 elements (64 MiB) of a temporary of the plain form."""

@@ -87,7 +87,7 @@ def rotate(
 
 
 def _is_behind(key: torch.Tensor, query: torch.Tensor) -> bool:
-    """Whether each row of the key follows the query's row in memory.
+    """True if each row of the key follows the query's row in memory.
 
     Both are then parts of one product, and one pass rotates them together.
     """
