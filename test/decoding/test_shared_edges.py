@@ -1,6 +1,6 @@
 """What all algorithms share, where it is close: ties, the mask, the end, the caches.
 
-`test/mutation.py` breaks the decoding one way at a time and expects these tests, for
+`make mutation` breaks the decoding one way at a time and expects these tests, for
 each algorithm, to notice.
 """
 
