@@ -58,7 +58,7 @@ format: .venv/.ready
 	$(BIN)/python -m sglang_dllm.patches
 
 bench: .venv/.ready
-	$(BIN)/python benchmark/goals.py
+	$(BIN)/python -m benchmark.goals
 
 doctor: .venv/.ready
 	$(BIN)/python -m sglang_dllm doctor

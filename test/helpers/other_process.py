@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 TEST = Path(__file__).parents[1]
+ROOT = TEST.parent
 
 
 def run_module(module: str, *args: str | Path, timeout: float = 400) -> str:
-    """``python -m module args``, with the modules of test/ on its path.
+    """``python -m module args``, with test/ and the repository's root on its path.
 
     Returns:
         The standard output.
@@ -23,7 +24,7 @@ def run_module(module: str, *args: str | Path, timeout: float = 400) -> str:
     Raises:
         AssertionError: the process failed; the message has the end of its output.
     """
-    path = os.pathsep.join([str(TEST), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TEST), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, args)],
         env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},

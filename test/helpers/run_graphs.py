@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from helpers.in_process import InProcess
+from benchmark.in_process import InProcess
 from helpers.recorded_capture import RecordedCapture, turn_graphs_on
 from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from benchmark.model_runner import load
+
 
 @dataclass
 class Request:
@@ -30,22 +32,6 @@ class Request:
 @dataclass
 class State:
     canvas: Any
-
-
-def load(path: str, *flags: str) -> Any:
-    """A ModelRunner with its pool and attention backend, as the server builds it."""
-    from sglang.benchmark.one_batch import load_model
-    from sglang.srt.server_args import PortArgs, prepare_server_args
-
-    server_args = prepare_server_args(
-        [
-            *("--model-path", path, "--dllm-algorithm", "FullAttnMultiBlock"),
-            *("--max-total-tokens", "4096", "--max-running-requests", "8"),
-            *flags,
-        ]
-    )
-    wrapped, _ = load_model(server_args, PortArgs.init_new(server_args), 0, 0)
-    return next(v for v in vars(wrapped).values() if hasattr(v, "model"))
 
 
 @torch.no_grad()
