@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmark.in_process import InProcess
-from sglang_dllm.attention.plan import AttentionPlan, forward_plan
-
-
-@dataclass(frozen=True)
-class Forward:
-    """The arguments of one call of the model."""
-
-    input_ids: torch.Tensor
-    positions: torch.Tensor
-    plan: AttentionPlan
-    batch: Any
 
 
 class BareModel:
@@ -54,19 +43,20 @@ class BareModel:
         self.request_forwards = sum(canvas.num_forwards for canvas in canvases)
         self.answers = [_visible(canvas) for canvas in canvases]
 
-    def _record(self) -> list[Forward]:
+    def _record(self) -> list[Any]:
+        """Decode everything. Returns the forward batches, each with its plan."""
         model, forwards = self.model, []
         run = model.runner.forward
 
         def recorded(batch: Any, **others: Any) -> Any:
-            plan = model.rounds.batch.plan()
+            # The denoiser writes the next step into these tensors.
+            wanted = batch.plan.logits_indices.clone()
             forwards.append(
-                Forward(
-                    # The denoiser writes the ids of the next step into this tensor.
-                    batch.input_ids.clone(),
-                    batch.positions,
-                    replace(plan, logits_indices=plan.logits_indices.clone()),
+                replace(
                     batch,
+                    input_ids=batch.input_ids.clone(),
+                    positions=batch.positions.clone(),
+                    plan=replace(batch.plan, logits_indices=wanted),
                 )
             )
             return run(batch, **others)
@@ -82,8 +72,8 @@ class BareModel:
         return {
             "packed_forwards": len(self.forwards),
             "forwards": self.request_forwards,
-            "tokens": sum(len(forward.input_ids) for forward in self.forwards),
-            "logits": sum(len(f.plan.logits_indices) for f in self.forwards),
+            "tokens": sum(len(batch.input_ids) for batch in self.forwards),
+            "logits": sum(len(batch.plan.logits_indices) for batch in self.forwards),
             "threads": torch.get_num_threads(),
             "answers": self.answers,
         }
@@ -96,10 +86,9 @@ class BareModel:
         model = self.model.runner.model
         began, cpu = time.perf_counter(), time.process_time()
         with forward_context(self.context):
-            for forward in self.forwards:
-                with forward_plan(forward.plan):
-                    out = model(forward.input_ids, forward.positions, forward.batch)
-                model.logits(out.hidden_states, forward.batch)
+            for batch in self.forwards:
+                out = model(batch.input_ids, batch.positions, batch)
+                model.logits(out.hidden_states, batch)
         return time.perf_counter() - began, time.process_time() - cpu
 
 

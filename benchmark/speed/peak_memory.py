@@ -111,9 +111,9 @@ class Step:
         algorithm, options, temperature = CASES[case]
         prompt = list(range(PROMPT_LEN))
         # The first step loads code and fills caches. A small step does so here.
-        self.model.add(prompt, 4, algorithm, options)
+        canvas = self.model.add(prompt, 4, algorithm, options)
         self.model.run_round()
-        self.model.remove(self.model.decoder.canvases)
+        self.model.remove([canvas])
         for index in range(batch):
             sampling = SamplingOptions(temperature if index < drawn else 0.0)
             answer_len = canvas_len - PROMPT_LEN
@@ -125,8 +125,7 @@ class Step:
 
         from sglang_dllm.decoding import logits, prediction
 
-        runner, denoiser = self.model.runner, self.model.decoder
-        num_candidates = sum(canvas.num_candidates for canvas in denoiser.canvases)
+        runner = self.model.runner
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         watch = Watch()
@@ -144,7 +143,6 @@ class Step:
             "before": before,
             "peak": max(watch.peaks.values()) - before,
             "stages": {k: max(0, v - before) for k, v in watch.peaks.items()},
-            "candidates": num_candidates,
             "seconds": perf_counter() - began,
         }
 
@@ -181,12 +179,11 @@ def measure(args: argparse.Namespace) -> Figures:
 
 def show(figures: Figures) -> str:
     stages = "".join(f"{stage:>9}" for stage in STAGES)
-    lines = [f"{'MiB':<24}{'peak':>7}{stages}{'candidates':>12}{'seconds':>9}"]
+    lines = [f"{'MiB':<24}{'peak':>7}{stages}{'seconds':>9}"]
     for name, case in figures["cases"].items():
         parts = "".join(f"{case['stages'][stage] / MIB:>9.0f}" for stage in STAGES)
         lines.append(
-            f"{name:<24}{case['peak'] / MIB:>7.0f}{parts}"
-            f"{case['candidates']:>12}{case['seconds']:>9.1f}"
+            f"{name:<24}{case['peak'] / MIB:>7.0f}{parts}{case['seconds']:>9.1f}"
         )
     lines.append(
         f"batch {figures['batch']}, canvas {figures['canvas_len']}, vocabulary "

@@ -10,8 +10,9 @@ pass and then over the passes:
 - `model`: embedding up to the final norm; `head`: the logits of the candidates;
 - `measure`: the best tokens and their statistics; `commit`: the rest of the denoiser's
   work on a forward, with the next step;
-- `pack`: packing the next forward; `batch`: the round's batch and SGLang's form of it;
-- `runner`: SGLang's ModelRunner around the model; `rest`: everything else;
+- `pack`: packing the next forward; `batch`: SGLang's forward batch with our plan;
+- `runner`: SGLang's ModelRunner around the model; `rest`: the round's part of the
+  scheduler and everything else;
 - `outside`: the share that is neither model nor head; `-measure`: the same without
   `measure`.
 
@@ -108,13 +109,9 @@ class Timed:
             *("--max-running-requests", str(most + 1)),
         )
         self.clock = clock = Clock()
-        clock.over(model, "begin_round", "batch")
         clock.over(model.runner, "forward", "runner")
         clock.over(model.runner.model, "forward", "model")
         clock.over(model.runner.model, "logits", "head")
-        clock.over(model.decoder, "pack", "pack")
-        clock.over(model.decoder, "commit", "commit")
-        clock.over(model.decoder, "sync", "commit")
         clock.over(logits, "measure", "measure")
 
     def table(self) -> list[dict[str, Any]]:
@@ -134,18 +131,24 @@ class Timed:
 
     def one_pass(self, num: int, steps: int) -> dict[str, float]:
         """Decode the first prompts until one of them is done."""
-        model, args = self.model, self.args
+        model, args, clock = self.model, self.args, self.clock
         options = options_of(args)
+        model.new_engine(steps)
+        clock.over(model.model, "launch", "batch")
+        clock.over(model.denoiser, "pack", "pack")
+        clock.over(model.denoiser, "commit", "commit")
+        clock.over(model.denoiser, "sync", "commit")
         rounds = []
-        for prompt in self.prompts[:num]:
+        canvases = [
             model.add(prompt, args.max_new_tokens, args.algorithm, options)
-        first = model.decoder.canvases[0]
-        self.clock.take()
+            for prompt in self.prompts[:num]
+        ]
+        clock.take()
         while len(model.requests) == num:
-            before = first.num_forwards
-            model.run_round(steps)
-            rounds.append((self.clock.take(), first.num_forwards - before))
-        model.remove(model.decoder.canvases)
+            before = canvases[0].num_forwards
+            model.run_round()
+            rounds.append((clock.take(), canvases[0].num_forwards - before))
+        model.remove(canvases)
         # The last round removes canvases and may be short, so it does not count.
         return typical(rounds[:-1] or rounds)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,6 @@ from benchmark.server import Reply, median_ratio
 from benchmark.speed import cache_speed, peak_memory, round_cost, server_bound
 from benchmark.speed.server_bound import Round, outside_share
 from benchmark.subprocess_worker import in_subprocess
-
-ROOT = Path(__file__).parents[2]
-
-
-def test_benchmarks_and_tools_import_nothing_of_the_tests() -> None:
-    """The tests import from benchmark/. The other way round would be a circle."""
-    of_tests = {path.stem for path in (ROOT / "test").iterdir()}
-    for folder in ("benchmark", "tools"):
-        for file in (ROOT / folder).rglob("*.py"):
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                names = [alias.name for alias in getattr(node, "names", [])]
-                if isinstance(node, ast.ImportFrom):
-                    names = [node.module or ""]
-                roots = {name.partition(".")[0] for name in names}
-                roots -= {"benchmark"}  # test/benchmark/ has this name too
-                assert not roots & of_tests, file
-                assert "sys.path" not in ast.unparse(tree), file
 
 
 def test_a_ratio_is_of_the_same_round() -> None:
