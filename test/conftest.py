@@ -16,7 +16,7 @@ DEMO = Path(__file__).parent.parent / "python" / "sglang_dllm" / "demo" / "check
 # takes several times as long. Servers inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # pytest's --hypothesis-profile chooses one: `make test-quick` takes "quick".
-settings.register_profile("quick", max_examples=15, deadline=None)
+settings.register_profile("quick", max_examples=20, deadline=None)
 settings.register_profile("full", max_examples=60, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("full")
