@@ -1,4 +1,4 @@
-"""Results as they come: a JSON file, the same as Markdown tables, and the goals."""
+"""The results of a run: a JSON file, Markdown tables and the goals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu.roofline import TPFS
-from gpu.shapes import FULL_512, WINDOW_64, WINDOW_64_X16
+from benchmark.gpu.roofline import TPFS
+from benchmark.gpu.shapes import FULL_512, WINDOW_64, WINDOW_64_X16
 
 Row = dict[str, Any]
 
@@ -22,7 +22,7 @@ _COMPARE = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on one figure of one line, on the side that ``sign`` says."""
+    """A bound on one figure of one line. ``sign`` is the side of the bound."""
 
     name: str
     part: str
@@ -73,15 +73,16 @@ GOALS = (
         for case in (FULL_512, WINDOW_64, WINDOW_64_X16)
     ),
 )
-"""On one H200 with LLaDA-8B's shape."""
+"""The goals hold for one H200 and LLaDA-8B's shape."""
 
 
 class Results:
-    """What a run found so far; every ``add`` writes both files.
+    """The results so far. Every ``add`` writes both files.
 
     Attributes:
-        content: facts of the run; ``machine``, ``steps``, ``kernels`` and ``outside``
-            with a list of lines each; ``skipped`` and ``errors`` with reasons.
+        content: the facts of the run, a list of lines under each of ``machine``,
+            ``steps``, ``kernels`` and ``outside``, and reasons under ``skipped`` and
+            ``errors``.
     """
 
     def __init__(self, out: Path, facts: Row, has_goals: bool) -> None:
@@ -103,14 +104,14 @@ class Results:
             (self.out, text),
             (self.out.with_suffix(".md"), markdown(self.content)),
         ]:
-            # Complete at any time, also where the run is ended from outside.
+            # A run that is killed must leave complete files, so they are renamed.
             partial = file.with_name(file.name + ".part")
             partial.write_text(written, encoding="utf-8")
             partial.replace(file)
 
 
 def judge(content: Row, has_goals: bool) -> list[Row]:
-    """Each goal as met, missed or not measured."""
+    """The verdict on each goal: met, missed or not measured."""
     judged = []
     for goal in GOALS:
         rows = {row["name"]: row for row in content[goal.part]}
@@ -141,8 +142,10 @@ def brief(part: str, row: Row) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well in a terminal: the first column to the
-    left, figures to the right."""
+    """A Markdown table with aligned columns, which a terminal shows well too.
+
+    The first column is aligned to the left, the figures to the right.
+    """
     columns = list(zip(head, *rows, strict=True))
     widths = [max(3, *map(len, column)) for column in columns]
 

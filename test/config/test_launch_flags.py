@@ -122,6 +122,7 @@ def test_an_architecture_given_by_hand_counts() -> None:
     assert architecture_of(args) == "DiffuLlamaModel"
 
 
+@pytest.mark.slow
 def test_a_wrong_yaml_ends_the_launch_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "dllm.yaml"
     file.write_text("threshold: -1\n")
@@ -141,6 +142,7 @@ def test_a_wrong_yaml_ends_the_launch_with_one_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_doctor_finds_this_installation_sound_and_a_filtered_plugin_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,8 +1,8 @@
 """The bidirectional transformer that all supported architectures share.
 
-Pre-norm blocks of RMSNorm, rotary grouped-query attention without a causal mask and
-a gated SiLU MLP, in SGLang's tensor-parallel layers. The architectures differ in
-biases, norms, MLP and tensor names, which their own files hold.
+Its blocks are pre-norm: RMSNorm, rotary grouped-query attention without a causal mask,
+and a gated SiLU MLP, in SGLang's tensor-parallel layers. The architectures differ in
+biases, norms, MLP and tensor names, and each has a file for these.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
 @dataclass(frozen=True)
 class DenseShape:
-    """Sizes of the transformer, whatever the checkpoint's config calls them.
+    """Sizes of the transformer, under one set of names for all configs.
 
-    ``qk_norm``: an RMSNorm of each query and key head before its rotation.
+    Attributes:
+        qk_norm: each query and key head has an RMSNorm before its rotation.
     """
 
     hidden_size: int
@@ -61,10 +62,10 @@ class DenseShape:
     def from_llama_config(
         cls, config: Any, *, qkv_bias: bool, **others: Any
     ) -> DenseShape:
-        """The sizes in a config with Llama's field names, which Qwen2's are too.
+        """The sizes in a config with the field names of Llama and Qwen2.
 
         Args:
-            others: fields that the config has under another name, or not at all.
+            others: fields with another name in the config, or with none.
         """
         sizes = {
             "hidden_size": config.hidden_size,
@@ -84,7 +85,7 @@ class DenseShape:
 
 
 class Attention(nn.Module):
-    """Rotary attention of every token to every token of its canvas."""
+    """Rotary attention from every token of a window to its whole canvas."""
 
     def __init__(
         self,
@@ -187,7 +188,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; the residual is carried beside ``x``."""
+    """One pre-norm transformer block. The residual travels beside ``x``."""
 
     def __init__(
         self,
@@ -225,12 +226,16 @@ class Block(nn.Module):
 
 
 def _norm(shape: DenseShape, size: int) -> RMSNorm:
-    # All families cast to the model's dtype before multiplying by the weight.
+    # All families cast to the model's dtype before they multiply by the weight. The
+    # other order gives other logits in bf16.
     return RMSNorm(size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True)
 
 
 _LAYERS = "model.layers"
-"""What quantized checkpoints, which name the layers they leave out, call the blocks."""
+"""The name of the blocks in the lists of quantized checkpoints.
+
+Such a list names the layers that are not quantized.
+"""
 
 
 class DenseDiffusionLM(nn.Module):
@@ -240,7 +245,7 @@ class DenseDiffusionLM(nn.Module):
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    """Our fused layers and what they are called apart, for the same lists."""
+    """Our fused layers and the names of their parts, for the same lists."""
 
     def __init__(
         self,
@@ -294,9 +299,9 @@ class DenseDiffusionLM(nn.Module):
         quant_config: QuantizationConfig | None,
         prefix: str,
     ) -> nn.Module:
-        """What a block does after attention, ``(T, hidden)`` to ``(T, hidden)``.
+        """A block's MLP, from ``(T, H)`` to ``(T, H)``.
 
-        Called while the model is built, with ``self.config`` already set.
+        The constructor calls it. ``self.config`` is already set then.
         """
         return GatedMLP(shape, quant_config, prefix)
 
@@ -332,7 +337,7 @@ class DenseDiffusionLM(nn.Module):
 
     @torch.no_grad()
     def logits(self, x: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        """The head: ``(n, V)`` float32 from hidden states ``(n, H)``."""
+        """The head, from hidden states ``(n, H)`` to logits ``(n, V)`` float32."""
         return self.logits_processor(None, x, self.lm_head, forward_batch).full_logits
 
     def load_weights(
@@ -341,5 +346,5 @@ class DenseDiffusionLM(nn.Module):
         rename: Callable[[str], str | None],
         experts: Sequence[ExpertPiece] = (),
     ) -> None:
-        """``weights.load_tensors`` into this model."""
+        """Load a checkpoint with ``weights.load_tensors``."""
         load_tensors(self, weights, rename, experts)
