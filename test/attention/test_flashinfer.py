@@ -21,9 +21,6 @@ from helpers.flashinfer_shadows import assert_right, attention_for, half_batch
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
 from sglang_dllm.attention.plan import AttentionPlan
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device: FlashInfer only shadowed"
-)
 HEADS = pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=["mha", "gqa"])
 
 
@@ -256,7 +253,7 @@ def on_gpu(name: str, heads: tuple[int, int], **given: Any) -> Batch:
     return half_batch(name, heads, **{"head_dim": 128, **given}).to("cuda")
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("heads", [(8, 8), (28, 4)], ids=["mha", "gqa"])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_flashinfer_equals_the_oracle(name: str, heads: tuple[int, int]) -> None:
@@ -271,7 +268,7 @@ def test_flashinfer_equals_the_oracle(name: str, heads: tuple[int, int]) -> None
     assert_right(attention, moved)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["windows", "interleaved"])
 def test_flashinfer_reads_an_fp8_pool(name: str) -> None:
     batch = on_gpu(name, (8, 8), pool_dtype=torch.float8_e4m3fn)
@@ -280,7 +277,7 @@ def test_flashinfer_reads_an_fp8_pool(name: str) -> None:
     assert_right(attention, batch)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("num_rows", [1, 3, 32])
 def test_flashinfer_in_a_cuda_graph(num_rows: int) -> None:
     """Captured once, replayed for canvases of other lengths at other slots."""

@@ -32,9 +32,6 @@ from sglang_dllm.attention.triton import TritonCanvasAttention
 from sglang_dllm.kernels import canvas_attention as kernel_module
 from sglang_dllm.kernels.canvas_attention import blocks
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device: kernel only interpreted"
-)
 MAX_LEN = 160
 
 
@@ -278,13 +275,13 @@ def test_the_kernel_compiles_for_datacenter_gpus(
     assert compiled.metadata.shared <= 99 * 1024
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", GPU_CASES, ids=str)
 def test_the_kernel_on_a_gpu_equals_the_oracle(case: Case) -> None:
     agrees(case, answers(case, "cuda"))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("heads", [(32, 32), (28, 4)], ids=["llada", "dream"])
 def test_the_kernel_on_a_gpu_in_a_graph(heads: tuple[int, int]) -> None:
     def batch_of(seed: int, *lens: int) -> Batch:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from parity.run_logits import load
 
+from helpers.run_logits import load
 from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.other_process import run_module
 from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.decoding.window import Window
 from sglang_dllm.runtime.graphs import (
@@ -27,12 +25,8 @@ from sglang_dllm.runtime.graphs import (
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Any]:
-    script = Path(__file__).with_name("run_graphs.py")
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    out = run_module("helpers.run_graphs")
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.other_process import run_module
 from helpers.tiny_checkpoints import write_dream, write_llada
 from helpers.tiny_llama_checkpoints import (
     DIFFULLAMA_FLAGS,
@@ -139,10 +138,7 @@ def outcomes(
         for seed, (name, path) in enumerate(checkpoints.items())
     ]
     torch.save(jobs, folder / "job.pt")
-    script = Path(__file__).with_name("run_logits.py")
-    command = [sys.executable, script, folder / "job.pt", folder / "out.pt"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_module("helpers.run_logits", folder / "job.pt", folder / "out.pt")
     return dict(zip(checkpoints, torch.load(folder / "out.pt"), strict=True))
 
 

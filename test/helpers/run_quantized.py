@@ -1,9 +1,9 @@
 """Loads quantized checkpoints through SGLang's loader, on a machine without kernels.
 
-``python run_quantized.py JOB.pt OUT.pt``: JOB holds (checkpoint folder, launch flags,
-batches) triples as for ``run_logits``; no batches: only loaded. OUT gets, of each, the
-error or the float32 logits, the class that computes every layer, and where the
-checkpoint's tensors went.
+``python -m helpers.run_quantized JOB.pt OUT.pt``: JOB holds (checkpoint folder, launch
+flags, batches) triples as for ``run_logits``. A checkpoint without batches is loaded
+and not computed. For each, OUT gets the error, or the float32 logits, the class that
+computes every layer, and where the checkpoint's tensors went.
 
 SGLang's configs choose the methods, its methods make the parameters, its loader and
 ours fill them. What only CUDA can do is replaced by plain torch that multiplies with
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from helpers.run_logits import run_job
 
 GROUP_SIZE = 128
 Tensors = list[tuple[str, torch.Tensor]]
@@ -245,8 +247,6 @@ def audit_every_load() -> SimpleNamespace:
 
 
 def main(job: str, out: str) -> None:
-    from run_logits import run_job
-
     install_shadows()
     latest = audit_every_load()
 

@@ -1,9 +1,9 @@
 """Runs checkpoints through SGLang's ModelRunner, outside of a server.
 
-``python run_logits.py JOB.pt OUT.pt``: JOB holds (checkpoint folder, launch flags,
-batches) triples, a batch being a list of canvases' token ids; OUT gets, of each, the
-float32 logits nested alike and the quantizable layers, or the error. A process of its
-own: SGLang's parallel state is global.
+``python -m helpers.run_logits JOB.pt OUT.pt``: JOB holds (checkpoint folder,
+launch flags, batches) triples, a batch being a list of canvases' token ids. For each,
+OUT gets the float32 logits, nested alike, and the quantizable layers, or the error.
+SGLang's parallel state is global, so that this runs in a process of its own.
 """
 
 from __future__ import annotations

@@ -7,11 +7,7 @@ process of its own: SGLang's parallel state is global.
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.in_process import InProcess
 from helpers.recorded_capture import RecordedCapture, turn_graphs_on
