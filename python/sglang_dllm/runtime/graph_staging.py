@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ import torch
 from sglang_dllm.attention.plan import AttentionPlan, same_windows
 from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.runtime.graph_buckets import Bucket
-from sglang_dllm.runtime.graph_capture import Run
+from sglang_dllm.runtime.graph_capture import Capture, Run
 from sglang_dllm.runtime.graph_padding import PaddedWindows
 
 
-@dataclass
+@dataclass(frozen=True)
 class BucketGraph:
     """The graph of one bucket.
 
@@ -34,6 +34,14 @@ class BucketGraph:
     has_head: bool
     replay: Run
     is_new: bool = True
+
+    def captured(self, capture: Capture) -> BucketGraph:
+        """The same graph with the capture of its forward as replay.
+
+        Raises:
+            RuntimeError: the capture failed; there may be no memory left.
+        """
+        return replace(self, replay=capture(self.replay), is_new=False)
 
     def fill(
         self, padded: PaddedWindows, forward_batch: Any, logits_indices: torch.Tensor

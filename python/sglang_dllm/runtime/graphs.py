@@ -149,7 +149,7 @@ class WindowGraphs:
         assert staged is not None
         graph, num = staged.graph, len(plan.logits_indices)
         if graph.is_new:
-            self._capture(staged)
+            graph = self._captured(staged)
         out, *measured = (tensor[:num] for tensor in graph.replay())
         if not graph.has_head:
             head = partial(self.model.logits, forward_batch=forward_batch)
@@ -188,22 +188,24 @@ class WindowGraphs:
         those of the step before."""
         padded = self._padded
         if padded is None or not padded.matches(plan, shape):
-            padded = self._padded = PaddedWindows.of(plan, shape, device)
+            padded = PaddedWindows.of(plan, shape, device)
             self.attention.plan(padded.plan, graph=True)
+            self._padded = padded
         return padded
 
-    def _capture(self, staged: StagedForward) -> None:
+    def _captured(self, staged: StagedForward) -> BucketGraph:
         # An eager forward may have been planned since.
         self.attention.plan(staged.padded.plan, graph=True)
-        graph = staged.graph
         try:
-            graph.replay, graph.is_new = self.capture(graph.replay), False
-            self._graphs[graph.bucket] = graph
+            graph = staged.graph.captured(self.capture)
         except RuntimeError as error:  # there may be no memory left
             # This forward runs without a graph, and so do all later ones.
             logger.error("CUDA graphs are off from now on: %s", error)
             self._has_failed = True
             self._graphs.clear()
+            return staged.graph
+        self._graphs[graph.bucket] = graph
+        return graph
 
     def _graph_of(
         self,
