@@ -39,9 +39,10 @@ from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
 @dataclass(frozen=True)
 class DenseShape:
-    """Sizes of the transformer, whatever the checkpoint's config calls them.
+    """Sizes of the transformer, under one name for all configs.
 
-    ``qk_norm``: an RMSNorm of each query and key head before its rotation.
+    Attributes:
+        qk_norm: each query and key head has an RMSNorm before its rotation.
     """
 
     hidden_size: int
@@ -61,7 +62,7 @@ class DenseShape:
     def from_llama_config(
         cls, config: Any, *, qkv_bias: bool, **others: Any
     ) -> DenseShape:
-        """The sizes in a config with Llama's field names, which Qwen2's are too.
+        """The sizes in a config with the field names of Llama and Qwen2.
 
         Args:
             others: fields that the config has under another name, or not at all.
@@ -236,7 +237,8 @@ def _norm(shape: DenseShape, size: int) -> RMSNorm:
 
 
 _LAYERS = "model.layers"
-"""What quantized checkpoints, which name the layers they leave out, call the blocks."""
+"""The name of the blocks in quantized checkpoints, which list the layers that they do
+not quantize."""
 
 
 class DenseDiffusionLM(nn.Module):
@@ -246,7 +248,7 @@ class DenseDiffusionLM(nn.Module):
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    """Our fused layers and what they are called apart, for the same lists."""
+    """Our fused layers, and the names of their parts in the same lists."""
 
     def __init__(
         self,
@@ -300,9 +302,9 @@ class DenseDiffusionLM(nn.Module):
         quant_config: QuantizationConfig | None,
         prefix: str,
     ) -> nn.Module:
-        """What a block does after attention, ``(T, hidden)`` to ``(T, hidden)``.
+        """The part of a block behind attention, ``(T, hidden)`` to ``(T, hidden)``.
 
-        Called while the model is built, with ``self.config`` already set.
+        ``__init__`` calls it once for each layer, after it has set ``self.config``.
         """
         return GatedMLP(shape, quant_config, prefix)
 
