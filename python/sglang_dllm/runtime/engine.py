@@ -9,9 +9,9 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_dllm.attention.plan import forward_plan
 from sglang_dllm.decoding.denoiser import Denoiser, Group
 from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 from sglang_dllm.runtime.graphs import WindowGraphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
@@ -120,15 +120,15 @@ class FullAttnAlgorithm(DllmAlgorithm):
             self._forward_batch = ForwardBatch.init_new(
                 self.batch, model_runner, return_hidden_states_before_norm=False
             )
-        forward_batch, plan = self._forward_batch, self.batch.plan()
-        forward_batch.input_ids = self.batch.layout.input_ids
-        forward_batch.positions = self.batch.layout.positions
+        layout, plan = self.batch.layout, self.batch.plan()
+        forward_batch = self._forward_batch = CanvasForwardBatch.of(
+            self._forward_batch, layout.input_ids, layout.positions, plan
+        )
         self._in_graph = self.graphs is not None and self.graphs.accepts(plan)
         if self.graphs is not None and self._in_graph:
             self._logits = self.graphs.run(plan, forward_batch, decoder.statistics)
             return
-        with forward_plan(plan):
-            out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
+        out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
         # The forward batch tells SGLang's head nothing but the kind of forward.
         self._logits = Logits.of_hidden(
             out.logits_output.hidden_states,
