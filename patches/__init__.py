@@ -13,6 +13,7 @@ from sglang_dllm.patches import (
     dllm_config,
     dllm_scheduler,
     http_server,
+    scheduler,
     server_args,
     tokenizer_manager,
 )
@@ -23,6 +24,7 @@ HOOKS = HookSet(
         *dllm_config.HOOKS,
         *server_args.HOOKS,
         *dllm_scheduler.HOOKS,
+        *scheduler.HOOKS,
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,

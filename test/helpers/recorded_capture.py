@@ -140,10 +140,17 @@ def make_graphs(
 
 
 def turn_graphs_on(
-    process: Any, limits: GraphLimits, canvas_len: int, capture: Capture
+    process: Any,
+    limits: GraphLimits,
+    canvas_len: int,
+    capture: Capture,
+    **rounds: Any,
 ) -> WindowGraphs:
-    """``make_graphs`` for an ``InProcess``, which uses them from then on."""
-    process.rounds.graphs = graphs = make_graphs(
-        process.runner, process.facts, limits, canvas_len, capture
-    )
+    """``make_graphs`` for an ``InProcess``, which uses them from then on.
+
+    Args:
+        rounds: how the engine runs rounds, as ``InProcess.new_engine`` takes it.
+    """
+    graphs = make_graphs(process.runner, process.facts, limits, canvas_len, capture)
+    process.new_engine(graphs=graphs, **rounds)
     return graphs

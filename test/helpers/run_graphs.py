@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmark.in_process import InProcess
 from helpers.recorded_capture import RecordedCapture, turn_graphs_on
+from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.runtime.graph_buckets import GraphLimits
 from sglang_dllm.runtime.graph_capture import Capture, Run
 from sglang_dllm.runtime.graphs import WindowGraphs
@@ -40,22 +41,28 @@ def decode(
 
 
 def decode_ahead(
-    process: InProcess, asks: list[Any], num_steps: int
+    process: InProcess, graphs: WindowGraphs, asks: list[Any], num_steps: int
 ) -> list[list[int]]:
     """One more request every second round, with a forward in flight between rounds."""
+    process.new_engine(num_steps, prelaunch=True, graphs=graphs)
     canvases = []
     for ask in asks:
         canvases.append(process.add(*ask, ignore_eos=True))
-        process.run_round(num_steps, runs_ahead=True)
-        process.run_round(num_steps, runs_ahead=True)
+        process.run_round()
+        process.run_round()
     while process.requests:
-        process.run_round(num_steps, runs_ahead=True)
+        process.run_round()
     return [canvas.ids.tolist() for canvas in canvases]
 
 
-def noted_graphs(process: InProcess, capture: RecordedCapture) -> list[str]:
-    """Turn new graphs on, and list the events from now on in their order: the host
-    waits, the inputs of a graph are put in place, a graph is replayed."""
+def noted_graphs(
+    process: InProcess, capture: RecordedCapture
+) -> tuple[WindowGraphs, list[str]]:
+    """Turn new graphs on, and list the events from now on in their order.
+
+    The events: the host waits, the inputs of a graph are put in place, a graph is
+    replayed.
+    """
     events: list[str] = []
 
     def noted(name: str, function: Any) -> Any:
@@ -66,9 +73,9 @@ def noted_graphs(process: InProcess, capture: RecordedCapture) -> list[str]:
         return note
 
     graphs = turn_on(process, lambda run: noted("replay", capture(run)))
+    Denoiser.sync = noted("sync", Denoiser.sync)  # type: ignore[method-assign]
     graphs.stage = noted("stage", graphs.stage)  # type: ignore[method-assign]
-    process.decoder.sync = noted("sync", process.decoder.sync)  # type: ignore[method-assign]
-    return events
+    return graphs, events
 
 
 def main() -> None:
@@ -80,7 +87,7 @@ def main() -> None:
     cases["with one that has no cache"] = [*REQUESTS, exact]
     found = {}
     for name, asks in cases.items():
-        process.rounds.graphs = None
+        process.new_engine()
         eager = decode(process, asks)
         capture = RecordedCapture()
         graphs = turn_on(process, capture)
@@ -105,15 +112,15 @@ def main() -> None:
         "graphs": in_turn,
         "captured": captured,
     }
-    process.rounds.graphs = None
+    process.new_engine()
     # A window of 32 tokens fills its bucket, and the next block starts behind it.
     asks = [*REQUESTS, (REQUESTS[0][0], 70, "FastDLLM", {"cache": "dual"})]
     eager = [ids for ask in asks for ids in decode(process, [ask], ignore_eos=True)]
-    turn_on(process, capture)
-    ahead = decode_ahead(process, asks, 2)
-    events = noted_graphs(process, capture)
+    ahead = decode_ahead(process, turn_on(process, capture), asks, 2)
+    graphs, events = noted_graphs(process, capture)
     for num_steps in (1, 2):
-        ahead += [i for ask in asks for i in decode_ahead(process, [ask], num_steps)]
+        for ask in asks:
+            ahead += decode_ahead(process, graphs, [ask], num_steps)
     found["ahead"] = {"eager": 3 * eager, "graphs": ahead, "events": events}
     graphs = turn_on(process, fails)
     found["without memory"] = {
