@@ -51,7 +51,7 @@ class DecodeConfig:
         algorithm: name of the default algorithm.
         given: options of the YAML file, by algorithm.
         steps_per_round: forwards between two looks at the queue and the clients.
-        overlap: whether the device runs the next round's first forward while the host
+        prelaunch: whether the device runs the next round's first forward while the host
             hands out what was committed before; None for a GPU only.
     """
 
@@ -59,7 +59,7 @@ class DecodeConfig:
     algorithm: str
     given: Mapping[str, Mapping[str, Any]]
     steps_per_round: int = STEPS_PER_ROUND
-    overlap: bool | None = None
+    prelaunch: bool | None = None
 
     def resolve(
         self, request: Mapping[str, Any], answer_len: int | None = None

@@ -329,11 +329,11 @@ def _settle_round(scheduler: Any, reqs: Iterable[Req]) -> None:
     decode = scheduler.dllm_config.decode
     algorithm = scheduler.tp_worker.dllm_algorithm
     algorithm.num_steps = 1 if stops else decode.steps_per_round
-    overlap = decode.overlap
-    if overlap is None:
+    prelaunch = decode.prelaunch
+    if prelaunch is None:
         # A launch on a CPU is the forward: it would only keep tokens from the client.
-        overlap = scheduler.device != "cpu"
-    algorithm.runs_ahead = overlap and not stops
+        prelaunch = scheduler.device != "cpu"
+    algorithm.runs_ahead = prelaunch and not stops
 
 
 def _facts(scheduler: Any) -> ModelFacts:
