@@ -8,11 +8,9 @@ that SGLang derives later (memory shares, graph capture, buffers).
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+import os
 from typing import Any
-
-from transformers import PretrainedConfig
 
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.registry import algorithms
@@ -29,11 +27,17 @@ ATTENTION_BACKENDS = ("flashinfer", "triton", "torch_native")
 
 _UNSHARED = "a canvas's KV belongs to its request alone"
 _WHOLE = "every forward is a prefill of whole canvases"
+_UNCHECKED = "its processes load no plugin, so that no request would be checked"
 _UNSUPPORTED = "it is not supported"
 _VARYING = "prefills of varying length are not captured"
 
 # Fields of ServerArgs that have no use here, and why.
 _REFUSED = {
+    "grpc_mode": _UNCHECKED,
+    "smg_grpc_mode": _UNCHECKED,
+    "tokenizer_worker_num": _UNCHECKED,
+    "use_ray": _UNCHECKED,
+    "encoder_only": _UNSUPPORTED,
     "chunked_prefill_size": "a canvas attends to all of itself and cannot be split",
     "enable_mixed_chunk": _WHOLE,
     "enable_dynamic_chunking": _WHOLE,
@@ -75,16 +79,17 @@ _HARMLESS = (("chunked_prefill_size", -1), ("cuda_graph_backend_prefill", "disab
 """Values that ask for what is so anyway."""
 
 
-def architecture_of(server_args: Any) -> str | None:
-    """The first architecture in the checkpoint's config.json, None without one."""
-    try:
-        config, _ = PretrainedConfig.get_config_dict(
-            server_args.model_path, revision=server_args.revision
+def require_algorithm(server_args: Any, architecture: str) -> None:
+    """Refuse to serve a model of ours as if it were autoregressive.
+
+    Raises:
+        ConfigError: there is no ``--dllm-algorithm``.
+    """
+    if server_args.dllm_algorithm is None:
+        raise ConfigError(
+            f"{architecture} is a diffusion model: add --dllm-algorithm with one of "
+            f"{', '.join(algorithms())}"
         )
-        config |= json.loads(server_args.json_model_override_args)
-    except (OSError, ValueError):
-        return None
-    return (config.get("architectures") or [None])[0]
 
 
 def settle_launch_flags(server_args: Any, architecture: str) -> None:
@@ -93,11 +98,7 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
     Raises:
         ConfigError: one line naming flag, value and what is allowed.
     """
-    if server_args.dllm_algorithm is None:
-        raise ConfigError(
-            f"{architecture} is a diffusion model: add --dllm-algorithm with one of "
-            f"{', '.join(algorithms())}"
-        )
+    require_algorithm(server_args, architecture)
     load_decode_config(
         server_args.dllm_algorithm,
         FAMILIES[architecture],
@@ -112,6 +113,9 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
     server_args.disable_overlap_schedule = True
     _settle_graphs(server_args)
     server_args.chunked_prefill_size = -1
+    # SGLang copies the inputs of a forward to buffers as large as the KV pool. A guided
+    # canvas computes two windows over the slots of one, which may be more than that.
+    os.environ["SGLANG_EAGER_INPUT_NO_COPY"] = "1"
     server_args.tokenizer_path = plain_tokenizer_path(
         server_args.tokenizer_path or server_args.model_path, server_args.revision
     )
@@ -141,6 +145,12 @@ def _settle_graphs(server_args: Any) -> None:
 
 
 def _refuse(server_args: Any, architecture: str) -> None:
+    rust_server = os.environ.get("SGLANG_RUST_SERVER", "")
+    if rust_server.lower() in ("true", "1", "yes", "y"):
+        raise ConfigError(
+            f"SGLANG_RUST_SERVER={rust_server!r} has no use for {architecture}: "
+            f"{_UNCHECKED}; leave it out"
+        )
     if not server_args.dllm_fdfo:
         raise ConfigError(
             f"--no-dllm-fdfo has no use for {architecture}: a canvas always leaves "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sglang_dllm.config.resolve import STEPS_PER_ROUND, DecodeConfig, expected_of
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError, OptionError
-from sglang_dllm.models.facts import Family
+from sglang_dllm.models.facts import FAMILIES, Family
 
 CACHE_OFF = 10_000
 """The value by which d3LLM's files say "never" in ``cache_delay_iter`` and
@@ -96,6 +97,14 @@ class ServerConfig(BaseModel):
         }
 
 
+def decodes(algorithm: str | None, architecture: str | None) -> bool:
+    """Whether ``--dllm-algorithm`` and the model make a server of ours.
+
+    A model of ours under the algorithm of another plugin is that plugin's.
+    """
+    return architecture in FAMILIES and algorithm in algorithms()
+
+
 def parse_decode_config(
     algorithm: str, family: Family, options: Mapping[str, Any]
 ) -> DecodeConfig:
@@ -122,10 +131,14 @@ def parse_decode_config(
     )
 
 
+@lru_cache(maxsize=8)
 def load_decode_config(
     algorithm: str, family: Family, path: str | None
 ) -> DecodeConfig:
     """As parse_decode_config, with the options read from a YAML file.
+
+    A process reads a file once: a file that changes while a server runs would
+    otherwise be one thing at launch and another at the first request.
 
     Raises:
         ConfigError: also for a file that is missing or is not a YAML mapping.
