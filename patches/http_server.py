@@ -1,12 +1,12 @@
 """sglang.srt.entrypoints.http_server
 
-Upstream: FastAPI reads a body through ``ORJSONRequest.json`` and coerces it; many
-wrong bodies end in status 500, and a streamed /generate answers 200 before the
-request is looked at.
+Upstream: FastAPI reads a body through ``ORJSONRequest.json`` and coerces it. Many
+wrong bodies end in status 500. A streamed /generate answers 200 before its request is
+checked.
 Ours: the parsed body is checked on its way to FastAPI (``serving.request_checks``), the
 prompts of a streamed /generate included, so that every refusal is a status 400.
-Goes when: upstream validates strictly and primes the /generate stream as it does
-the OpenAI ones.
+Goes when: upstream validates strictly and checks a streamed /generate before it
+answers, as it does on the OpenAI routes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """sglang.srt.managers.tokenizer_manager
 
-Upstream: checks lengths only; a token id outside the vocabulary ends the scheduler,
-and sampling fields its dLLMs ignore pass without a word.
+Upstream: checks lengths only. A token id outside the vocabulary ends the scheduler.
+Sampling fields that its dLLMs ignore pass without a word.
 Ours: a request is checked before it is queued, and its options are resolved
 (``serving.request_checks``). The denoising report of a response becomes plain fields
 of its meta_info (``runtime.report``).

@@ -65,7 +65,17 @@ NAMES = sorted(
     }
 )
 FIELDS = st.one_of(st.sampled_from(NAMES), st.text(max_size=5))
-BODIES = st.one_of(VALUES, st.dictionaries(FIELDS, VALUES, max_size=6))
+OBJECTS = st.dictionaries(FIELDS, VALUES, max_size=6)
+PROMPTS = st.fixed_dictionaries({"text": st.sampled_from(["a", ""])})
+BODIES = st.one_of(
+    VALUES,
+    OBJECTS,
+    st.fixed_dictionaries({"messages": st.lists(OBJECTS, max_size=2)}),
+    st.fixed_dictionaries(
+        {"instances": st.lists(st.one_of(PROMPTS, OBJECTS), max_size=2)},
+        optional={"parameters": OBJECTS},
+    ),
+)
 
 many = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow]

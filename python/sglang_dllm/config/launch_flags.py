@@ -1,8 +1,8 @@
-"""What SGLang's launch flags mean for a full-attention model, decided at launch.
+"""SGLang's launch flags for a full-attention model: refused, or set.
 
-This runs early in SGLang's own resolution of its flags: a value differs from the
-field's default only where the user gave it, and what we set here shapes everything
-that SGLang derives later (memory shares, graph capture, buffers).
+This runs early in SGLang's own resolution of its flags. A value differs from the
+field's default only where the user gave it. SGLang derives memory shares, graph capture
+and buffers later, from the values that are set here.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_RUNNING_REQUESTS = 32
 
 ATTENTION_BACKENDS = ("flashinfer", "triton", "torch_native")
-"""Backends that leave the causal mask out for ENCODER_ONLY layers."""
+"""Backends whose attention over canvases ``attention`` has."""
 
 _UNSHARED = "a canvas's KV belongs to its request alone"
-_WHOLE = "every forward is a prefill of whole canvases"
+_WINDOWS = "a forward computes windows of canvases, and there is no decode phase"
 _UNCHECKED = "its processes load no plugin, so that no request would be checked"
 _UNSUPPORTED = "it is not supported"
-_VARYING = "prefills of varying length are not captured"
+_VARYING = "forwards over whole canvases vary in length and are not captured"
 
-# Fields of ServerArgs that have no use here, and why.
+# Fields of ServerArgs that have no use here, and the reason that the user is told.
 _REFUSED = {
     "grpc_mode": _UNCHECKED,
     "smg_grpc_mode": _UNCHECKED,
@@ -39,11 +39,11 @@ _REFUSED = {
     "use_ray": _UNCHECKED,
     "encoder_only": _UNSUPPORTED,
     "chunked_prefill_size": "a canvas attends to all of itself and cannot be split",
-    "enable_mixed_chunk": _WHOLE,
-    "enable_dynamic_chunking": _WHOLE,
-    "prefill_max_requests": _WHOLE,
-    "enable_prefill_delayer": _WHOLE,
-    "enable_pdmux": _WHOLE,
+    "enable_mixed_chunk": _WINDOWS,
+    "enable_dynamic_chunking": _WINDOWS,
+    "prefill_max_requests": _WINDOWS,
+    "enable_prefill_delayer": _WINDOWS,
+    "enable_pdmux": _WINDOWS,
     "enable_two_batch_overlap": _UNSUPPORTED,
     "enable_single_batch_overlap": _UNSUPPORTED,
     "disaggregation_mode": "there is no decode phase",
@@ -76,7 +76,7 @@ _REFUSED = {
 }
 
 _HARMLESS = (("chunked_prefill_size", -1), ("cuda_graph_backend_prefill", "disabled"))
-"""Values that ask for what is so anyway."""
+"""Refused fields with a value that changes nothing."""
 
 
 def require_algorithm(server_args: Any, architecture: str) -> None:
@@ -93,7 +93,7 @@ def require_algorithm(server_args: Any, architecture: str) -> None:
 
 
 def settle_launch_flags(server_args: Any, architecture: str) -> None:
-    """Refuse flags without a meaning, then set what full prefills need.
+    """Refuse flags that have no use, then set the values that canvases need.
 
     Raises:
         ConfigError: one line naming flag, value and what is allowed.
@@ -128,8 +128,11 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
 
 
 def _settle_graphs(server_args: Any) -> None:
-    """Turn SGLang's own graphs off. Ours (``runtime.graphs``) follow
-    ``disable_decode_cuda_graph`` and the sizes of the decode phase."""
+    """Turn SGLang's own CUDA graphs off.
+
+    Ours (``runtime.graphs``) follow ``disable_decode_cuda_graph`` and the batch sizes
+    of SGLang's decode phase.
+    """
     backend = server_args.cuda_graph_backend_decode
     if backend not in (None, "full", "disabled"):
         raise ConfigError(
@@ -139,7 +142,7 @@ def _settle_graphs(server_args: Any) -> None:
     is_off = server_args.disable_cuda_graph or backend == "disabled"
     server_args.disable_decode_cuda_graph |= is_off
     server_args.disable_cuda_graph = True
-    # SGLang prefers a phase's own flag to the one for all.
+    # The flag of a phase overrides the flag of all phases.
     server_args.cuda_graph_backend_decode = "disabled"
     server_args.cuda_graph_backend_prefill = "disabled"
 
