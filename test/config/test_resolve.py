@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from helpers.random_settings import random_case
-from sglang_dllm.config.resolve import Decoding, request_options
+from sglang_dllm.config.resolve import request_options
 from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.decoding.registry import OURS, algorithms
+from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 NAMES = [kind.__name__ for kind in OURS]
@@ -34,9 +34,8 @@ YAML: dict[str, dict[str, Any]] = {
 
 
 def resolved(decode: Any, facts: ModelFacts, request: Any, length: int) -> Decoding:
-    decoding: Decoding = decode.resolve(request, length)
-    options = decoding.algorithm.complete(decoding.options, facts)
-    return replace(decoding, options=options)
+    found: Decoding = decode.resolve(request).finalized(length, facts)
+    return found
 
 
 @pytest.mark.parametrize("yaml", YAML)

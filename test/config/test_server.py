@@ -11,7 +11,7 @@ import pytest
 from reference.algorithms import DEFAULTS
 from sglang_dllm.config.resolve import DecodeConfig, request_options
 from sglang_dllm.config.server import load_decode_config, parse_decode_config
-from sglang_dllm.decoding.cache import OPTIONS
+from sglang_dllm.decoding.caches.registry import READERS
 from sglang_dllm.decoding.registry import OURS, algorithms
 from sglang_dllm.errors import ConfigError, OptionError
 from sglang_dllm.models.facts import FAMILIES, Family, ModelFacts
@@ -20,7 +20,8 @@ LLADA, DREAM = FAMILIES["LLaDAModelLM"], FAMILIES["DreamModel"]
 
 
 def resolved(config: DecodeConfig, answer_len: int = 64, **request: Any) -> dict:
-    return config.resolve(request, answer_len).to_dict()
+    facts = ModelFacts(config.family, mask_id=9, eos_ids=(5,), vocab_size=100)
+    return config.resolve(request).finalized(answer_len, facts).to_dict()
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -52,7 +53,7 @@ def test_defaults_are_those_of_the_references(name: str, family: Family) -> None
         ours = resolved(parse_decode_config(name, family, {"cache": cache}))
         assert ours["cache"] == cache
         for key, value in theirs.items():
-            needs = OPTIONS.get(key, cache)
+            needs = READERS.get(key, cache)
             assert key in filled or needs != cache or ours[key] == value, key
 
 
@@ -122,7 +123,7 @@ def test_null_is_a_key_left_out() -> None:
 def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> None:
     config = parse_decode_config("FullAttnMultiBlock", LLADA, {})
     with pytest.raises(OptionError) as error:
-        config.resolve(request_, 64)
+        config.resolve(request_)
     assert error.value.key == key
     assert expected in error.value.expected
 

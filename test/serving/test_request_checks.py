@@ -52,9 +52,9 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     original = DecodeConfig.resolve
 
-    def resolve(self: DecodeConfig, request: Any, answer_len: Any = None) -> Any:
+    def resolve(self: DecodeConfig, request: Any) -> Any:
         found.append(request)
-        return original(self, request, answer_len)
+        return original(self, request)
 
     monkeypatch.setattr(DecodeConfig, "resolve", resolve)
     return found

@@ -214,7 +214,8 @@ def test_guidance_needs_one_canvas_of_slots_and_two_windows(
 def test_a_request_leaves_with_all_options_it_is_decoded_with(given: Any) -> None:
     params: dict[str, Any] = {"max_new_tokens": 48, "custom_params": given}
     check_request(params, [1] * 10, LIMITS, DECODE, FACTS)
-    assert params["custom_params"] == {"dllm": DECODE.resolve({}, 48).to_dict()}
+    expected = DECODE.resolve({}).finalized(48, FACTS).to_dict()
+    assert params["custom_params"] == {"dllm": expected}
 
 
 def test_what_depends_on_length_and_tokenizer_is_resolved() -> None:

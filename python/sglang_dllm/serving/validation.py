@@ -8,7 +8,7 @@ Python engine pass here; ``body`` sees JSON only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_dllm.config.resolve import (
@@ -102,7 +102,7 @@ def check_request(
             f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
             f"{prompt_len} tokens, max_tokens can be 1 to {most}"
         )
-    decoding = _resolve(params.get("custom_params"), decode, max_new_tokens)
+    decoding = _resolve(params.get("custom_params"), decode, max_new_tokens, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
     check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
     algorithm = decoding.algorithm
@@ -112,13 +112,14 @@ def check_request(
             decoding.to_dict().get("cfg_scale", algorithm.name),
             "0 on a server with --max-running-requests 1",
         )
-    options = algorithm.complete(decoding.options, facts)
-    resolved = replace(decoding, options=options).to_dict()
-    params["custom_params"] = {CUSTOM_PARAMS_KEY: resolved}
+    params["custom_params"] = {CUSTOM_PARAMS_KEY: decoding.to_dict()}
 
 
 def _resolve(
-    custom_params: dict[str, Any] | None, decode: DecodeConfig, answer_len: int
+    custom_params: dict[str, Any] | None,
+    decode: DecodeConfig,
+    answer_len: int,
+    facts: ModelFacts,
 ) -> Decoding:
     """Refuse options that the request cannot be decoded with."""
     for key, value in (custom_params or {}).items():
@@ -127,7 +128,8 @@ def _resolve(
         if value is not None and not isinstance(value, dict):
             raise refused(_OPTIONS, value, "an object")
     try:
-        return decode.resolve(request_options(custom_params), answer_len)
+        decoding = decode.resolve(request_options(custom_params))
+        return decoding.finalized(answer_len, facts)
     except OptionError as error:
         field = f"{_OPTIONS}.{error.key}"
         if error.key not in request_options(custom_params) and " " not in error.key:
