@@ -73,12 +73,14 @@ def facts_of(family: str) -> ModelFacts:
 def resolve(family: str, request: Request) -> Decoding:
     server = parse_decode_config("FullAttnMultiBlock", FAMILY[family], {})
     options = {"algorithm": request.algorithm, **request.options}
-    return server.resolve(options, request.length)
+    return server.resolve(options).finalized(request.length, facts_of(family))
 
 
 class Memory:
-    """The token with which each position of a canvas was last computed: what stands
-    for cached keys and values in a model whose logits depend on tokens alone."""
+    """The token with which each position of a canvas was last computed.
+
+    It stands for cached keys and values: these logits depend on tokens alone.
+    """
 
     def __init__(self, model: ToyModel, length: int) -> None:
         self.model, self.ids = model, torch.full((length,), -1)
@@ -91,7 +93,7 @@ class Memory:
 
 
 def held(table: torch.Tensor, statistics: Sequence[Statistic] = ()) -> Logits:
-    """Of logits ``(N, V)`` that are there, some statistics computed before."""
+    """Logits ``(N, V)`` that are there, with some statistics computed before."""
     known = {statistic: measure(table, MASK, statistic) for statistic in statistics}
     return Logits(len(table), table.shape[1], lambda rows: table[rows], known)
 
@@ -105,42 +107,41 @@ def decode(
         measures: let the forward compute what the algorithms read of the logits.
     """
     facts = facts_of(family)
-    decoder, canvases = Denoiser(facts), []
+    denoiser, canvases = Denoiser(facts), []
     memories: dict[tuple[int, bool], Memory] = {}
     for request in requests:
-        canvas = Canvas.from_prompt(
+        decoding = resolve(family, request)
+        canvas = decoding.new_canvas(
             request.prompt,
             request.length,
-            mask_id=MASK,
-            eos_ids=(EOS,),
-            ignore_eos=request.ignore_eos,
+            facts,
             sampling=request.sampling,
+            ignore_eos=request.ignore_eos,
         )
-        decoding = resolve(family, request)
-        options = decoding.algorithm.complete(decoding.options, facts)
-        decoder.join(decoder.prepare(canvas, decoding.algorithm, options))
+        denoiser.join(denoiser.prepare(canvas, decoding))
         canvases.append(canvas)
-        for is_unconditional in (False, True):
+        for is_uncond in (False, True):
             memory = Memory(request.model, len(canvas))
-            memories[id(canvas), is_unconditional] = memory
-    decoder.sync()
-    decoder.remove([canvas for canvas in canvases if canvas.done])
-    while decoder.canvases:
-        layout = decoder.pack()
-        packed = torch.cat(
+            memories[id(canvas), is_uncond] = memory
+    denoiser.sync()
+    denoiser.remove([canvas for canvas in canvases if canvas.done])
+    while denoiser.canvases:
+        packed = denoiser.pack()
+        num_own = len(packed.windows) - packed.num_uncond
+        ids = packed.input_ids.split(packed.lens)
+        logits = torch.cat(
             [
-                memories[id(row.canvas), row.is_unconditional].forward(
-                    ids, row.canvas.window[0]
-                )
-                for row, ids in zip(
-                    layout.rows, layout.input_ids.split(layout.lens), strict=True
+                memories[id(canvas), index >= num_own].forward(ids[index], window.start)
+                for index, (window, canvas) in enumerate(
+                    zip(packed.windows, packed.canvases, strict=True)
                 )
             ]
         )
-        statistics = decoder.statistics if measures else ()
-        decoder.commit(held(packed[layout.logits_indices], statistics))
-        decoder.sync()
-        decoder.remove([canvas for canvas in canvases if canvas.done])
+        statistics = denoiser.statistics if measures else ()
+        denoiser.commit(held(logits[packed.logits_indices], statistics))
+        denoiser.sync()
+        assert not any(canvas.failure for canvas in canvases)
+        denoiser.remove([canvas for canvas in canvases if canvas.done])
     return canvases
 
 

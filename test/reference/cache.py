@@ -25,7 +25,8 @@ Where this differs from the published code, on purpose:
     own hidden state. Here the window starts one row earlier (dInfer's way).
 (c) d3LLM appends the keys of a block twice where two blocks become stable at once. Here
     every position has one key.
-(d) dInfer runs a full and a cached forward in one iteration. Here an iteration has one.
+(d) dInfer's iteration may run its window over a block that its full forward finished,
+    and several iterations over a finished block (loop unrolling). Ours tests first.
 """
 
 from __future__ import annotations
@@ -74,30 +75,48 @@ class Dual(Prefix):
         return start - self.shift, end
 
 
-class Vicinity(Prefix):
-    """The block and its neighbourhood, after a few full forwards."""
+class Vicinity:
+    """The block and its neighbourhood: dInfer's `VicinityCacheIteration`.
+
+    One iteration of dInfer is a full forward where the cache must be filled or updated,
+    and then a window; both decide. Full forwards of the warm-up keep no keys.
+    """
 
     def __init__(
         self,
         shift: int,
-        canvas_len: int,
         *,
+        prompt_len: int,
         prefix_look: int,
         after_look: int,
         warmup: int,
     ) -> None:
-        super().__init__(shift, canvas_len)
+        self.shift, self.first_block = shift, prompt_len
         self.prefix_look, self.after_look = prefix_look, after_look
         self.warmup = warmup
+        self.has_past = False
+        self.block_start: int | None = None  # as require_update left it
+        self.window_due: int | None = None  # in this block, to end an iteration
 
     def next_window(self, n: int, span: Span, masked: list[int]) -> Window | None:
-        window = super().next_window(n, span, masked)
+        start, end = span
         if n <= self.warmup:
             return None
-        return window
-
-    def rows(self, start: int, end: int) -> Window:
+        if self.window_due != start and self._must_fill(start):
+            self.has_past, self.window_due = True, start
+            return None
+        self.window_due = None
         return start - self.prefix_look - self.shift, end + self.after_look
+
+    def _must_fill(self, start: int) -> bool:
+        # Published so: an empty cache is filled without a look at the block.
+        if not self.has_past:
+            return True
+        return self._require_update(start) and start != self.first_block
+
+    def _require_update(self, start: int) -> bool:
+        before, self.block_start = self.block_start, start
+        return before != start
 
 
 class Delayed:
@@ -191,7 +210,7 @@ def strategy_of(
     if name == "vicinity":
         return Vicinity(
             shift,
-            canvas_len,
+            prompt_len=prompt_len,
             prefix_look=options["prefix_look"],
             after_look=options["after_look"],
             warmup=options["warmup"],

@@ -1,44 +1,43 @@
-"""Block after block, or the whole canvas at once: the plans that algorithms share."""
+"""Block after block, or the whole canvas at once: the steps that algorithms share."""
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import torch
 
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.step import Step
 
-Span = tuple[torch.Tensor, torch.Tensor]
+Batch: TypeAlias = CanvasBatch[Any, Any]
 
 
-def current_block(canvases: CanvasBatch) -> Span:
-    """Start and end ``(R,)`` of the block that holds the first mask.
+def block_step(batch: Batch, block_size: torch.Tensor) -> Step:
+    """The masks of the current block; it is finished before the next one starts.
 
-    Blocks have ``block_size`` tokens; the last one is short where the answer's length
-    is no multiple of it.
+    The last block is short where the answer's length is no multiple of its size.
+
+    Args:
+        block_size: ``(R,)`` int64.
     """
-    size = canvases.option("block_size", torch.int64)
-    start = canvases.first_masked() // size * size
-    return start, torch.minimum(start + size, canvases.answer_len)
+    start = batch.first_masked() // block_size * block_size
+    end = torch.minimum(start + block_size, batch.rows.answer_len)
+    return Step(masks_before(batch, end), start, end)
 
 
-def block_step(canvases: CanvasBatch) -> Step:
-    """The masks of the current block; it is finished before the next one starts."""
-    start, end = current_block(canvases)
-    return Step(masks_before(canvases, end), start, end)
-
-
-def whole_canvas_step(canvases: CanvasBatch) -> Step:
+def whole_canvas_step(batch: Batch) -> Step:
     """All masks of the answer, from the first step on."""
-    start = torch.zeros_like(canvases.answer_len)
-    return Step(canvases.masked, start, canvases.answer_len)
+    start = torch.zeros_like(batch.rows.answer_len)
+    return Step(batch.rows.masked, start, batch.rows.answer_len)
 
 
-def masks_before(canvases: CanvasBatch, end: torch.Tensor) -> torch.Tensor:
-    """``(R, A)`` bool."""
-    return canvases.masked & (canvases.positions < end[:, None])
+def masks_before(batch: Batch, end: torch.Tensor) -> torch.Tensor:
+    """``(R, A)`` bool: the masks in front of ``end`` ``(R,)``."""
+    return batch.rows.masked & (batch.positions < end[:, None])
 
 
 def shared_out(
     total: torch.Tensor, parts: torch.Tensor, index: torch.Tensor
 ) -> torch.Tensor:
-    """Part ``index`` of ``total`` in ``parts``, the first ones getting one more."""
+    """Part ``index`` of ``total`` in ``parts``; the first parts get one more."""
     return total // parts + (index < total % parts)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 IdArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -15,9 +16,9 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a position's token is drawn once the policy accepts the position.
+    """How the token of a position is drawn.
 
-    Temperature 0 is the argmax. Entropies never see any of these.
+    Temperature 0 is the argmax. Statistics never see top-p and top-k.
     """
 
     temperature: float = 0.0
@@ -30,38 +31,56 @@ class SamplingOptions:
         return self.temperature == 0.0
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What the host learns of a canvas after a step.
+
+    Attributes:
+        num_forwards, num_committed, cut_short, done, num_candidates, window: as in
+            ``Canvas``.
+    """
+
+    num_forwards: int
+    num_committed: int
+    cut_short: bool
+    done: bool
+    num_candidates: int
+    window: tuple[int, int]
+
+
 # Compared by identity: two requests may ask the same.
 @dataclass(eq=False)
 class Canvas:
-    """Prompt and answer of one request, as of the last step that was read back.
+    """Prompt and answer of one request, as of the last step that the host knows.
 
-    The canvas itself is a row of ``CanvasBatch`` on the device; the decoder writes this
-    record after each step, nobody else does.
+    The canvas itself is a row of a ``CanvasBatch`` on the device. The denoiser updates
+    this record after each step through its methods.
 
     Attributes:
-        ids: int64 ``(prompt_len + max_new_tokens,)``: prompt, then the answer,
-            mask tokens where nothing is committed yet.
-        masked: bool, same shape: answer positions not committed. A mask token in
-            the prompt is text and never masked.
+        ids: int64 ``(prompt_len + max_new_tokens,)``: the prompt, then the answer.
+            A position that is not committed holds the mask token.
+        masked: bool, same shape: answer positions that are not committed. A mask
+            token in the prompt is text and never masked.
         ignore_eos: decode and return the whole canvas.
-        ends_at_eos: the canvas is done once its first EOS and all before it are
-            committed, whatever is still masked behind.
-        has_cache: its forwards may be windows over kept keys and values.
-        num_rows: of a forward that it takes; 2 with guidance.
-        kv_slots: ``(L,)`` int64: the pool's slots of its positions, on the device;
-            None while it has none.
-        req_pool_index: the request's row in SGLang's table of slots.
+        ends_at_eos: the canvas is done when its first EOS and everything before it
+            are committed. Masks behind the EOS stay.
+        has_cache: its forwards may be windows over keys and values in the pool.
+        num_windows: windows of a forward that it takes; 2 with guidance.
+        kv_slots: ``(L,)`` int64 on the device: the pool's slots of its positions.
+        req_pool_index: SGLang's request slot.
         done: no forward is needed any more.
-        failure: what its algorithm raised.
-        window: half-open range of positions that the next forward recomputes.
-        num_candidates: positions that the next forward decides on.
-        num_forwards: denoising steps run.
-        num_committed: answer positions filled by the policy (not by an EOS fill).
-        tokens_computed, tokens_cached: positions whose hidden states forwards computed,
-            and whose keys and values they took from the cache, summed over forwards.
+        failure: why the request cannot go on.
+        window: half-open range of positions that the next forward computes.
+        num_candidates: positions on which the next forward decides.
+        num_forwards: denoising steps that were run (NFE).
+        num_committed: answer positions that the algorithm filled. Positions that an
+            EOS filled do not count.
+        tokens_computed, tokens_cached: positions whose hidden states forwards
+            computed, and positions whose keys and values they took from the pool,
+            summed over forwards.
         full_refreshes: forwards over the whole canvas, of a canvas with a cache.
-        cut_short: whether ``max_forwards`` committed what its algorithm would not have.
-        num_emitted: length of the contiguous committed prefix handed out so far.
+        cut_short: ``max_forwards`` committed what the algorithm would not have.
+        num_emitted: length of the committed prefix that was handed out.
     """
 
     ids: IdArray
@@ -72,9 +91,9 @@ class Canvas:
     ends_at_eos: bool = False
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     has_cache: bool = False
-    num_rows: int = 1
-    kv_slots: Any = None
-    req_pool_index: int = -1
+    num_windows: int = 1
+    kv_slots: torch.Tensor | None = None
+    req_pool_index: int | None = None
     done: bool = False
     failure: str | None = None
     window: tuple[int, int] = (0, 0)
@@ -101,23 +120,13 @@ class Canvas:
         *,
         mask_id: int,
         eos_ids: tuple[int, ...],
-        ignore_eos: bool = False,
-        sampling: SamplingOptions | None = None,
         **others: Any,
     ) -> Canvas:
         """A canvas of ``len(prompt_ids) + max_new_tokens`` tokens, nothing decoded."""
         prompt_len = len(prompt_ids)
         ids = np.full(prompt_len + max_new_tokens, mask_id, dtype=np.int64)
         ids[:prompt_len] = prompt_ids
-        return cls(
-            ids,
-            prompt_len,
-            mask_id,
-            eos_ids,
-            ignore_eos,
-            sampling=sampling or SamplingOptions(),
-            **others,
-        )
+        return cls(ids, prompt_len, mask_id, eos_ids, **others)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,22 +135,46 @@ class Canvas:
     def answer_len(self) -> int:
         return len(self.ids) - self.prompt_len
 
-    def place(self, kv_slots: Any, req_pool_index: int) -> None:
-        """Note the slots that admission took.
+    @property
+    def is_guided(self) -> bool:
+        """Whether each forward computes the unconditional canvas too."""
+        return self.num_windows == 2
 
-        Args:
-            kv_slots: ``(L,)`` int64, on the device.
-            req_pool_index: the request's row in SGLang's table of slots.
-        """
+    def place(self, kv_slots: torch.Tensor, req_pool_index: int) -> None:
+        """Note the slots that admission took."""
         self.kv_slots, self.req_pool_index = kv_slots, req_pool_index
 
     def fail(self, message: str) -> None:
-        """Mark the request as failed. The first failure is the one that is answered."""
-        if self.failure is None:
-            self.failure = message
+        """End the request with a message. The first failure stays."""
+        self.failure = self.failure or message
+
+    def count_forward(self) -> None:
+        """Count what the forward over ``window`` computed."""
+        start, end = self.window
+        self.tokens_computed += end - start
+        self.tokens_cached += len(self) - (end - start)
+        self.full_refreshes += self.has_cache and end - start == len(self)
+
+    def expect_full_window(self) -> None:
+        """The keys and values in the pool are lost: the next window is full."""
+        self.window = (0, len(self))
+
+    def update(self, answer: IdArray, progress: Progress) -> None:
+        """Take over what a step committed and planned.
+
+        Args:
+            answer: ``(answer_len,)`` int64; negative where a position is masked.
+        """
+        masked = answer < 0
+        self.masked[self.prompt_len :] = masked
+        self.ids[self.prompt_len :] = np.where(masked, self.mask_id, answer)
+        self.num_forwards = progress.num_forwards
+        self.num_committed = progress.num_committed
+        self.cut_short, self.done = progress.cut_short, progress.done
+        self.num_candidates, self.window = progress.num_candidates, progress.window
 
     def take_committed_prefix(self) -> IdArray:
-        """The tokens by which the contiguous committed prefix grew; each once."""
+        """The tokens by which the committed prefix grew; each once."""
         start = self.prompt_len + self.num_emitted
         masked = self.masked[start:]
         grown = int(masked.argmax()) if masked.any() else len(masked)

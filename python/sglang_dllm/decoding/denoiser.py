@@ -1,29 +1,38 @@
 """Denoising steps of a mixed batch: what to compute, then what to commit.
 
-The decoder holds the canvases of all requests, grouped by algorithm, on the device. A
-step's plan is made when the step before has committed, so that one transfer tells the
-host both what was committed and what comes next. Only ``sync`` waits for the device.
+The denoiser holds the canvases of all requests on the device, in groups of one
+algorithm and one cache strategy. It plans the next step when it commits a step, so that
+one transfer tells the host both what was committed and what comes next. Only ``sync``
+waits for the device.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
-from sglang_dllm.decoding import cache
-from sglang_dllm.decoding.algorithm import Algorithm, StepInputs
-from sglang_dllm.decoding.cache import Windows
-from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device, indices
-from sglang_dllm.decoding.logits import Logits, Rows
-from sglang_dllm.decoding.options import Options
-from sglang_dllm.decoding.packing import Candidates, PackedForward
-from sglang_dllm.decoding.selection import count
+from sglang_dllm.decoding.algorithm import Algorithm
+from sglang_dllm.decoding.caches.base import (
+    CacheStrategy,
+    Windows,
+    next_windows,
+    whole_canvases,
+)
+from sglang_dllm.decoding.canvas import Canvas, Progress
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
+from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.forward_limit import accept_all, widen
+from sglang_dllm.decoding.logits import HeadError, Logits
+from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.decoding.statistics import Statistic
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows, check_rows
 from sglang_dllm.models.facts import ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -31,18 +40,104 @@ logger = logging.getLogger(__name__)
 MAX_FORWARDS = 100_000
 """Of one request; the most steps that any option asks for."""
 
+_NOT_OURS = (HeadError, torch.OutOfMemoryError, torch.AcceleratorError)
+"""Failures of the forward or the device. With tensor parallelism one rank may have them
+alone; if it went on, the other ranks would wait for it forever."""
+
+GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str]
+
 
 @dataclass
 class Group:
-    """The canvases of one algorithm.
+    """The canvases that one algorithm and one cache strategy decode together.
 
     Attributes:
-        windows: start and end ``(R,)`` int64 of what the next forward computes.
+        statistics: what the algorithm reads of the logits.
+        cache_state: the tensors of the cache strategy.
+        windows: start and end ``(R,)`` int64 of the windows of the next forward.
     """
 
-    algorithm: Algorithm
-    canvases: CanvasBatch
+    algorithm: Algorithm[Any, Any]
+    cache: CacheStrategy[Any, Any]
+    statistics: tuple[Statistic, ...]
+    batch: CanvasBatch[Any, Any]
+    cache_state: TensorRows
     windows: Windows
+
+    @property
+    def key(self) -> GroupKey:
+        return self.algorithm, self.cache.name
+
+    @property
+    def records(self) -> list[Canvas]:
+        return self.batch.records
+
+    def select(self, rows: Sequence[int]) -> Group:
+        """Some of the canvases."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.batch.device)
+        return Group(
+            self.algorithm,
+            self.cache,
+            self.statistics,
+            self.batch.select(rows, index),
+            self.cache_state.select(rows, index),
+            Windows(*(bound[index] for bound in self.windows)),
+        )
+
+    def joined(self, other: Group) -> Group:
+        """These canvases, then the others of the same key.
+
+        Raises:
+            TypeError: the algorithm's states do not fit each other.
+        """
+        return Group(
+            self.algorithm,
+            self.cache,
+            self.statistics,
+            self.batch.joined(other.batch),
+            self.cache_state.joined(other.cache_state),
+            Windows(*map(torch.cat, zip(self.windows, other.windows, strict=True))),
+        )
+
+    def plan_next_step(self) -> None:
+        """Ask the algorithm and the cache strategy for the next step."""
+        batch = self.batch
+        step = self.algorithm.next_step(batch)
+        step.check(len(batch), batch.max_answer_len)
+        # Not before: ``next_step`` may have filled what was left behind an EOS.
+        batch.update_done()
+        step = widen(batch, step)
+        candidates = step.candidates & ~batch.rows.done[:, None]
+        batch.set_step(Step(candidates, step.start, step.end))
+        self.windows = next_windows(self.cache, batch, self.cache_state, step)
+
+    def expect_full_windows(self) -> None:
+        """The keys and values in the pool are lost: the next windows are full."""
+        self.windows = whole_canvases(self.batch)
+        for canvas in self.records:
+            canvas.expect_full_window()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Let an error of the algorithm end the group's requests and no others.
+
+        Collectives must stay outside: a rank that leaves them early makes the others
+        wait forever.
+        """
+        try:
+            yield
+        except _NOT_OURS:
+            raise
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise
+            logger.error("%s failed", self.algorithm.name, exc_info=error)
+            for canvas in self.records:
+                canvas.fail(f"{self.algorithm.name}: {error}")
+
+    @property
+    def has_failed(self) -> bool:
+        return any(canvas.failure for canvas in self.records)
 
 
 class Denoiser:
@@ -50,69 +145,74 @@ class Denoiser:
 
     A denoising step is ``pack``, a forward, ``commit``, then ``join`` for the canvases
     that arrived during the forward, ``expect`` and ``sync``. Between ``pack`` and
-    ``commit`` no canvas may join or leave: the packed batch was made of them.
+    ``commit`` no canvas may join or leave: the packed forward was made of them.
     """
 
     def __init__(self, facts: ModelFacts, device: Device = "cpu") -> None:
         self.facts = facts
         self.device = torch.device(device)
-        self._groups: dict[Algorithm, Group] = {}
+        self._groups: dict[GroupKey, Group] = {}
         self._packed: PackedForward | None = None
-        self._key: object = None
 
     @property
     def canvases(self) -> list[Canvas]:
         """In the order of a forward's windows."""
-        groups = self._groups.values()
-        return [canvas for group in groups for canvas in group.canvases.records]
+        return [c for group in self._groups.values() for c in group.records]
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
         """What the algorithms in use read of the logits, in one order."""
-        wanted = {s for algorithm in self._groups for s in algorithm.statistics}
-        return tuple(sorted(wanted))
+        groups = self._groups.values()
+        return tuple(sorted({s for group in groups for s in group.statistics}))
 
-    def prepare(self, canvas: Canvas, algorithm: Algorithm, options: Options) -> Group:
+    def prepare(self, canvas: Canvas, decoding: Decoding) -> Group:
         """A canvas with nothing decoded and its first step, ready to ``join``.
 
         Does not wait for the device, so that a forward may be in flight.
 
+        Args:
+            decoding: with the options that depend on the answer's length.
+
         Raises:
             Exception: whatever the algorithm raises.
         """
-        canvases = CanvasBatch.of(canvas, options, self.facts, self.device)
-        canvases.state = algorithm.begin(canvases)
-        canvases.cache = cache.begin(canvases)
-        return Group(algorithm, canvases, _plan(algorithm, canvases))
+        algorithm, options = decoding.algorithm, decoding.options
+        batch = CanvasBatch.of(canvas, options, self.facts, self.device)
+        state = algorithm.begin(batch, options)
+        check_rows(state, algorithm.state, num_rows=1)
+        batch.start(state)
+        group = Group(
+            algorithm,
+            decoding.cache,
+            tuple(algorithm.statistics),
+            batch,
+            decoding.cache.begin(batch, decoding.cache_options, options),
+            whole_canvases(batch),
+        )
+        group.plan_next_step()
+        return group
 
     def join(self, group: Group) -> None:
-        """Take a prepared or parked canvas in. ``sync`` tells the host its window."""
-        there = self._groups.get(group.algorithm)
-        try:
-            if there is not None:
-                group = Group(
-                    group.algorithm,
-                    there.canvases.joined(group.canvases),
-                    _joined(there.windows, group.windows),
-                )
-        except Exception as error:  # may be a third party's state
-            _fail(group.algorithm, group.canvases, error)
-            return
-        self._packed = None
-        self._groups[group.algorithm] = group
+        """Take a prepared or parked canvas in. ``sync`` tells the host its window.
+
+        A canvas whose state does not fit the others of its group fails.
+        """
+        there = self._groups.get(group.key)
+        with group.guard():
+            self._groups[group.key] = there.joined(group) if there else group
+            self._packed = None
 
     def remove(self, canvases: Sequence[Canvas]) -> None:
         """Forget canvases. No forward may be in flight."""
         leaving = set(map(id, canvases))
-        for algorithm, group in list(self._groups.items()):
-            records = group.canvases.records
-            stays = [i for i, c in enumerate(records) if id(c) not in leaving]
-            if len(stays) < len(records):
+        for key, group in list(self._groups.items()):
+            stays = [i for i, c in enumerate(group.records) if id(c) not in leaving]
+            if len(stays) < len(group.records):
                 self._packed = None
                 if stays:
-                    self._groups[algorithm] = _selected(group, stays)
+                    self._groups[key] = group.select(stays)
                 else:
-                    del self._groups[algorithm]
+                    del self._groups[key]
 
     def park(self, canvas: Canvas) -> Group:
         """Take a canvas out with all its state; ``join`` takes it in again.
@@ -120,26 +220,18 @@ class Denoiser:
         Its keys and values may be gone by then, so that it goes on with a forward over
         the whole canvas. No forward may be in flight.
         """
-        group, index = next(
-            (group, group.canvases.records.index(canvas))
-            for group in self._groups.values()
-            if canvas in group.canvases.records
-        )
-        parked = _selected(group, [index])
+        group = next(g for g in self._groups.values() if canvas in g.records)
+        parked = group.select([group.records.index(canvas)])
         self.remove([canvas])
-        length = parked.canvases.prompt_len + parked.canvases.answer_len
-        parked.windows = (torch.zeros_like(length), length)
-        canvas.window = (0, len(canvas))
+        parked.expect_full_windows()
         return parked
 
     def pack(self) -> PackedForward:
         """The next forward. The host must know all windows (``sync``)."""
-        groups = self._guided()
-        key = PackedForward.key_of(self.canvases)
-        if self._packed is None or self._key != key:
-            self._packed = PackedForward.of(groups, self.device)
-            self._key = key
-        self._packed.update(groups)
+        batches = [group.batch for group in self._groups.values()]
+        if self._packed is None or not self._packed.is_of(self.canvases):
+            self._packed = PackedForward.of(batches, self.device)
+        self._packed.update(batches)
         return self._packed
 
     def commit(self, logits: Logits) -> None:
@@ -149,174 +241,106 @@ class Denoiser:
             logits: ``(N + U, V)``: of the tokens ``pack().logits_indices``.
         """
         assert self._packed is not None, "no forward was packed"
-        pairs = zip(list(self._groups.items()), self._packed.groups, strict=True)
-        for (algorithm, group), candidates in pairs:
-            canvases = group.canvases
-            _count_rows(canvases)
-            try:
-                judged = _judged(canvases, candidates, logits)
-                _commit(algorithm, judged)
-                group.windows = _plan(algorithm, canvases)
-            except Exception as error:  # may be a third party's code
-                _fail(algorithm, canvases, error)
-                self.remove(canvases.records)
-        if self._packed is not None:
-            self._packed.forget_expected()
+        packed, groups = self._packed, list(self._groups.values())
+        for index, group in enumerate(groups):
+            for canvas in group.records:
+                canvas.count_forward()
+            inputs = packed.inputs_of(index, group.batch, logits)
+            self._measure(group, inputs)
+            with group.guard():
+                _decide(group, inputs)
+                group.plan_next_step()
+            if group.has_failed:
+                self.remove(group.records)
+        packed.forget_expected()
 
     def expect(self) -> PackedForward | None:
         """Prepare the next packed forward before the host knows the windows.
 
         Returns:
             The packing that stays if no window moves. Its list of candidates may be
-            too long. None where the canvases changed, or where several algorithms or
+            too long. None where the canvases changed, or where several groups or
             guidance keep the candidates apart.
         """
         if self._packed is None:
             return None
-        groups = self._guided()
-        self._packed.expect(groups)
-        return self._packed if len(groups) == 1 and not any(groups[0][1]) else None
+        batches = [group.batch for group in self._groups.values()]
+        self._packed.expect(batches)
+        is_one = len(batches) == 1 and not any(c.is_guided for c in self.canvases)
+        return self._packed if is_one else None
 
     def sync(self) -> None:
-        """Wait for what was committed and planned, and write it to the canvases."""
-        _read_back(list(self._groups.values()))
+        """Wait for what was committed and planned, and update the ``Canvas`` records.
 
-    def _guided(self) -> list[tuple[CanvasBatch, list[bool]]]:
-        """What a packing is made of: each group, and which canvases are guided."""
-        return [
-            (
-                group.canvases,
-                [algorithm.is_guided(options) for options in group.canvases.options],
-            )
-            for algorithm, group in self._groups.items()
-        ]
+        One transfer brings a table of each group: its answers, -1 where masked, and
+        the numbers of ``Progress``.
+        """
+        groups = list(self._groups.values())
+        if not groups:
+            return
+        tables = [_table(group) for group in groups]
+        flat = [table.flatten() for table in tables]
+        host = (torch.cat(flat) if flat[1:] else flat[0]).cpu().numpy()
+        first = 0
+        for group, table in zip(groups, tables, strict=True):
+            rows = host[first : first + table.numel()].reshape(table.shape)
+            first += table.numel()
+            for canvas, row in zip(group.records, rows, strict=True):
+                numbers = row[group.batch.max_answer_len :].tolist()
+                canvas.update(row[: canvas.answer_len], _progress(*numbers))
+                if canvas.num_forwards >= MAX_FORWARDS and not canvas.done:
+                    canvas.fail(f"no end after {MAX_FORWARDS} forwards")
 
+    def _measure(self, group: Group, inputs: StepInputs[Any, Any]) -> None:
+        """Compute the statistics that the algorithm always reads.
 
-def _plan(algorithm: Algorithm, canvases: CanvasBatch) -> Windows:
-    """Plan the next forward of all canvases of an algorithm."""
-    step = algorithm.plan(canvases)
-    # Not before: planning may have filled what was left behind an EOS.
-    canvases.update_done()
-    candidates, last = step.candidates, canvases.is_last_forward()
-    if last is not None:
-        candidates = torch.where(last[:, None], canvases.masked, candidates)
-    step = replace(step, candidates=candidates & ~canvases.done[:, None])
-    canvases.step = step
-    return cache.plan(canvases, step)
-
-
-def _judged(
-    canvases: CanvasBatch, candidates: Candidates, logits: Logits
-) -> StepInputs:
-    """The part of the forward that one algorithm's canvases are decided by."""
-    assert canvases.step is not None
-    free_of = None
-    if candidates.num_free:
-        at = torch.full_like(candidates.positions, candidates.uncond_offset)
-        at[candidates.of_guided()] += indices(candidates.num_free, at.device)
-
-        def free_of(rows: Rows) -> torch.Tensor:
-            return logits(at[rows])
-
-    return StepInputs(
-        canvases=canvases,
-        step=canvases.step,
-        canvas_index=candidates.canvas_index,
-        positions=candidates.positions,
-        counts=candidates.counts,
-        logits_of=logits.part(candidates.first, len(candidates.positions)),
-        uncond_logits_of=free_of,
-    )
+        With tensor parallelism the head has collectives, so this happens outside of
+        the guard. Guidance changes the logits first, which only the algorithm can do.
+        """
+        if inputs.num_candidates and inputs.uncond_logits_of is None:
+            for statistic in group.statistics:
+                inputs.logits.measure(statistic, self.facts.mask_id)
 
 
-def _commit(algorithm: Algorithm, judged: StepInputs) -> None:
+def _decide(group: Group, inputs: StepInputs[Any, Any]) -> None:
     """Write what the algorithm accepts to its canvases."""
-    canvases, canvas, positions = judged.canvases, judged.canvas_index, judged.positions
-    choice = algorithm.choose(judged)
-    if not choice.accepted.shape == choice.tokens.shape == positions.shape:
-        shape = tuple(positions.shape)
-        raise ValueError(f"accepted and tokens must have the shape {shape}")
-    accepted, last = choice.accepted, canvases.is_last_forward()
-    if last is not None:
-        left_out = last[canvas] & ~accepted
-        accepted = accepted | last[canvas]
-        cut_short = count(left_out, canvas, len(canvases)) > 0
-        canvases.cut_short = canvases.cut_short | cut_short
-    were_masked = canvases.masked[canvas, positions]
-    num_committed = count(accepted & were_masked, canvas, len(canvases))
-    canvases.num_committed = canvases.num_committed + num_committed
-    before = canvases.ids[canvas, positions]
-    canvases.ids[canvas, positions] = torch.where(accepted, choice.tokens, before)
-    canvases.masked[canvas, positions] = were_masked & ~accepted
-    canvases.num_forwards = canvases.num_forwards + ~canvases.done
-    algorithm.committed(judged, accepted, choice)
+    decision = group.algorithm.decide(inputs)
+    decision.check(inputs.num_candidates)
+    accepted = accept_all(inputs, decision)
+    group.batch.commit(inputs.canvas_index, inputs.positions, accepted, decision.tokens)
+    group.algorithm.on_commit(inputs, accepted, decision)
 
 
-def _count_rows(canvases: CanvasBatch) -> None:
-    for canvas, options in zip(canvases.records, canvases.options, strict=True):
-        start, end = canvas.window
-        canvas.tokens_computed += end - start
-        canvas.tokens_cached += len(canvas) - (end - start)
-        is_full = end - start == len(canvas)
-        canvas.full_refreshes += is_full and options.cache != "none"
+def _table(group: Group) -> torch.Tensor:
+    """``(R, A + 7)`` int64: the answers, -1 where masked, then ``Progress``."""
+    rows, step = group.batch.rows, group.batch.step
+    assert step is not None
+    numbers = (
+        rows.num_forwards,
+        rows.num_committed,
+        rows.cut_short.long(),
+        rows.done.long(),
+        step.candidates.sum(dim=1),
+        *group.windows,
+    )
+    answers = rows.ids.masked_fill(rows.masked, -1)
+    return torch.cat([answers, torch.stack(numbers, dim=1)], dim=1)
 
 
-def _fail(algorithm: Algorithm, canvases: CanvasBatch, error: Exception) -> None:
-    """Give up an algorithm's requests; the others of the batch go on."""
-    logger.error("%s failed", algorithm.name, exc_info=error)
-    for canvas in canvases.records:
-        canvas.failure = f"{algorithm.name}: {error}"
-
-
-def _selected(group: Group, rows: Sequence[int]) -> Group:
-    index = torch.tensor(rows, device=group.canvases.device)
-    start, end = group.windows
-    windows = (start[index], end[index])
-    return Group(group.algorithm, group.canvases.select(rows), windows)
-
-
-def _joined(some: Windows, others: Windows) -> Windows:
-    start, end = (torch.cat(parts) for parts in zip(some, others, strict=True))
-    return start, end
-
-
-def _read_back(groups: Sequence[Group]) -> None:
-    """Bring the host's records up to date: what waits for the device."""
-    if not groups:
-        return
-    tables = []
-    for group in groups:
-        canvases = group.canvases
-        assert canvases.step is not None
-        numbers = (
-            canvases.num_forwards,
-            canvases.num_committed,
-            canvases.cut_short.long(),
-            canvases.done.long(),
-            canvases.step.candidates.sum(dim=1),
-            *group.windows,
-        )
-        answers = canvases.ids.masked_fill(canvases.masked, -1)
-        tables.append(torch.cat([answers, torch.stack(numbers, dim=1)], dim=1))
-    flat = [table.flatten() for table in tables]
-    host = (torch.cat(flat) if flat[1:] else flat[0]).cpu().numpy()
-    first = 0
-    for group, table in zip(groups, tables, strict=True):
-        rows = host[first : first + table.numel()].reshape(table.shape)
-        first += table.numel()
-        for canvas, row in zip(group.canvases.records, rows, strict=True):
-            _update(canvas, row, group.canvases.max_answer_len)
-
-
-def _update(canvas: Canvas, row: np.ndarray, max_answer_len: int) -> None:
-    """One row of ``_read_back``'s tables."""
-    answer, numbers = row[: canvas.answer_len], row[max_answer_len:].tolist()
-    masked = answer < 0
-    canvas.masked[canvas.prompt_len :] = masked
-    canvas.ids[canvas.prompt_len :] = np.where(masked, canvas.mask_id, answer)
-    canvas.num_forwards, canvas.num_committed = numbers[:2]
-    canvas.cut_short, canvas.done = map(bool, numbers[2:4])
-    canvas.num_candidates = numbers[4]
-    canvas.window = (numbers[5], numbers[6])
-    if canvas.num_forwards >= MAX_FORWARDS and not canvas.done:
-        canvas.failure = f"no end after {MAX_FORWARDS} forwards"
+def _progress(
+    num_forwards: int,
+    num_committed: int,
+    cut_short: int,
+    done: int,
+    num_candidates: int,
+    start: int,
+    end: int,
+) -> Progress:
+    return Progress(
+        num_forwards,
+        num_committed,
+        bool(cut_short),
+        bool(done),
+        num_candidates,
+        (start, end),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -15,87 +14,113 @@ from sglang_dllm.decoding.statistics import (
     row_chunks,
 )
 
-Rows: TypeAlias = slice | torch.Tensor
+Candidates: TypeAlias = slice | torch.Tensor
 """Some of N candidates: a slice of step 1, or int64 indices."""
 
-LogitsOf = Callable[[Rows], torch.Tensor]
+LogitsOf = Callable[[Candidates], torch.Tensor]
 """Logits ``(n, V)`` float of some candidates."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 """From hidden states ``(n, H)`` to logits ``(n, V)``."""
 
 Measured = tuple[torch.Tensor, torch.Tensor]
-"""Of N rows the tokens ``(N,)`` int64 and a statistic ``(N,)`` float64."""
+"""The tokens ``(N,)`` int64 and a statistic ``(N,)`` float64 of N candidates."""
 
 
-@dataclass(frozen=True)
-class Logits:
-    """Logits ``(N, V)`` by a function of rows: those of all candidates of a batch would
-    be the largest tensor of a server. Few enough ones (``fits_at_once``) are held.
+class HeadError(RuntimeError):
+    """The model's head failed.
 
-    Attributes:
-        num_rows, vocab_size: N and V.
-        of: the logits of some rows.
-        measured: the statistics that the forward has computed already.
+    It is part of the forward: with tensor parallelism the other ranks wait in its
+    collectives, so nobody may go on as if one request had failed.
     """
 
-    num_rows: int
-    vocab_size: int
-    of: LogitsOf
-    measured: Mapping[Statistic, Measured] = field(default_factory=dict)
+
+class Logits:
+    """Logits ``(N, V)`` of N candidates, by a function.
+
+    The logits of all candidates of a batch would be the largest tensor of a server.
+    Few enough of them (``fits_at_once``) are computed once and stay in memory.
+    """
+
+    def __init__(
+        self,
+        num_candidates: int,
+        vocab_size: int,
+        of: LogitsOf,
+        measured: Mapping[Statistic, Measured] | None = None,
+    ) -> None:
+        """
+        Args:
+            of: the logits of some candidates.
+            measured: the statistics that the forward computed.
+        """
+        self.num_candidates, self.vocab_size = num_candidates, vocab_size
+        self._of = of
+        self._measured = dict(measured or {})
 
     @classmethod
     def of_hidden(cls, hidden: torch.Tensor, head: Head, vocab_size: int) -> Logits:
         """The head over hidden states ``(N, H)``."""
-        num = len(hidden)
-        return cls(num, vocab_size, _kept(lambda r: head(hidden[r]), num, vocab_size))
 
-    def __call__(self, rows: Rows) -> torch.Tensor:
-        return self.of(rows)
+        def of(some: Candidates) -> torch.Tensor:
+            try:
+                return head(hidden[some])
+            except Exception as error:
+                raise HeadError(str(error)) from error
+
+        num = len(hidden)
+        return cls(num, vocab_size, _memoised(of, num, vocab_size))
+
+    def __call__(self, some: Candidates) -> torch.Tensor:
+        """``(n, V)``: the logits of some candidates."""
+        return self._of(some)
 
     def part(self, first: int, num: int) -> Logits:
-        """``num`` rows from ``first`` on."""
+        """``num`` candidates from ``first`` on."""
 
-        def of(rows: Rows) -> torch.Tensor:
-            if isinstance(rows, torch.Tensor):
-                return self.of(rows + first)
-            start, stop, _ = rows.indices(num)
-            return self.of(slice(first + start, first + stop))
+        def of(some: Candidates) -> torch.Tensor:
+            if isinstance(some, torch.Tensor):
+                return self._of(some + first)
+            start, stop, _ = some.indices(num)
+            return self._of(slice(first + start, first + stop))
 
         here = slice(first, first + num)
         measured = {
             statistic: (tokens[here], values[here])
-            for statistic, (tokens, values) in self.measured.items()
+            for statistic, (tokens, values) in self._measured.items()
         }
-        kept = _kept(of, num, self.vocab_size)
-        return Logits(num, self.vocab_size, kept, measured)
+        memoised = _memoised(of, num, self.vocab_size)
+        return Logits(num, self.vocab_size, memoised, measured)
 
     def changed(self, of: LogitsOf) -> Logits:
-        """Other logits of the same rows, of which nothing is known."""
-        return Logits(self.num_rows, self.vocab_size, of)
+        """Other logits of the same candidates, of which nothing is known."""
+        return Logits(self.num_candidates, self.vocab_size, of)
 
     def measure(self, statistic: Statistic, mask_id: int) -> Measured:
-        """Of each row the best token but the mask, and a statistic; minus infinity of
-        a row with a NaN. Not to be written to."""
-        if statistic in self.measured:
-            return self.measured[statistic]
-        parts = [
-            measure(self.of(rows), mask_id, statistic)
-            for rows in row_chunks(self.num_rows, self.vocab_size)
-        ]
-        tokens, values = zip(*parts, strict=True)
-        return torch.cat(tokens), torch.cat(values)
+        """The best token but the mask of each candidate, and a statistic.
+
+        The statistic is minus infinity where the logits have a NaN. There must be a
+        candidate. Nobody may write to the tensors.
+        """
+        if statistic not in self._measured:
+            parts = [
+                measure(self._of(rows), mask_id, statistic)
+                for rows in row_chunks(self.num_candidates, self.vocab_size)
+            ]
+            tokens, values = zip(*parts, strict=True)
+            self._measured[statistic] = torch.cat(tokens), torch.cat(values)
+        return self._measured[statistic]
 
 
-def _kept(of: LogitsOf, num_rows: int, vocab_size: int) -> LogitsOf:
+def _memoised(of: LogitsOf, num_candidates: int, vocab_size: int) -> LogitsOf:
     """Logits that are few enough are computed once."""
-    if not fits_at_once(num_rows, vocab_size):
+    if not fits_at_once(num_candidates, vocab_size):
         return of
     found: list[torch.Tensor] = []
 
-    def kept(rows: Rows) -> torch.Tensor:
+    def memoised(some: Candidates) -> torch.Tensor:
         if not found:
-            found.append(of(slice(0, num_rows)))
-        return found[0][rows]
+            found.append(of(slice(0, num_candidates)))
+        return found[0][some]
 
-    return kept
+    return memoised

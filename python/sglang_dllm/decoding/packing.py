@@ -1,219 +1,285 @@
-"""How the canvases of a step are packed into one forward, ragged and unpadded."""
+"""How the windows of a step are packed into one forward, ragged and unpadded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from sglang_dllm.decoding.canvas import Canvas, IdArray
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.logits import Candidates as SomeCandidates
+from sglang_dllm.decoding.logits import Logits, LogitsOf
+from sglang_dllm.decoding.tensor_rows import indices
+from sglang_dllm.decoding.window import Window
+
+Batch: TypeAlias = CanvasBatch[Any, Any]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the forward: a canvas's window, of its own ids or the unconditional
-    ones (its prompt masked, for guidance)."""
+class PackedWindow:
+    """One window of the forward, of the canvas itself or of its unconditional form."""
 
     canvas: Canvas
-    is_unconditional: bool = False
+    is_uncond: bool = False
 
     @property
-    def length(self) -> int:
+    def num_tokens(self) -> int:
         start, end = self.canvas.window
         return end - start
 
 
 @dataclass
-class Candidates:
-    """What one group of R canvases decides in a step, N candidates, packed.
+class GroupCandidates:
+    """The N candidates of one group of R canvases in a step, packed.
 
     Attributes:
-        guided: whether each canvas has an unconditional row.
+        guided: whether each canvas has an unconditional window.
         canvas_index: ``(N,)`` int64, ascending.
         positions: ``(N,)`` int64, from the answer's start.
-        rows: ``(N,)`` int64: the packed rows that predict them.
-        counts: of each canvas, on the host.
-        first, uncond_offset: where the group's part of ``PackedForward.logits_indices``
-            begins: N of the canvases, and those of the unconditional ones.
+        logits_indices: ``(N,)`` int64: the packed tokens that predict them.
+        counts: candidates of each canvas, on the host.
+        offset, uncond_offset: where the group's part of
+            ``PackedForward.logits_indices`` begins: N of the canvases, and those of
+            the unconditional ones.
     """
 
     guided: list[bool]
     canvas_index: torch.Tensor
     positions: torch.Tensor
-    rows: torch.Tensor
+    logits_indices: torch.Tensor
     counts: list[int]
-    first: int = 0
+    offset: int = 0
     uncond_offset: int = 0
 
     @property
-    def num_free(self) -> int:
-        """Rows of the unconditional canvases."""
+    def num_uncond(self) -> int:
+        """Candidates of the unconditional canvases."""
         return sum(compress(self.counts, self.guided))
 
-    def first_of(self, counts: list[int]) -> Candidates:
-        """As many as there are; behind them nothing was meant."""
+    def first_of(self, counts: list[int]) -> GroupCandidates:
+        """Keep the first ``sum(counts)`` candidates; the rest is padding."""
         num = sum(counts)
-        if num == len(self.rows):
+        if num == len(self.positions):
             return replace(self, counts=counts)
-        tensors = (self.canvas_index[:num], self.positions[:num], self.rows[:num])
-        return Candidates(self.guided, *tensors, counts)
+        return GroupCandidates(
+            self.guided,
+            self.canvas_index[:num],
+            self.positions[:num],
+            self.logits_indices[:num],
+            counts,
+        )
 
     def of_guided(self) -> torch.Tensor:
-        """``(num_free,)`` int64: the candidates of guided canvases."""
-        rows = np.flatnonzero(np.repeat(self.guided, self.counts))
-        return torch.from_numpy(rows).to(self.positions.device, non_blocking=True)
+        """``(num_uncond,)`` int64: the candidates of guided canvases."""
+        found = np.flatnonzero(np.repeat(self.guided, self.counts))
+        return torch.from_numpy(found).to(self.positions.device, non_blocking=True)
 
 
 @dataclass
 class PackedForward:
-    """The packed batch of T tokens: the canvases' windows back to back, group by
-    group, then the unconditional rows of those that have one.
+    """The windows of all canvases back to back, T tokens.
+
+    The windows of the canvases come first, group by group, then the unconditional
+    windows of those that have one.
 
     Attributes:
-        rows: what is packed.
+        windows: for attention.
+        canvases: the canvas of each window.
         positions: ``(T,)`` int64, in the canvas.
         input_ids: ``(T,)`` int64.
         logits_indices: ``(N + U,)`` int64: which of the T predict the candidates, of
             the canvases and then of the unconditional ones.
-        groups: the candidates, in the order of the groups.
     """
 
-    rows: list[Row]
+    windows: list[Window]
+    canvases: list[Canvas]
     positions: torch.Tensor
     input_ids: torch.Tensor
+    _key: list[tuple[int, tuple[int, int]]]
     _answer_at: torch.Tensor
     _answer_from: torch.Tensor
     _predicted_at: list[torch.Tensor]
     logits_indices: torch.Tensor = field(init=False)
-    groups: list[Candidates] = field(default_factory=list)
-    _expected: list[Candidates] = field(default_factory=list)
+    _candidates: list[GroupCandidates] = field(default_factory=list)
+    _expected: list[GroupCandidates] = field(default_factory=list)
 
     @classmethod
-    def of(
-        cls, groups: Sequence[tuple[CanvasBatch, list[bool]]], device: torch.device
-    ) -> PackedForward:
-        """Pack the windows that the canvases' next forwards recompute."""
-        rows, answers, first = [], [], 0
-        for canvases, _ in groups:
-            for index, canvas in enumerate(canvases.records):
-                rows.append(Row(canvas))
-                answers.append(first + index * canvases.max_answer_len)
-            first += len(canvases) * canvases.max_answer_len
-        own = list(zip(rows, answers, strict=True))
-        flags = [flag for _, guided in groups for flag in guided]
-        free = [
-            (Row(row.canvas, True), answer)
-            for (row, answer), flag in zip(own, flags, strict=True)
-            if flag
+    def of(cls, batches: Sequence[Batch], device: torch.device) -> PackedForward:
+        """Pack the windows of the canvases' next forwards."""
+        own: list[tuple[PackedWindow, int]] = []
+        first = 0
+        for batch in batches:
+            for index, canvas in enumerate(batch.records):
+                answer = first + index * batch.max_answer_len
+                own.append((PackedWindow(canvas), answer))
+            first += len(batch) * batch.max_answer_len
+        uncond = [
+            (PackedWindow(window.canvas, is_uncond=True), answer)
+            for window, answer in own
+            if window.canvas.is_guided
         ]
-        packed = own + free
-        lens = [row.length for row, _ in packed]
-        offsets = np.cumsum([0, *lens])[:-1]
+        packed = own + uncond
+        offsets = np.cumsum([0, *(window.num_tokens for window, _ in packed)])[:-1]
         at, source = _answer_indices(packed, offsets)
-        first_of = {
-            (id(row.canvas), row.is_unconditional): offset
-            for (row, _), offset in zip(packed, offsets, strict=True)
+        offset_of = {
+            (id(window.canvas), window.is_uncond): offset
+            for (window, _), offset in zip(packed, offsets, strict=True)
         }
+        canvases = [window.canvas for window, _ in packed]
+        positions = [np.arange(*canvas.window) for canvas in canvases]
         return cls(
-            [row for row, _ in packed],
-            _upload(
-                np.concatenate([np.arange(*r.canvas.window) for r, _ in packed]), device
-            ),
-            _upload(np.concatenate([_ids(row) for row, _ in packed]), device),
+            [_window_of(canvas) for canvas in canvases],
+            canvases,
+            _upload(np.concatenate(positions), device),
+            _upload(np.concatenate([_ids(window) for window, _ in packed]), device),
+            _key_of([window.canvas for window, _ in own]),
             _upload(at, device),
             _upload(source, device),
-            [_predicted_at(canvases, first_of) for canvases, _ in groups],
+            [_predicted_at(batch, offset_of) for batch in batches],
         )
 
     @property
     def lens(self) -> list[int]:
-        """Tokens of each row."""
-        return [row.length for row in self.rows]
+        """Tokens of each window."""
+        return [window.num_tokens for window in self.windows]
 
-    @staticmethod
-    def key_of(canvases: Sequence[Canvas]) -> tuple[tuple[int, tuple[int, int]], ...]:
-        """Equal where a layout can be used again: same canvases, same windows."""
-        return tuple((id(canvas), canvas.window) for canvas in canvases)
+    @property
+    def num_uncond(self) -> int:
+        """Unconditional windows, which are the last ones."""
+        return len(self.windows) - len(self._key)
 
-    def expect(self, groups: Sequence[tuple[CanvasBatch, list[bool]]]) -> None:
-        """Do what ``update`` can do before the host knows how many candidates there
-        are: of every group, look for some more than there were. What is found behind
-        the last one is not meant, and ``logits_indices`` are the first group's."""
-        answers = torch.cat([canvases.ids.flatten() for canvases, _ in groups])
+    def is_of(self, canvases: Sequence[Canvas]) -> bool:
+        """Whether these are the same canvases, with the same windows."""
+        return self._key == _key_of(canvases)
+
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """Prepare the next forward before the host knows the number of candidates.
+
+        That number is still on the device, so this gathers up to the next power of two
+        above the previous count. Entries past the real count are garbage; ``update``
+        cuts them off. ``logits_indices`` are right for a single group only.
+        """
+        answers = torch.cat([batch.rows.ids.flatten() for batch in batches])
         self.input_ids[self._answer_at] = answers[self._answer_from]
         self._expected = [
-            _candidates(canvases, guided, rows[0], power_of_two(_num_known(canvases)))
-            for (canvases, guided), rows in zip(groups, self._predicted_at, strict=True)
+            _find_candidates(batch, at[0], power_of_two(_num_known(batch)))
+            for batch, at in zip(batches, self._predicted_at, strict=True)
         ]
-        self.logits_indices = self._expected[0].rows
+        self.logits_indices = self._expected[0].logits_indices
 
     def forget_expected(self) -> None:
         """The ids and the candidates have changed since ``expect``."""
         self._expected = []
 
-    def update(self, groups: Sequence[tuple[CanvasBatch, list[bool]]]) -> None:
+    def update(self, batches: Sequence[Batch]) -> None:
         """Bring the ids and the candidates up to date with the canvases."""
         if not self._expected:
-            self.expect(groups)
-        self.groups = []
-        rows: list[torch.Tensor] = []
-        free: list[torch.Tensor] = []
-        num_free = sum(_num_known(canvases) for canvases, _ in groups)
-        num = 0
-        for (canvases, guided), predicted_at, expected in zip(
-            groups, self._predicted_at, self._expected, strict=True
+            self.expect(batches)
+        self._candidates = []
+        own: list[torch.Tensor] = []
+        uncond: list[torch.Tensor] = []
+        num, num_uncond = 0, sum(map(_num_known, batches))
+        for batch, predicted_at, expected in zip(
+            batches, self._predicted_at, self._expected, strict=True
         ):
-            counts = [canvas.num_candidates for canvas in canvases.records]
-            if sum(counts) > len(expected.rows):
-                expected = _candidates(canvases, guided, predicted_at[0], sum(counts))
+            counts = [canvas.num_candidates for canvas in batch.records]
+            if sum(counts) > len(expected.positions):
+                expected = _find_candidates(batch, predicted_at[0], sum(counts))
             group = expected.first_of(counts)
-            group.first, group.uncond_offset = num, num_free
-            rows.append(group.rows)
-            if any(guided):
+            group.offset, group.uncond_offset = num, num_uncond
+            own.append(group.logits_indices)
+            if any(group.guided):
                 at = group.of_guided()
                 canvas_index, positions = group.canvas_index[at], group.positions[at]
-                free.append(predicted_at[1, canvas_index, positions])
-            num += len(group.rows)
-            num_free += group.num_free
-            self.groups.append(group)
-        parts = rows + free
-        # One part is still the rows that were expected, of which graphs make use.
+                uncond.append(predicted_at[1, canvas_index, positions])
+            num += len(group.positions)
+            num_uncond += group.num_uncond
+            self._candidates.append(group)
+        parts = own + uncond
+        # A single part stays the tensor that was expected: graphs have read it.
         self.logits_indices = torch.cat(parts) if parts[1:] else parts[0]
+
+    def inputs_of(
+        self, group: int, batch: Batch, logits: Logits
+    ) -> StepInputs[Any, Any]:
+        """The part of the forward on which one group's algorithm decides.
+
+        Args:
+            group: index of the group.
+            logits: ``(N + U, V)`` of ``logits_indices``.
+        """
+        candidates, step = self._candidates[group], batch.step
+        assert step is not None, "no step is planned"
+        return StepInputs(
+            batch=batch,
+            step=step,
+            canvas_index=candidates.canvas_index,
+            positions=candidates.positions,
+            counts=candidates.counts,
+            logits=logits.part(candidates.offset, len(candidates.positions)),
+            uncond_logits_of=_uncond_logits_of(candidates, logits),
+        )
 
 
 def power_of_two(number: int) -> int:
-    """The least one that is not less, from 32 on: of how many candidates a forward is
-    laid out and captured for, so that few sizes serve all."""
+    """The least power of two that is not less than ``number``, from 32 on.
+
+    Forwards are packed and captured for that many candidates, so that few sizes serve
+    all.
+    """
     return 1 << max(5, (number - 1).bit_length())
+
+
+def _uncond_logits_of(candidates: GroupCandidates, logits: Logits) -> LogitsOf | None:
+    if not candidates.num_uncond:
+        return None
+    at = torch.full_like(candidates.positions, candidates.uncond_offset)
+    at[candidates.of_guided()] += indices(candidates.num_uncond, at.device)
+
+    def uncond_logits_of(some: SomeCandidates) -> torch.Tensor:
+        return logits(at[some])
+
+    return uncond_logits_of
+
+
+def _window_of(canvas: Canvas) -> Window:
+    kv_slots = canvas.kv_slots if canvas.has_cache else None
+    return Window(*canvas.window, len(canvas), kv_slots)
+
+
+def _key_of(canvases: Sequence[Canvas]) -> list[tuple[int, tuple[int, int]]]:
+    return [(id(canvas), canvas.window) for canvas in canvases]
 
 
 def _upload(values: IdArray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _ids(row: Row) -> IdArray:
-    """The row's ids, of which the answer's are only a place to be filled."""
-    canvas = row.canvas
+def _ids(window: PackedWindow) -> IdArray:
+    """The window's ids; the device fills in the answer's."""
+    canvas = window.canvas
     start, end = canvas.window
     ids = canvas.ids[start:end].copy()
-    if row.is_unconditional:
+    if window.is_uncond:
         ids[: max(0, canvas.prompt_len - start)] = canvas.mask_id
     return ids
 
 
 def _answer_indices(
-    packed: Sequence[tuple[Row, int]], offsets: IdArray
+    packed: Sequence[tuple[PackedWindow, int]], offsets: IdArray
 ) -> tuple[IdArray, IdArray]:
-    """Where the answers' tokens are in the packed batch, and in the canvases' ids."""
+    """The answers' tokens in the packed forward, and in the ids of all batches."""
     at: list[IdArray] = []
     source: list[IdArray] = []
-    for (row, answer), offset in zip(packed, offsets, strict=True):
-        start, end = row.canvas.window
-        prompt_len = row.canvas.prompt_len
+    for (window, answer), offset in zip(packed, offsets, strict=True):
+        start, end = window.canvas.window
+        prompt_len = window.canvas.prompt_len
         first = max(start, prompt_len)
         at.append(np.arange(first, end) - start + offset)
         source.append(np.arange(first, end) - prompt_len + answer)
@@ -221,42 +287,47 @@ def _answer_indices(
 
 
 def _predicted_at(
-    canvases: CanvasBatch, offsets: Mapping[tuple[int, bool], int]
+    batch: Batch, offset_of: Mapping[tuple[int, bool], int]
 ) -> torch.Tensor:
-    """``(2, R, A)`` int64: the packed index that predicts each position, of each
-    canvas's own row and of its unconditional one. Positions whose index is in front of
-    the window, or behind it, have its first or its last.
+    """``(2, R, A)`` int64: the packed token that predicts each position.
+
+    The first half is for the canvas's own window, the second for its unconditional
+    one. A position outside of the window gets the window's first or last token.
 
     Args:
-        offsets: of each packed row, by the id of its canvas and whether it is
-            unconditional, the index of its first token.
+        offset_of: the first token of each packed window, by the id of its canvas and
+            whether it is unconditional.
     """
-    shift = canvases.facts.family.shift
-    bounds = np.zeros((3, 2, len(canvases), 1), dtype=np.int64)
-    for index, canvas in enumerate(canvases.records):
+    shift = batch.facts.family.shift
+    bounds = np.zeros((3, 2, len(batch), 1), dtype=np.int64)
+    for index, canvas in enumerate(batch.records):
         start, end = canvas.window
         ahead = canvas.prompt_len - shift - start
-        for which in (False, True):
-            first = offsets.get((id(canvas), which), 0)
+        for is_uncond in (False, True):
+            first = offset_of.get((id(canvas), is_uncond), 0)
             last = first + end - start - 1
-            bounds[:, int(which), index, 0] = first + ahead, first, last
-    zero, first, last = _upload(bounds, canvases.device)
-    return (zero + canvases.positions).clamp(first, last)
+            bounds[:, int(is_uncond), index, 0] = first + ahead, first, last
+    zero, first, last = _upload(bounds, batch.device)
+    return (zero + batch.positions).clamp(first, last)
 
 
-def _num_known(canvases: CanvasBatch) -> int:
-    """Candidates of the next forward, or of the one before, as the host knows."""
-    return sum(canvas.num_candidates for canvas in canvases.records)
+def _num_known(batch: Batch) -> int:
+    """Candidates of the next forward, or of the last one, as the host knows."""
+    return sum(canvas.num_candidates for canvas in batch.records)
 
 
-def _candidates(
-    canvases: CanvasBatch, guided: list[bool], predicted_at: torch.Tensor, size: int
-) -> Candidates:
-    """The first ``size`` candidates; where there are fewer, anything behind them."""
-    assert canvases.step is not None, "no step is planned"
+def _find_candidates(
+    batch: Batch, predicted_at: torch.Tensor, size: int
+) -> GroupCandidates:
+    """The first ``size`` candidates; garbage behind them where there are fewer."""
+    assert batch.step is not None, "no step is planned"
     # With a size, the device is not asked how many there are.
-    found = torch.nonzero_static(canvases.step.candidates, size=size, fill_value=0)
+    found = torch.nonzero_static(batch.step.candidates, size=size, fill_value=0)
     canvas_index, positions = found.unbind(dim=1)
-    rows = predicted_at[canvas_index, positions]
-    counts = [canvas.num_candidates for canvas in canvases.records]
-    return Candidates(guided, canvas_index, positions, rows, counts)
+    return GroupCandidates(
+        [canvas.is_guided for canvas in batch.records],
+        canvas_index,
+        positions,
+        predicted_at[canvas_index, positions],
+        [canvas.num_candidates for canvas in batch.records],
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.algorithms.ada_block import AdaBlock
@@ -19,20 +22,26 @@ from sglang_dllm.decoding.algorithms.full_attn_multi_block import FullAttnMultiB
 from sglang_dllm.decoding.algorithms.hierarchical import Hierarchical
 from sglang_dllm.decoding.algorithms.llada import LLaDA
 from sglang_dllm.decoding.algorithms.local_leap import LocalLeap
+from sglang_dllm.decoding.caches.registry import CACHES
+from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.statistics import Statistic
+from sglang_dllm.decoding.tensor_rows import TensorRows
 
 logger = logging.getLogger(__name__)
+
+AnyAlgorithm: TypeAlias = Algorithm[Any, Any]
 
 ENTRY_POINTS = "sglang_dllm.algorithms"
 """Entry-point group of third-party algorithms; the name is the algorithm's."""
 
-OURS: tuple[type[Algorithm], ...] = (
+OURS: tuple[type[AnyAlgorithm], ...] = (
     *(LLaDA, Dream, FastDLLM, EntropyThreshold, FullAttnMultiBlock),
     *(LocalLeap, AdaptiveParallel, Hierarchical, Credit, AdaBlock),
 )
 
 
 @lru_cache(maxsize=1)
-def algorithms() -> Mapping[str, Algorithm]:
+def algorithms() -> Mapping[str, AnyAlgorithm]:
     """All algorithms by name. One that cannot be loaded is left out with a warning."""
     found = {kind.__name__: kind() for kind in OURS}
     for point in entry_points(group=ENTRY_POINTS):
@@ -40,15 +49,39 @@ def algorithms() -> Mapping[str, Algorithm]:
             logger.warning("algorithm %s of %s: name taken", point.name, point.value)
             continue
         try:
-            found[point.name] = _load(point.name, point.load())
+            found[point.name] = load(point.name, point.load())
         except Exception as error:  # a third party's code
             logger.warning("algorithm %s of %s: %s", point.name, point.value, error)
     return MappingProxyType(found)
 
 
-def _load(name: str, kind: object) -> Algorithm:
+def load(name: str, kind: object) -> AnyAlgorithm:
+    """An algorithm from outside, after a look at its declarations.
+
+    Raises:
+        TypeError: the class has another name, or a declaration is wrong.
+    """
     if not (isinstance(kind, type) and issubclass(kind, Algorithm)):
         raise TypeError("not a sglang_dllm.decoding.algorithm.Algorithm")
     if kind.__name__ != name:
         raise TypeError(f"the class is called {kind.__name__}")
-    return kind()
+    algorithm = kind()
+    _check_subclass("options", algorithm.options, Options)
+    _check_subclass("state", algorithm.state, TensorRows)
+    declared = set(inspect.get_annotations(algorithm.state))
+    missing = declared - {field.name for field in fields(algorithm.state)}
+    if missing:
+        # Canvases that join would lose these tensors without a word.
+        raise TypeError(f"state must be a dataclass; {min(missing)} is no field of it")
+    for cache in algorithm.caches:
+        if cache not in CACHES:
+            raise TypeError(f"caches names {cache!r}; expected {', '.join(CACHES)}")
+    for statistic in algorithm.statistics:
+        if not isinstance(statistic, Statistic):
+            raise TypeError(f"statistics has {statistic!r}, which is no Statistic")
+    return algorithm
+
+
+def _check_subclass(name: str, kind: object, base: type) -> None:
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise TypeError(f"{name} must be a subclass of {base.__name__}")

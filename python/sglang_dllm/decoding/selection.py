@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_dllm.decoding.canvas_batch import indices, number
+from sglang_dllm.decoding.tensor_rows import indices, scalar_tensor
 
 
 def ranks(
@@ -59,16 +59,16 @@ def first_best(
     """Per canvas the first candidate of greatest value, as a mask ``(N,)``.
 
     Args:
-        eligible: ``(N,)`` bool: those to choose from, of which a canvas may have none;
+        eligible: ``(N,)`` bool: the candidates to choose from. A canvas may have none.
             None for all.
     """
     device = value.device
     if eligible is not None:
-        value = torch.where(eligible, value, number(-torch.inf, device))
+        value = torch.where(eligible, value, scalar_tensor(-torch.inf, device))
     is_best = value == best_of_group(value, canvas_index, num_canvases)[canvas_index]
     if eligible is not None:
         is_best = is_best & eligible
-    index, behind = indices(len(value), device), number(len(value), device)
+    index, behind = indices(len(value), device), scalar_tensor(len(value), device)
     first = behind.repeat(num_canvases).scatter_reduce_(
         0, canvas_index, torch.where(is_best, index, behind), "amin"
     )

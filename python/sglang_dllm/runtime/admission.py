@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -66,14 +66,14 @@ class RoundLoad:
     tokens: int = 0
 
     def add(self, canvas: Canvas) -> None:
-        self.windows += canvas.num_rows
-        self.tokens += canvas.num_rows * len(canvas)
+        self.windows += canvas.num_windows
+        self.tokens += canvas.num_windows * len(canvas)
 
     def has_room(self, canvas: Canvas, scheduler: Any) -> bool:
-        num_tokens = self.tokens + canvas.num_rows * len(canvas)
+        num_tokens = self.tokens + canvas.num_windows * len(canvas)
         # SGLang limits the windows of a forward by --max-running-requests.
         num_free = scheduler.get_num_allocatable_reqs(self.windows)
-        return num_free >= canvas.num_rows and num_tokens <= self.max_tokens
+        return num_free >= canvas.num_windows and num_tokens <= self.max_tokens
 
 
 def admit(
@@ -220,29 +220,26 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     _check_ids("input_ids", req.origin_input_ids, facts)
     _check_fields(req, scheduler)
     request = request_options(params.custom_params)
-    decoding = scheduler.dllm_config.decode.resolve(request, params.max_new_tokens)
-    algorithm = decoding.algorithm
-    options = algorithm.complete(decoding.options, facts)
-    _check_ids("delimiter_ids", getattr(options, "delimiter_ids", None) or [0], facts)
-    canvas = Canvas.from_prompt(
+    decoding = scheduler.dllm_config.decode.resolve(request)
+    decoding = decoding.finalized(params.max_new_tokens, facts)
+    delimiters = getattr(decoding.options, "delimiter_ids", None)
+    _check_ids("delimiter_ids", delimiters or [0], facts)
+    canvas = decoding.new_canvas(
         req.origin_input_ids,
         params.max_new_tokens,
-        mask_id=facts.mask_id,
-        eos_ids=facts.eos_ids,
+        facts,
+        sampling=_sampling(req, facts.vocab_size),
         ignore_eos=params.ignore_eos,
         ends_at_eos=not params.ignore_eos,
-        has_cache=options.cache != "none",
-        num_rows=2 if algorithm.is_guided(options) else 1,
-        sampling=_sampling(req, facts.vocab_size),
     )
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
-    report = RequestReport(canvas, replace(decoding, options=options))
+    report = RequestReport(canvas, decoding)
     req.customized_info = report.as_customized_info()
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
-    group = engine.denoiser.prepare(canvas, algorithm, options)
+    group = engine.denoiser.prepare(canvas, decoding)
     return Denoising(canvas, group, stop_ids)
 
 
@@ -286,8 +283,8 @@ def _check_windows(canvas: Canvas, scheduler: Any) -> None:
     Both windows share the KV slots of one canvas. SGLang's buffers hold as many tokens
     of a forward as the pool has slots, and --max-running-requests windows.
     """
-    num_tokens = canvas.num_rows * len(canvas)
-    if canvas.num_rows > scheduler.max_running_requests:
+    num_tokens = canvas.num_windows * len(canvas)
+    if canvas.num_windows > scheduler.max_running_requests:
         raise RequestError("guidance needs --max-running-requests of 2 or more")
     if num_tokens > scheduler.max_total_num_tokens:
         raise RequestError(

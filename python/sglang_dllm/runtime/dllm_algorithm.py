@@ -51,7 +51,7 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     facts = config.facts.with_tokenizer(scheduler.tokenizer)
     runner = scheduler.tp_worker.model_runner
     graphs = window_graphs(runner, scheduler.server_args, facts)
-    prelaunch = config.decode.overlap
+    prelaunch = config.decode.prelaunch
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
         prelaunch = scheduler.device != "cpu"

@@ -103,7 +103,7 @@ class DenoisingEngine:
         joins after that one's commit.
         """
         self._arrivals.append(group)
-        self.canvases += group.canvases.records
+        self.canvases += group.records
 
     def run_round(self) -> None:
         """Run up to ``steps_per_round`` steps, fewer where a canvas is done or failed.
@@ -181,7 +181,7 @@ class DenoisingEngine:
         arrivals, self._arrivals = self._arrivals, []
         waiting = {}
         for group in arrivals:
-            (canvas,) = group.canvases.records
+            (canvas,) = group.records
             if id(canvas) in leaving:
                 waiting[id(canvas)] = group
             else:

@@ -7,11 +7,11 @@ from typing import Any
 
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_dllm.attention.plan import AttentionPlan, forward_plan
+from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
-from sglang_dllm.decoding.window import Window
 from sglang_dllm.runtime.engine import Statistics
+from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 from sglang_dllm.runtime.graphs import WindowGraphs
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
 
@@ -34,21 +34,20 @@ class RunnerForward:
         self.graphs = graphs
         self.in_graph = False
         self._packed: PackedForward | None = None
-        self._windows: list[Window] = []
-        self._forward_batch: Any = None
+        self._template: Any = None
 
     def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
         """Start a forward: in a graph where one holds it, else through the runner."""
         if packed is not self._packed:
             self._prepare(packed)
-        plan = self._fill(packed)
+        plan = AttentionPlan(packed.windows, packed.logits_indices)
+        batch = self._batch_of(packed, plan)
         self.in_graph = self.graphs is not None and self.graphs.accepts(plan)
         if self.graphs is not None and self.in_graph:
-            return self.graphs.run(plan, self._forward_batch, statistics)
-        with forward_plan(plan):
-            out = self.runner.forward(self._forward_batch, pp_proxy_tensors=None)
+            return self.graphs.run(plan, batch, statistics)
+        out = self.runner.forward(batch, pp_proxy_tensors=None)
         # SGLang's head reads nothing of the forward batch but the kind of forward.
-        head = partial(self.runner.model.logits, forward_batch=self._forward_batch)
+        head = partial(self.runner.model.logits, forward_batch=batch)
         return Logits.of_hidden(out.logits_output.hidden_states, head, self.vocab_size)
 
     def stage(self, packed: PackedForward, statistics: Statistics) -> None:
@@ -58,33 +57,21 @@ class RunnerForward:
         """
         if self.graphs is None or packed is not self._packed:
             return
-        plan = self._fill(packed)
+        plan = AttentionPlan(packed.windows, packed.logits_indices)
         if self.graphs.accepts(plan):
-            self.graphs.stage(plan, self._forward_batch, statistics)
+            self.graphs.stage(plan, self._batch_of(packed, plan), statistics)
 
     def _prepare(self, packed: PackedForward) -> None:
-        """Make the forward batch of a new packing."""
-        self._windows = windows_of(packed)
-        batch = CanvasScheduleBatch.of_forward(self.runner, packed, self._windows)
-        self._forward_batch = ForwardBatch.init_new(
+        """Make SGLang's forward batch of a new packing."""
+        batch = CanvasScheduleBatch.of_forward(self.runner, packed)
+        self._template = ForwardBatch.init_new(
             batch, self.runner, return_hidden_states_before_norm=False
         )
         self._packed = packed
 
-    def _fill(self, packed: PackedForward) -> AttentionPlan:
-        """Point the forward batch to the ids and positions of the next forward."""
-        self._forward_batch.input_ids = packed.input_ids
-        self._forward_batch.positions = packed.positions
-        return AttentionPlan(self._windows, packed.logits_indices)
-
-
-def windows_of(packed: PackedForward) -> list[Window]:
-    """The windows as attention reads them."""
-    return [
-        Window(
-            *row.canvas.window,
-            len(row.canvas),
-            row.canvas.kv_slots if row.canvas.has_cache else None,
+    def _batch_of(
+        self, packed: PackedForward, plan: AttentionPlan
+    ) -> CanvasForwardBatch:
+        return CanvasForwardBatch.of(
+            self._template, packed.input_ids, packed.positions, plan
         )
-        for row in packed.rows
-    ]

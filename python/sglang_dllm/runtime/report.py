@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_dllm.config.resolve import Decoding
 from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.resolved import Decoding
 
 CHANNEL = "dllm_report"
 """Key under which reports travel in ``Req.customized_info``."""

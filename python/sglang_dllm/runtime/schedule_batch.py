@@ -15,7 +15,6 @@ from sglang.srt.utils.common import ceil_align
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.packing import PackedForward
-from sglang_dllm.decoding.window import Window
 
 
 class CanvasScheduleBatch(ScheduleBatch):
@@ -47,18 +46,19 @@ class CanvasScheduleBatch(ScheduleBatch):
         return batch
 
     @classmethod
-    def of_forward(
-        cls, runner: Any, packed: PackedForward, windows: Sequence[Window]
-    ) -> Self:
+    def of_forward(cls, runner: Any, packed: PackedForward) -> Self:
         """The batch from which SGLang makes the forward batch of a packed forward."""
         batch = cls._new(runner, runner, [])
-        canvases = [row.canvas for row in packed.rows]
-        batch._set_sizes([w.canvas_len for w in windows], packed.lens, canvases)
+        canvases = packed.canvases
+        batch._set_sizes([len(canvas) for canvas in canvases], packed.lens, canvases)
         batch.input_ids = packed.input_ids
         # The unconditional window of a guided canvas has the slots of the first one.
         # Its forward attends to fresh keys and values, and keeps none in the pool.
         batch.out_cache_loc = torch.cat(
-            [canvas.kv_slots[slice(*canvas.window)] for canvas in canvases]
+            [
+                _slots_of(canvas)[window.start : window.end]
+                for canvas, window in zip(canvases, packed.windows, strict=True)
+            ]
         )
         return batch
 
@@ -133,6 +133,11 @@ def release_canvas_slots(req: Req, scheduler: Any) -> None:
 def fill_ids(canvas: Canvas) -> array[int]:
     """The token ids of a canvas in SGLang's type."""
     return array("q", canvas.ids.tolist())
+
+
+def _slots_of(canvas: Canvas) -> torch.Tensor:
+    assert canvas.kv_slots is not None, "admission places a canvas first"
+    return canvas.kv_slots
 
 
 def _window_len(canvas: Canvas) -> int:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 
-from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.block_steps import masks_before
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import BlockSize, Options, Probability, TokenIds
 from sglang_dllm.decoding.prediction import Prediction, confidence
 from sglang_dllm.decoding.selection import best_of_group, first_best, ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows
 from sglang_dllm.models.facts import Family, ModelFacts
 
-WINDOW = 0.25
-"""Of the answer's length: how far ahead a block's end is looked for."""
+DELIMITER_WINDOW = 0.25
+"""Share of the answer's length: how far ahead the end of a block is looked for."""
 
 
 class AdaBlockOptions(Options):
@@ -26,90 +30,111 @@ class AdaBlockOptions(Options):
     delimiter_ids: TokenIds | None = None
 
 
-class AdaBlock(Algorithm):
+@dataclass
+class AdaBlockState(TensorRows):
+    """
+    Attributes:
+        block_size: ``(R,)`` int64.
+        threshold, delimiter_threshold: ``(R,)`` float64.
+        delimiters: ``(R, D)`` int64: the delimiters' ids plus 1, filled up with 0.
+        start, end: ``(R,)`` int64: the current block.
+        is_open: ``(R,)`` bool: ``end`` is the usual one and not decided yet.
+    """
+
+    block_size: torch.Tensor
+    threshold: torch.Tensor
+    delimiter_threshold: torch.Tensor
+    delimiters: torch.Tensor
+    start: torch.Tensor
+    end: torch.Tensor
+    is_open: torch.Tensor
+
+
+Batch: TypeAlias = CanvasBatch[AdaBlockOptions, AdaBlockState]
+Inputs: TypeAlias = StepInputs[AdaBlockOptions, AdaBlockState]
+
+
+class AdaBlock(Algorithm[AdaBlockOptions, AdaBlockState]):
     """Fast-dLLM's threshold rule in blocks of adaptive size.
 
-    A block's first forward decides where it ends; its candidates reach as far as it
-    may.
-
-    State: ``start``, ``end`` ``(R,)`` int64: the current block; ``is_open`` ``(R,)``
-    bool: ``end`` is the usual one and not decided yet.
+    The first forward of a block decides where the block ends. Its candidates reach as
+    far as the block may.
     """
 
     options = AdaBlockOptions
+    state = AdaBlockState
     caches = ("none", "prefix", "dual", "vicinity")
     statistics = (PROBABILITY,)
 
     def defaults(self, family: Family) -> dict[str, Any]:
-        return {"delimiter_threshold": 0.5} if family.sampler_family == "Dream" else {}
+        is_dream = family.sampler_family == "Dream"
+        return {"delimiter_threshold": 0.5} if is_dream else {}
 
-    def complete(self, options: Any, facts: ModelFacts) -> Any:
+    def finalize(
+        self, options: AdaBlockOptions, answer_len: int, facts: ModelFacts
+    ) -> AdaBlockOptions:
         if options.delimiter_ids is None:
             newlines = list(facts.newline_ids)
             return options.model_copy(update={"delimiter_ids": newlines})
         return options
 
-    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
-        nothing = torch.zeros_like(canvases.answer_len)
-        return {"start": nothing, "end": nothing, "is_open": nothing.bool()}
-
-    def plan(self, canvases: CanvasBatch) -> Step:
-        state = canvases.state
-        is_open = canvases.first_masked() >= state["end"]
-        start = torch.where(is_open, state["end"], state["start"])
-        usual = start + canvases.option("block_size", torch.int64)
-        end = torch.where(
-            is_open, torch.minimum(usual, canvases.answer_len), state["end"]
+    def begin(
+        self, batch: CanvasBatch[AdaBlockOptions, Any], options: AdaBlockOptions
+    ) -> AdaBlockState:
+        ids = torch.tensor([[i + 1 for i in options.delimiter_ids or ()]])
+        return AdaBlockState(
+            block_size=batch.one_row(options.block_size),
+            threshold=batch.one_row(options.threshold),
+            delimiter_threshold=batch.one_row(options.delimiter_threshold),
+            delimiters=ids.long().to(batch.device, non_blocking=True),
+            start=batch.one_row(0),
+            end=batch.one_row(0),
+            is_open=batch.one_row(False),
         )
-        state.update(start=start, end=end, is_open=is_open)
-        reach = torch.where(is_open, torch.maximum(end, window_end(canvases)), end)
-        return Step(masks_before(canvases, reach), start, reach)
 
-    def choose(self, judged: StepInputs) -> Decision:
-        found = confidence(judged)
-        ends = block_ends(judged, found)
-        inside = judged.positions < ends[judged.canvas_index]
+    def next_step(self, batch: Batch) -> Step:
+        state, answer_len = batch.state, batch.rows.answer_len
+        is_open = batch.first_masked() >= state.end
+        start = torch.where(is_open, state.end, state.start)
+        usual = torch.minimum(start + state.block_size, answer_len)
+        end = torch.where(is_open, usual, state.end)
+        state.start, state.end, state.is_open = start, end, is_open
+        reach = torch.where(is_open, torch.maximum(end, furthest_end(batch)), end)
+        return Step(masks_before(batch, reach), start, reach)
+
+    def decide(self, inputs: Inputs) -> Decision:
+        found = confidence(inputs)
+        ends = block_ends(inputs, found)
+        inside = inputs.positions < inputs.per_candidate(ends)
         value = torch.where(inside, found.value, -torch.inf)
-        rank = ranks(value, judged.canvas_index, judged.num_canvases)
-        sure = found.value >= judged.option("threshold")
-        return Decision(inside & ((rank == 0) | sure), found.tokens, ends)
+        rank = ranks(value, inputs.canvas_index, inputs.num_canvases)
+        sure = found.value >= inputs.per_candidate(inputs.state.threshold)
+        return Decision(inside & ((rank == 0) | sure), found.tokens, payload=ends)
 
-    def committed(
-        self, judged: StepInputs, accepted: torch.Tensor, choice: Decision
+    def on_commit(
+        self, inputs: Inputs, accepted: torch.Tensor, decision: Decision
     ) -> None:
-        judged.canvases.state["end"] = choice.notes
+        inputs.state.end = decision.payload
 
 
-def window_end(canvases: CanvasBatch) -> torch.Tensor:
+def furthest_end(batch: Batch) -> torch.Tensor:
     """``(R,)`` int64: as far as a delimiter is looked for."""
-    ahead = (WINDOW * canvases.answer_len).long()
-    return torch.minimum(canvases.state["start"] + ahead, canvases.answer_len)
+    answer_len = batch.rows.answer_len
+    ahead = (DELIMITER_WINDOW * answer_len).long()
+    return torch.minimum(batch.state.start + ahead, answer_len)
 
 
-def block_ends(judged: StepInputs, found: Prediction) -> torch.Tensor:
-    """``(B,)`` int64: where each current block ends, from the answer's start."""
-    canvases, canvas = judged.canvases, judged.canvas_index
-    ends, is_open = canvases.state["end"], canvases.state["is_open"]
-    looked_at = torch.where(is_open, window_end(canvases), 0)
-    delimiters = judged.positions < looked_at[canvas]
-    delimiters &= is_delimiter(judged, found.tokens)
+def block_ends(inputs: Inputs, found: Prediction) -> torch.Tensor:
+    """``(R,)`` int64: where each current block ends, from the answer's start."""
+    state, canvas = inputs.state, inputs.canvas_index
+    looked_at = torch.where(state.is_open, furthest_end(inputs.batch), 0)
+    delimiters = inputs.positions < looked_at[canvas]
+    delimiters &= (found.tokens[:, None] + 1 == state.delimiters[canvas]).any(dim=1)
     best = best_of_group(
-        torch.where(delimiters, found.value, -torch.inf),
-        canvas,
-        judged.num_canvases,
+        torch.where(delimiters, found.value, -torch.inf), canvas, inputs.num_canvases
     )
-    at = first_best(found.value, canvas, judged.num_canvases, delimiters)
-    behind = torch.zeros_like(ends).index_add_(
-        0, canvas, torch.where(at, judged.positions + 1, 0)
+    at = first_best(found.value, canvas, inputs.num_canvases, delimiters)
+    behind = torch.zeros_like(state.end).index_add_(
+        0, canvas, torch.where(at, inputs.positions + 1, 0)
     )
-    enough = canvases.option("delimiter_threshold")
-    return torch.where(best >= enough, behind, ends)
-
-
-def is_delimiter(judged: StepInputs, tokens: torch.Tensor) -> torch.Tensor:
-    """``(N,)`` bool: whether each token is one of its canvas's delimiters."""
-    lists = [options.delimiter_ids for options in judged.canvases.options]
-    most = max(map(len, lists))
-    padded = [ids + [-1] * (most - len(ids)) for ids in lists]
-    ids = judged.canvases.constant("delimiters", lambda: padded, torch.int64)
-    return (tokens[:, None] == ids[judged.canvas_index]).any(dim=1)
+    return torch.where(best >= state.delimiter_threshold, behind, state.end)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.block_steps import block_step
-from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
-from sglang_dllm.decoding.logits import Rows
+from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import Decision, StepInputs
+from sglang_dllm.decoding.logits import Candidates
 from sglang_dllm.decoding.options import Options, Probability
 from sglang_dllm.decoding.prediction import confidence, plain_prediction
 from sglang_dllm.decoding.selection import best_of_group
 from sglang_dllm.decoding.statistics import PROBABILITY
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows
 
 TIE = 1e-5
 """Candidates this close to the best confidence are accepted with it, as in dInfer."""
@@ -36,92 +39,123 @@ class CreditOptions(Options):
     decay_beta: Probability = 0.8
 
 
-class Credit(Algorithm):
-    """A threshold on the confidence of logits raised by credit.
+@dataclass
+class CreditState(TensorRows):
+    """R canvases of blocks of up to B tokens.
 
-    State, for R canvases of blocks of up to B tokens: ``start`` ``(R,)``, the current
-    block's, and ``num_steps`` ``(R,)``, its steps so far; ``tokens`` and ``credit``
-    ``(R, B, B)`` int64 and float64, of which column s has the tokens that step s of
-    the block predicted for the first time at each position, plus 1; 0 where a
-    position's token was predicted before. A step commits at least one token, so that a
-    block has no more steps than tokens; a table of the whole vocabulary would be nearly
-    empty.
+    A step commits at least one token, so a block has no more steps than tokens. A table
+    of the whole vocabulary would be nearly empty.
+
+    Attributes:
+        block_size: ``(R,)`` int64.
+        threshold, credit_alpha, boost_gamma, decay_beta: ``(R,)`` float64.
+        start, num_steps: ``(R,)`` int64: start of the current block, and its steps.
+        tokens: ``(R, B, B)`` int64: column s has the tokens that step s of the block
+            predicted for the first time at each position, plus 1. 0 where the token of
+            a position was predicted before.
+        credit: ``(R, B, B)`` float64: the credit of those tokens.
     """
 
+    block_size: torch.Tensor
+    threshold: torch.Tensor
+    credit_alpha: torch.Tensor
+    boost_gamma: torch.Tensor
+    decay_beta: torch.Tensor
+    start: torch.Tensor
+    num_steps: torch.Tensor
+    tokens: torch.Tensor
+    credit: torch.Tensor
+
+
+Batch: TypeAlias = CanvasBatch[CreditOptions, CreditState]
+Inputs: TypeAlias = StepInputs[CreditOptions, CreditState]
+
+
+class Credit(Algorithm[CreditOptions, CreditState]):
+    """A threshold on the confidence of logits raised by credit."""
+
     options = CreditOptions
-    caches = CACHES
+    state = CreditState
+    caches = ALL_CACHES
     statistics = (PROBABILITY,)
 
-    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
-        size = max(options.block_size for options in canvases.options)
-        shape, device = (len(canvases), size, size), canvases.device
-        return {
-            "start": torch.full_like(canvases.answer_len, -1),
-            "num_steps": torch.zeros_like(canvases.answer_len),
-            "tokens": torch.zeros(shape, dtype=torch.int64, device=device),
-            "credit": torch.zeros(shape, dtype=torch.float64, device=device),
-        }
+    def begin(
+        self, batch: CanvasBatch[CreditOptions, Any], options: CreditOptions
+    ) -> CreditState:
+        shape, device = (1, options.block_size, options.block_size), batch.device
+        return CreditState(
+            block_size=batch.one_row(options.block_size),
+            threshold=batch.one_row(options.threshold),
+            credit_alpha=batch.one_row(options.credit_alpha),
+            boost_gamma=batch.one_row(options.boost_gamma),
+            decay_beta=batch.one_row(options.decay_beta),
+            start=batch.one_row(-1),
+            num_steps=batch.one_row(0),
+            tokens=torch.zeros(shape, dtype=torch.int64, device=device),
+            credit=torch.zeros(shape, dtype=torch.float64, device=device),
+        )
 
-    def plan(self, canvases: CanvasBatch) -> Step:
-        step, state = block_step(canvases), canvases.state
-        is_new = step.start != state["start"]
-        state["start"] = step.start
-        state["num_steps"] = torch.where(is_new, 0, state["num_steps"])
-        state["tokens"] = torch.where(is_new[:, None, None], 0, state["tokens"])
-        state["credit"] = torch.where(is_new[:, None, None], 0.0, state["credit"])
+    def next_step(self, batch: Batch) -> Step:
+        state = batch.state
+        step = block_step(batch, state.block_size)
+        is_new = step.start != state.start
+        state.start = step.start
+        state.num_steps = torch.where(is_new, 0, state.num_steps)
+        state.tokens = torch.where(is_new[:, None, None], 0, state.tokens)
+        state.credit = torch.where(is_new[:, None, None], 0.0, state.credit)
         return step
 
-    def choose(self, judged: StepInputs) -> Decision:
-        tokens, credit = _update(judged)
-        raised = judged.option("credit_alpha")[:, None] * torch.log1p(credit)
+    def decide(self, inputs: Inputs) -> Decision:
+        tokens, credit = _update(inputs)
+        alpha = inputs.per_candidate(inputs.state.credit_alpha)
+        raised = alpha[:, None] * torch.log1p(credit)
         tokens = (tokens - 1).clamp(min=0)
 
-        def logits_of(rows: Rows) -> torch.Tensor:
-            # A column without a token raises its row's first logit by nothing.
-            logits = judged.logits_of(rows).double()
-            return logits.scatter_add(1, tokens[rows], raised[rows])
+        def logits_of(some: Candidates) -> torch.Tensor:
+            # A column without a token raises the row's first logit by nothing.
+            logits = inputs.logits(some).double()
+            return logits.scatter_add(1, tokens[some], raised[some])
 
-        raised_logits = judged.logits_of.changed(logits_of)
-        found = confidence(replace(judged, logits_of=raised_logits))
-        best = best_of_group(found.value, judged.canvas_index, judged.num_canvases)
+        found = confidence(replace(inputs, logits=inputs.logits.changed(logits_of)))
+        best = best_of_group(found.value, inputs.canvas_index, inputs.num_canvases)
         threshold = torch.minimum(
-            judged.option("threshold"), best[judged.canvas_index] - TIE
+            inputs.per_candidate(inputs.state.threshold),
+            inputs.per_candidate(best) - TIE,
         )
         return Decision(found.value >= threshold, found.tokens)
 
 
-def _update(judged: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
+def _update(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """The candidates' credit after this forward: tokens and credit, ``(N, B)``."""
-    state, canvas = judged.canvases.state, judged.canvas_index
-    predicted = plain_prediction(judged)
-    boost = predicted.value.clamp(min=0) ** judged.option("boost_gamma")
-    place = judged.positions - state["start"][canvas]
-    # Behind the block, candidates in a last forward only, nothing is credited.
-    size = state["tokens"].shape[1]
-    inside = place < judged.option("block_size", torch.int64)
+    state, canvas = inputs.state, inputs.canvas_index
+    predicted = plain_prediction(inputs)
+    boost = predicted.value.clamp(min=0) ** inputs.per_candidate(state.boost_gamma)
+    place = inputs.positions - inputs.per_candidate(state.start)
+    # Only a last forward has candidates behind the block. They get no credit.
+    size = state.tokens.shape[1]
+    inside = place < inputs.per_candidate(state.block_size)
     place = place.clamp(max=size - 1)
     now = predicted.tokens[:, None] + 1
-    known = state["tokens"][canvas, place].masked_fill(~inside[:, None], 0)
+    known = state.tokens[canvas, place].masked_fill(~inside[:, None], 0)
     again = (known == now).any(dim=1)
-    column = torch.arange(size, device=judged.device)
-    is_now = column == state["num_steps"][canvas, None]
+    column = torch.arange(size, device=inputs.device)
+    is_now = column == state.num_steps[canvas, None]
     fresh = inside & ~again
     known = torch.where(is_now & fresh[:, None], now, known)
-    decay = judged.canvases.option("decay_beta")[:, None, None]
-    decayed = state["credit"] * decay
+    decayed = state.credit * state.decay_beta[:, None, None]
     credit = decayed[canvas, place].masked_fill(~inside[:, None], 0.0)
     credit = credit + torch.where(known == now, boost[:, None], 0)
-    cell = torch.where(inside, canvas * size + place, state["tokens"][..., 0].numel())
-    state["tokens"] = _written(state["tokens"], cell, known)
-    state["credit"] = _written(decayed, cell, credit)
-    state["num_steps"] = state["num_steps"] + 1
+    cell = torch.where(inside, canvas * size + place, state.tokens[..., 0].numel())
+    state.tokens = _written(state.tokens, cell, known)
+    state.credit = _written(decayed, cell, credit)
+    state.num_steps = state.num_steps + 1
     return known, credit
 
 
 def _written(
-    table: torch.Tensor, cell: torch.Tensor, rows: torch.Tensor
+    table: torch.Tensor, cell: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
     """``(R, B, B)`` with ``(N, B)`` at cells ``(N,)``; those at R*B are dropped."""
     flat = torch.nn.functional.pad(table.flatten(0, 1), (0, 0, 0, 1))
-    flat[cell] = rows
+    flat[cell] = values
     return flat[:-1].view_as(table)

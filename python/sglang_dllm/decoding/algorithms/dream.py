@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.block_steps import whole_canvas_step
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step, first_true
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import Options, StepCount
 from sglang_dllm.decoding.prediction import predict, uniforms
 from sglang_dllm.decoding.sampling import Stream
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
-from sglang_dllm.models.facts import Family
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows, first_true
+from sglang_dllm.models.facts import ModelFacts
 
 MEASURES = {
     "origin": PROBABILITY,
@@ -24,6 +27,7 @@ MEASURES = {
     "topk_margin": MARGIN,
     "entropy": Statistic("negative_entropy", eps=1e-10),
 }
+ALGS = tuple(MEASURES)
 
 _LEAST_UNIFORM = 1e-300
 """Keeps the Gumbel noise of a random number that is 0 finite."""
@@ -41,77 +45,112 @@ class DreamOptions(Options):
     eps: Annotated[float, Field(ge=0, le=0.5, description="a number, 0 to 0.5")] = 1e-3
 
 
-class Dream(Algorithm):
-    """The best masks of the canvas by one of three measures, or each by chance.
-
-    State: ``shares`` ``(R, steps)`` float32, the part of the masks that each step on
-    the way from time 1 to ``eps`` commits; ``next_step`` ``(R,)`` int64.
+@dataclass
+class DreamState(TensorRows):
+    """
+    Attributes:
+        alg: ``(R,)`` int64: the option as an index of ``ALGS``.
+        alg_temp: ``(R,)`` float64.
+        shares: ``(R, steps)`` float32: the share of the masks that each step commits,
+            on the way from time 1 to ``eps``.
+        next_step: ``(R,)`` int64: index of the first step that was not run.
+        quota: ``(R,)`` int64: how many of the best candidates this step accepts.
+        share: ``(R,)`` float64: the probability with which ``origin`` accepts each
+            candidate in this step.
     """
 
-    options = DreamOptions
+    alg: torch.Tensor
+    alg_temp: torch.Tensor
+    shares: torch.Tensor
+    next_step: torch.Tensor
+    quota: torch.Tensor
+    share: torch.Tensor
 
-    def settle(self, options: Any, answer_len: int, family: Family) -> Any:
+    def uses(self, alg: str) -> torch.Tensor:
+        """``(R,)`` bool: the canvases with that value of ``alg``."""
+        return self.alg == ALGS.index(alg)
+
+
+Batch: TypeAlias = CanvasBatch[DreamOptions, DreamState]
+Inputs: TypeAlias = StepInputs[DreamOptions, DreamState]
+
+
+class Dream(Algorithm[DreamOptions, DreamState]):
+    """The best masks of the canvas by one of three measures, or each by chance."""
+
+    options = DreamOptions
+    state = DreamState
+
+    def finalize(
+        self, options: DreamOptions, answer_len: int, facts: ModelFacts
+    ) -> DreamOptions:
         if options.steps is None:
             return options.model_copy(update={"steps": answer_len})
         return options
 
-    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
-        (options,) = canvases.options
+    def begin(
+        self, batch: CanvasBatch[DreamOptions, Any], options: DreamOptions
+    ) -> DreamState:
+        assert options.steps is not None
         # float32 as published: in float64 some schedules differ by a token.
         times = torch.linspace(1, options.eps, options.steps + 1)
         shares = 1 - times[1:] / times[:-1]
         shares[-1] = 1
-        return {
-            "shares": shares[None].to(canvases.device, non_blocking=True),
-            "next_step": torch.zeros_like(canvases.answer_len),
-        }
+        return DreamState(
+            alg=batch.one_row(ALGS.index(options.alg)),
+            alg_temp=batch.one_row(options.alg_temp),
+            shares=shares[None].to(batch.device, non_blocking=True),
+            next_step=batch.one_row(0),
+            quota=batch.one_row(0),
+            share=batch.one_row(0.0),
+        )
 
-    def plan(self, canvases: CanvasBatch) -> Step:
-        step, state = whole_canvas_step(canvases), canvases.state
-        shares, next_step = state["shares"], state["next_step"][:, None]
+    def next_step(self, batch: Batch) -> Step:
+        step, state = whole_canvas_step(batch), batch.state
+        shares = state.shares
         index = torch.arange(shares.shape[1], device=shares.device)
         num_masks = step.candidates.sum(dim=1, keepdim=True)
         quotas = (num_masks.float() * shares).long()
         # Steps that commit nothing run no forward; by chance, any may commit some.
-        may = (quotas > 0) | canvases.option_is("alg", "origin")[:, None]
-        now = first_true(may & (index >= next_step))
-        state["next_step"] = now + 1
+        may = (quotas > 0) | state.uses("origin")[:, None]
+        now = first_true(may & (index >= state.next_step[:, None]))
+        state.next_step = now + 1
         now = now.clamp(max=shares.shape[1] - 1)[:, None]
-        return replace(
-            step,
-            quota=quotas.gather(1, now)[:, 0],
-            share=shares.gather(1, now)[:, 0].double(),
-        )
+        state.quota = quotas.gather(1, now)[:, 0]
+        state.share = shares.gather(1, now)[:, 0].double()
+        return step
 
-    def choose(self, judged: StepInputs) -> Decision:
-        algs = [options.alg for options in judged.canvases.options]
-        names = sorted(set(algs))
-        found = predict(judged, MEASURES[names[0]], of_drawn=True)
+    def decide(self, inputs: Inputs) -> Decision:
+        state = inputs.state
+        algs = sorted({options.alg for options in inputs.options})
+        found = predict(inputs, MEASURES[algs[0]], of_drawn=True)
         tokens, value = found.tokens, found.value
-        for name in names[1:]:
-            other = predict(judged, MEASURES[name], of_drawn=True)
-            value = torch.where(judged.option_is("alg", name), other.value, value)
-        order = _drawn_order(judged, value)
-        rank = ranks(order, judged.canvas_index, judged.num_canvases)
-        accepted = rank < judged.quota()
-        if "origin" in names:
-            assert judged.step.share is not None
-            share = judged.step.share[judged.canvas_index]
-            lucky = uniforms(judged, Stream.ORDER) < share
-            accepted = torch.where(judged.option_is("alg", "origin"), lucky, accepted)
+        for alg in algs[1:]:
+            other = predict(inputs, MEASURES[alg], of_drawn=True)
+            uses = inputs.per_candidate(state.uses(alg))
+            value = torch.where(uses, other.value, value)
+        order = _drawn_order(inputs, value)
+        rank = ranks(order, inputs.canvas_index, inputs.num_canvases)
+        accepted = rank < inputs.per_candidate(state.quota)
+        if "origin" in algs:
+            share = inputs.per_candidate(state.share)
+            lucky = uniforms(inputs, Stream.ORDER) < share
+            is_origin = inputs.per_candidate(state.uses("origin"))
+            accepted = torch.where(is_origin, lucky, accepted)
         return Decision(accepted, tokens)
 
 
-def _drawn_order(judged: StepInputs, value: torch.Tensor) -> torch.Tensor:
+def _drawn_order(inputs: Inputs, value: torch.Tensor) -> torch.Tensor:
     """The measure, with Gumbel noise where a canvas has an ``alg_temp``.
 
     The greatest sums are a draw without replacement from ``softmax(value / alg_temp)``.
     """
-    rows = judged.only([options.alg_temp > 0 for options in judged.canvases.options])
-    if rows is None:
+    some = inputs.candidates_of([options.alg_temp > 0 for options in inputs.options])
+    if some is None:
         return value
-    uniform = uniforms(judged, Stream.ORDER)[rows].clamp(min=_LEAST_UNIFORM)
-    order = value.clone()
+    uniform = uniforms(inputs, Stream.ORDER)[some].clamp(min=_LEAST_UNIFORM)
     noise = -torch.log(-torch.log(uniform))
-    order[rows] = value[rows] / judged.option("alg_temp")[rows] + noise
+    order = value.clone()
+    alg_temp = inputs.per_candidate(inputs.state.alg_temp)[some]
+    order[some] = value[some] / alg_temp + noise
     return order

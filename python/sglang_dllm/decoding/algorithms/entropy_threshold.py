@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-
-from sglang_dllm.decoding.algorithms.full_attn_multi_block import FullAttnMultiBlock
+from sglang_dllm.decoding.algorithms.full_attn_multi_block import ByEntropy
+from sglang_dllm.decoding.block_pipeline import PipelineState, begin_pipeline
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options
 from sglang_dllm.models.facts import Family
@@ -18,15 +17,18 @@ class EntropyThresholdOptions(Options):
     early_stop: Bool = False
 
 
-class EntropyThreshold(FullAttnMultiBlock):
-    """Multi-block decoding in which a block joins once the last one is finished."""
+class EntropyThreshold(ByEntropy[EntropyThresholdOptions]):
+    """Multi-block decoding in which a block starts when the last one is finished."""
 
-    options: ClassVar[type[Options]] = EntropyThresholdOptions
+    options = EntropyThresholdOptions
 
     def defaults(self, family: Family) -> dict[str, Any]:
         # dParallel's evaluation scripts.
         return {"threshold": 0.45} if family.sampler_family == "Dream" else {}
 
-    def progress(self, canvases: CanvasBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        all_of_it = torch.ones(len(canvases), device=canvases.device).double()
-        return all_of_it, all_of_it
+    def begin(
+        self,
+        batch: CanvasBatch[EntropyThresholdOptions, Any],
+        options: EntropyThresholdOptions,
+    ) -> PipelineState:
+        return begin_pipeline(batch, options, add_progress=1.0, activate_progress=1.0)

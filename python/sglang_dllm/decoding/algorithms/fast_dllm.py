@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.block_steps import block_step, whole_canvas_step
-from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import BlockSize, Options, Probability, StepCount
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
-from sglang_dllm.models.facts import Family
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows
+from sglang_dllm.models.facts import Family, ModelFacts
 
 TOKENS_A_STEP = 32
-"""Of the default ``steps`` on Dream: the block length of Fast-dLLM's evaluations."""
+"""Gives the default ``steps`` on Dream: the block length of Fast-dLLM's evaluations."""
 
 
 class FastDLLMOptions(Options):
-    exclusive = ("threshold", "factor")
+    mutually_exclusive = ("threshold", "factor")
 
     threshold: Probability | None = None
     factor: (
@@ -32,91 +36,132 @@ class FastDLLMOptions(Options):
     steps: StepCount | None = None
 
 
-class FastDLLM(Algorithm):
+@dataclass
+class FastDLLMState(TensorRows):
+    """
+    Attributes:
+        block_size, steps: ``(R,)`` int64.
+        threshold, factor: ``(R,)`` float64; infinity for the one that is not used,
+            which no confidence passes.
+        offers: ``(R,)`` int64, on Dream's whole canvas: how many steps made an offer.
+        quota: ``(R,)`` int64, likewise: how many of the best candidates this step
+            considers.
+    """
+
+    block_size: torch.Tensor
+    steps: torch.Tensor
+    threshold: torch.Tensor
+    factor: torch.Tensor
+    offers: torch.Tensor
+    quota: torch.Tensor
+
+
+Batch: TypeAlias = CanvasBatch[FastDLLMOptions, FastDLLMState]
+Inputs: TypeAlias = StepInputs[FastDLLMOptions, FastDLLMState]
+
+
+class FastDLLM(Algorithm[FastDLLMOptions, FastDLLMState]):
     """Every candidate that is sure enough, and always the surest.
 
     LLaDA goes block by block. Dream takes the whole canvas: each step considers its
-    share of the tokens and what the steps before left; with a cache, which needs
-    something to recompute, it goes block by block too (as published).
-
-    State on Dream: ``offers`` ``(R,)`` int64, how many steps have made an offer.
+    share of the tokens and the tokens that earlier steps left. With a cache, which
+    needs a span smaller than the canvas, Dream goes block by block too (as published).
     """
 
     options = FastDLLMOptions
-    caches = CACHES
+    state = FastDLLMState
+    caches = ALL_CACHES
     statistics = (PROBABILITY,)
 
     def defaults(self, family: Family) -> dict[str, Any]:
         return {"threshold": 0.9}
 
     def unused_keys(self, family: Family, cache: str) -> frozenset[str]:
-        whole = family.sampler_family == "Dream" and cache == "none"
-        return frozenset({"block_size" if whole else "steps"})
+        is_whole = family.sampler_family == "Dream" and cache == "none"
+        return frozenset({"block_size" if is_whole else "steps"})
 
-    def settle(self, options: Any, answer_len: int, family: Family) -> Any:
-        if family.sampler_family == "Dream" and options.steps is None:
+    def finalize(
+        self, options: FastDLLMOptions, answer_len: int, facts: ModelFacts
+    ) -> FastDLLMOptions:
+        if facts.family.sampler_family == "Dream" and options.steps is None:
             steps = -(-answer_len // TOKENS_A_STEP)
             return options.model_copy(update={"steps": steps})
         return options
 
-    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
-        if canvases.facts.family.sampler_family == "Dream":
-            return {"offers": torch.zeros_like(canvases.answer_len)}
-        return {}
-
-    def plan(self, canvases: CanvasBatch) -> Step:
-        by_block = block_step(canvases)
-        if canvases.facts.family.sampler_family != "Dream":
-            return by_block
-        whole = whole_canvas_step(canvases)
-        is_whole = canvases.option_is("cache", "none")
-        return Step(
-            torch.where(is_whole[:, None], whole.candidates, by_block.candidates),
-            torch.where(is_whole, whole.start, by_block.start),
-            torch.where(is_whole, whole.end, by_block.end),
-            quota=torch.where(
-                is_whole, _quota(canvases), by_block.candidates.sum(dim=1)
-            ),
+    def begin(
+        self, batch: CanvasBatch[FastDLLMOptions, Any], options: FastDLLMOptions
+    ) -> FastDLLMState:
+        threshold, factor = options.threshold, options.factor
+        return FastDLLMState(
+            block_size=batch.one_row(options.block_size),
+            steps=batch.one_row(options.steps or 1),
+            threshold=batch.one_row(torch.inf if threshold is None else threshold),
+            factor=batch.one_row(torch.inf if factor is None else factor),
+            offers=batch.one_row(0),
+            quota=batch.one_row(0),
         )
 
-    def choose(self, judged: StepInputs) -> Decision:
-        found = confidence(judged)
-        rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
-        # An option that is not given is one that nothing passes.
-        threshold = judged.option("threshold", missing=torch.inf)
-        factor = judged.option("factor", missing=torch.inf)
+    def next_step(self, batch: Batch) -> Step:
+        state = batch.state
+        if _takes_whole_canvas(batch):
+            state.quota = _offered(batch)
+            return whole_canvas_step(batch)
+        return block_step(batch, state.block_size)
+
+    def decide(self, inputs: Inputs) -> Decision:
+        found, state = confidence(inputs), inputs.state
+        rank = ranks(found.value, inputs.canvas_index, inputs.num_canvases)
+        quota = state.quota
+        if not _takes_whole_canvas(inputs.batch):
+            quota = inputs.step.candidates.sum(dim=1)
+        quota = inputs.per_candidate(quota)
+        threshold = inputs.per_candidate(state.threshold)
+        factor = inputs.per_candidate(state.factor)
         by_threshold = (rank == 0) | (found.value >= threshold)
-        by_factor = before_first_failure(found.value, rank, factor, judged)
+        by_factor = before_first_failure(found.value, rank, factor, quota, inputs)
         accepted = torch.where(factor.isinf(), by_threshold, by_factor)
-        return Decision(accepted & (rank < judged.quota()), found.tokens)
+        return Decision(accepted & (rank < quota), found.tokens)
 
 
-def _quota(canvases: CanvasBatch) -> torch.Tensor:
-    """``(R,)`` int64: what has been offered up to this step, less what was taken."""
-    length, state = canvases.answer_len, canvases.state
-    steps = canvases.option("steps", torch.int64)
-    taken = length - canvases.masked.sum(dim=1)
-    few, num_more = length // steps, length % steps
+def _takes_whole_canvas(batch: Batch) -> bool:
+    """Whether these canvases, which share a cache strategy, go without blocks."""
+    is_dream = batch.facts.family.sampler_family == "Dream"
+    return is_dream and not batch.records[0].has_cache
+
+
+def _offered(batch: Batch) -> torch.Tensor:
+    """``(R,)`` int64: what was offered up to this step, less what was taken."""
+    state, length = batch.state, batch.rows.answer_len
+    taken = length - batch.rows.masked.sum(dim=1)
+    few, num_more = length // state.steps, length % state.steps
     # The first steps offer the most, so that each has something to offer.
-    offers = torch.minimum(state["offers"] + 1, steps)
-    state["offers"] = offers
-    return offers * few + torch.minimum(offers, num_more) - taken
+    state.offers = torch.minimum(state.offers + 1, state.steps)
+    return state.offers * few + torch.minimum(state.offers, num_more) - taken
 
 
 def before_first_failure(
-    value: torch.Tensor, rank: torch.Tensor, factor: torch.Tensor, judged: StepInputs
+    value: torch.Tensor,
+    rank: torch.Tensor,
+    factor: torch.Tensor,
+    considered: torch.Tensor,
+    inputs: Inputs,
 ) -> torch.Tensor:
     """Fast-dLLM's factor rule, as a mask ``(N,)``.
 
     Of the n candidates considered the one of rank i, from 1, fails below
     ``1 - factor / (i + 1)``; the first never does. A failure of the last one alone
     does not count, as in the published loop.
+
+    Args:
+        considered: ``(N,)`` int64: n of each candidate's canvas.
     """
-    considered = judged.quota()
     fails = (rank > 0) & (rank < considered) & (value < 1 - factor / (rank + 2))
-    first = torch.full(
-        (judged.num_canvases,), len(value), dtype=torch.int64, device=value.device
-    ).scatter_reduce(
-        0, judged.canvas_index, torch.where(fails, rank, considered), "amin"
-    )[judged.canvas_index]
+    nothing = torch.full(
+        (inputs.num_canvases,), len(value), dtype=torch.int64, device=value.device
+    )
+    first = inputs.per_candidate(
+        nothing.scatter_reduce(
+            0, inputs.canvas_index, torch.where(fails, rank, considered), "amin"
+        )
+    )
     return rank < torch.where(first == considered - 1, considered, first)

@@ -5,22 +5,68 @@ Sources: ``generate_multi_block`` (LLaDA) and ``_sample_multi_block`` (Dream).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import torch
 
-from sglang_dllm.decoding import block_pipeline as blocks
-from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
-from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.algorithm import Algorithm
+from sglang_dllm.decoding.block_pipeline import (
+    PipelineState,
+    begin_pipeline,
+    next_pipeline_step,
+    note_committed,
+)
+from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options, Probability
 from sglang_dllm.decoding.prediction import predict
 from sglang_dllm.decoding.selection import count, first_best
 from sglang_dllm.decoding.statistics import Statistic
+from sglang_dllm.decoding.step import Step
 from sglang_dllm.models.facts import Family
 
 NEGATIVE_ENTROPY = Statistic("negative_entropy", eps=1e-12)
 """As in d3LLM; thresholds are nats over the full vocabulary."""
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class ByEntropy(Algorithm[OptionsT, PipelineState]):
+    """A pipeline of blocks in which every position that is certain enough is accepted.
+
+    What ``FullAttnMultiBlock`` and ``EntropyThreshold`` have in common.
+    """
+
+    state = PipelineState
+    caches = ALL_CACHES
+    statistics = (NEGATIVE_ENTROPY,)
+
+    def next_step(self, batch: CanvasBatch[OptionsT, PipelineState]) -> Step:
+        return next_pipeline_step(batch)
+
+    def decide(self, inputs: StepInputs[OptionsT, PipelineState]) -> Decision:
+        found, state = predict(inputs, NEGATIVE_ENTROPY), inputs.state
+        in_forced = (inputs.positions >= inputs.per_candidate(state.forced_start)) & (
+            inputs.positions < inputs.per_candidate(state.forced_end)
+        )
+        accepted = certain_enough(
+            -found.value,
+            inputs.canvas_index,
+            in_forced,
+            inputs.per_candidate(state.threshold),
+            inputs.num_canvases,
+            is_llada=inputs.facts.family.sampler_family == "LLaDA",
+        )
+        return Decision(accepted, found.tokens)
+
+    def on_commit(
+        self,
+        inputs: StepInputs[OptionsT, PipelineState],
+        accepted: torch.Tensor,
+        decision: Decision,
+    ) -> None:
+        note_committed(inputs.batch, inputs.canvas_index, inputs.positions, accepted)
 
 
 class FullAttnMultiBlockOptions(Options):
@@ -31,12 +77,10 @@ class FullAttnMultiBlockOptions(Options):
     early_stop: Bool = False
 
 
-class FullAttnMultiBlock(Algorithm):
+class FullAttnMultiBlock(ByEntropy[FullAttnMultiBlockOptions]):
     """Several blocks at once; every position that is certain enough."""
 
-    options: ClassVar[type[Options]] = FullAttnMultiBlockOptions
-    caches = CACHES
-    statistics = (NEGATIVE_ENTROPY,)
+    options = FullAttnMultiBlockOptions
 
     def defaults(self, family: Family) -> dict[str, Any]:
         # d3LLM's evaluation scripts.
@@ -44,40 +88,16 @@ class FullAttnMultiBlock(Algorithm):
             return {"early_stop": True}
         return {"threshold": 0.4}
 
-    def progress(self, canvases: CanvasBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(R,)`` float64 each: when to add a block, when to activate one."""
-        return (
-            canvases.option("block_add_threshold"),
-            canvases.option("decoded_token_threshold"),
-        )
-
-    def begin(self, canvases: CanvasBatch) -> dict[str, torch.Tensor]:
-        _, activate = self.progress(canvases)
-        return blocks.begin(canvases, activate)
-
-    def plan(self, canvases: CanvasBatch) -> Step:
-        return blocks.plan(canvases, *self.progress(canvases))
-
-    def choose(self, judged: StepInputs) -> Decision:
-        found = predict(judged, NEGATIVE_ENTROPY)
-        step, canvas = judged.step, judged.canvas_index
-        assert step.forced_start is not None and step.forced_end is not None
-        accepted = certain_enough(
-            -found.value,
-            canvas,
-            (judged.positions >= step.forced_start[canvas])
-            & (judged.positions < step.forced_end[canvas]),
-            judged.option("threshold"),
-            judged.num_canvases,
-            is_llada=judged.facts.family.sampler_family == "LLaDA",
-        )
-        return Decision(accepted, found.tokens)
-
-    def committed(
-        self, judged: StepInputs, accepted: torch.Tensor, choice: Decision
-    ) -> None:
-        blocks.committed(
-            judged.canvases, judged.canvas_index, judged.positions, accepted
+    def begin(
+        self,
+        batch: CanvasBatch[FullAttnMultiBlockOptions, Any],
+        options: FullAttnMultiBlockOptions,
+    ) -> PipelineState:
+        return begin_pipeline(
+            batch,
+            options,
+            add_progress=options.block_add_threshold,
+            activate_progress=options.decoded_token_threshold,
         )
 
 

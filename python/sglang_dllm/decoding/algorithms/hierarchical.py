@@ -6,16 +6,22 @@ each other depend on each other least.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
 import torch
 
-from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.block_steps import block_step
-from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import BlockSize, Options, Probability
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import best_of_group, ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows
 
 
 class HierarchicalOptions(Options):
@@ -24,32 +30,55 @@ class HierarchicalOptions(Options):
     low_threshold: Probability = 0.62
 
 
-class Hierarchical(Algorithm):
+@dataclass
+class HierarchicalState(TensorRows):
+    """``block_size`` ``(R,)`` int64, the thresholds ``(R,)`` float64."""
+
+    block_size: torch.Tensor
+    threshold: torch.Tensor
+    low_threshold: torch.Tensor
+
+
+Batch: TypeAlias = CanvasBatch[HierarchicalOptions, HierarchicalState]
+Inputs: TypeAlias = StepInputs[HierarchicalOptions, HierarchicalState]
+
+
+class Hierarchical(Algorithm[HierarchicalOptions, HierarchicalState]):
     """Each run's best above a low threshold, and all above a high one."""
 
     options = HierarchicalOptions
-    caches = CACHES
+    state = HierarchicalState
+    caches = ALL_CACHES
     statistics = (PROBABILITY,)
 
-    def plan(self, canvases: CanvasBatch) -> Step:
-        return block_step(canvases)
+    def begin(
+        self, batch: CanvasBatch[HierarchicalOptions, Any], options: HierarchicalOptions
+    ) -> HierarchicalState:
+        return HierarchicalState(
+            block_size=batch.one_row(options.block_size),
+            threshold=batch.one_row(options.threshold),
+            low_threshold=batch.one_row(options.low_threshold),
+        )
 
-    def choose(self, judged: StepInputs) -> Decision:
-        found = confidence(judged)
-        run = runs(judged.canvas_index, judged.positions)
+    def next_step(self, batch: Batch) -> Step:
+        return block_step(batch, batch.state.block_size)
+
+    def decide(self, inputs: Inputs) -> Decision:
+        found, state = confidence(inputs), inputs.state
+        run = runs(inputs.canvas_index, inputs.positions)
         best = best_of_group(found.value, run, len(run))
         leads = found.value == best[run]
-        rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
+        rank = ranks(found.value, inputs.canvas_index, inputs.num_canvases)
         accepted = (
             (rank == 0)
-            | (leads & (found.value > judged.option("low_threshold")))
-            | (found.value > judged.option("threshold"))
+            | (leads & (found.value > inputs.per_candidate(state.low_threshold)))
+            | (found.value > inputs.per_candidate(state.threshold))
         )
         return Decision(accepted, found.tokens)
 
 
 def runs(canvas_index: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """``(N,)`` int64 from 0: which run of neighbouring candidates each belongs to."""
+    """``(N,)`` int64 from 0: the run of neighbouring candidates of each candidate."""
     goes_on = (positions.diff() == 1) & (canvas_index.diff() == 0)
     begins = torch.nn.functional.pad(~goes_on, (1, 0), value=True)
     return begins.cumsum(0) - 1

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.algorithm import Algorithm, Decision, StepInputs
+from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.block_steps import block_step
-from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Step
+from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import BlockSize, Options, Probability
 from sglang_dllm.decoding.prediction import confidence
 from sglang_dllm.decoding.selection import ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows
 
 
 class LocalLeapOptions(Options):
@@ -26,27 +30,53 @@ class LocalLeapOptions(Options):
     ] = 4
 
 
-class LocalLeap(Algorithm):
+@dataclass
+class LocalLeapState(TensorRows):
+    """``block_size``, ``radius`` ``(R,)`` int64, the thresholds ``(R,)`` float64."""
+
+    block_size: torch.Tensor
+    radius: torch.Tensor
+    anchor_threshold: torch.Tensor
+    neighbor_threshold: torch.Tensor
+
+
+Batch: TypeAlias = CanvasBatch[LocalLeapOptions, LocalLeapState]
+Inputs: TypeAlias = StepInputs[LocalLeapOptions, LocalLeapState]
+
+
+class LocalLeap(Algorithm[LocalLeapOptions, LocalLeapState]):
     """The paper's pool of thresholds, block-wise."""
 
     options = LocalLeapOptions
-    caches = CACHES
+    state = LocalLeapState
+    caches = ALL_CACHES
     statistics = (PROBABILITY,)
 
-    def plan(self, canvases: CanvasBatch) -> Step:
-        return block_step(canvases)
+    def begin(
+        self, batch: CanvasBatch[LocalLeapOptions, Any], options: LocalLeapOptions
+    ) -> LocalLeapState:
+        return LocalLeapState(
+            block_size=batch.one_row(options.block_size),
+            radius=batch.one_row(options.radius),
+            anchor_threshold=batch.one_row(options.anchor_threshold),
+            neighbor_threshold=batch.one_row(options.neighbor_threshold),
+        )
 
-    def choose(self, judged: StepInputs) -> Decision:
-        found = confidence(judged)
-        strict = judged.option("anchor_threshold")
+    def next_step(self, batch: Batch) -> Step:
+        return block_step(batch, batch.state.block_size)
+
+    def decide(self, inputs: Inputs) -> Decision:
+        found, state = confidence(inputs), inputs.state
+        strict = inputs.per_candidate(state.anchor_threshold)
         near = near_any(
             found.value >= strict,
-            judged.canvas_index,
-            judged.positions,
-            judged.option("radius", torch.int64),
+            inputs.canvas_index,
+            inputs.positions,
+            inputs.per_candidate(state.radius),
         )
-        threshold = torch.where(near, judged.option("neighbor_threshold"), strict)
-        rank = ranks(found.value, judged.canvas_index, judged.num_canvases)
+        loose = inputs.per_candidate(state.neighbor_threshold)
+        threshold = torch.where(near, loose, strict)
+        rank = ranks(found.value, inputs.canvas_index, inputs.num_canvases)
         return Decision((rank == 0) | (found.value >= threshold), found.tokens)
 
 
@@ -56,7 +86,7 @@ def near_any(
     positions: torch.Tensor,
     radius: torch.Tensor,
 ) -> torch.Tensor:
-    """Which candidates are at most ``radius`` positions from an anchor of their canvas.
+    """The candidates at most ``radius`` positions from an anchor of their canvas.
 
     Args:
         anchors: ``(N,)`` bool.
@@ -66,7 +96,7 @@ def near_any(
     Returns:
         ``(N,)`` bool; an anchor is near itself.
     """
-    # One line of places for all canvases, far enough apart that none reaches another.
+    # One line of places for all canvases, so far apart that none reaches another.
     apart = 1 << 32
     place = canvas_index * apart + positions
     before = torch.where(anchors, place, -apart).cummax(0).values

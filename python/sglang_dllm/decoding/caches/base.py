@@ -1,0 +1,120 @@
+"""What a cache strategy is: it chooses the window of each canvas's next forward.
+
+Full attention lets the keys and values of every token depend on all tokens. Whatever a
+forward does not compute again is therefore an approximation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+
+import torch
+
+from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.forward_limit import is_last_forward
+from sglang_dllm.decoding.options import Options, StrictModel
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows
+from sglang_dllm.models.facts import Family
+
+Batch: TypeAlias = CanvasBatch[Any, Any]
+
+
+class Windows(NamedTuple):
+    """Half-open ranges of the whole canvas, prompt included; ``(R,)`` int64 each."""
+
+    start: torch.Tensor
+    end: torch.Tensor
+
+
+class CacheOptions(StrictModel):
+    """The options of a strategy; most have none."""
+
+
+@dataclass
+class NoCacheState(TensorRows):
+    """The state of a strategy that remembers nothing."""
+
+
+@dataclass
+class RefreshState(TensorRows):
+    """The state of a strategy that refreshes where another block starts.
+
+    Attributes:
+        refreshed_at: ``(R,)`` int64: start of the span at the last refresh, -1 before.
+    """
+
+    refreshed_at: torch.Tensor
+
+    def refresh_at_new_span(self, step: Step) -> torch.Tensor:
+        """``(R,)`` bool: whether the span starts elsewhere than at the last refresh."""
+        is_new = step.start != self.refreshed_at
+        self.refreshed_at = step.start
+        return is_new
+
+
+CacheOptionsT = TypeVar("CacheOptionsT", bound=CacheOptions)
+CacheStateT = TypeVar("CacheStateT", bound=TensorRows)
+
+
+class CacheStrategy(ABC, Generic[CacheOptionsT, CacheStateT]):
+    """One published way of choosing windows. One object serves all requests.
+
+    Attributes:
+        name: the value of the option ``cache``.
+        options: the keys that only this strategy reads.
+        keeps_kv: whether forwards write keys and values to the pool.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[type[CacheOptions]] = CacheOptions
+    keeps_kv: ClassVar[bool] = True
+
+    def defaults(self, family: Family) -> Mapping[str, Any]:
+        """Published defaults that depend on the family."""
+        return {}
+
+    @abstractmethod
+    def begin(
+        self, batch: Batch, options: CacheOptionsT, algorithm_options: Options
+    ) -> CacheStateT:
+        """The state of one canvas with nothing decoded: tensors ``(1, ...)``."""
+
+    @abstractmethod
+    def choose(
+        self, batch: Batch, state: CacheStateT, step: Step
+    ) -> tuple[Windows, torch.Tensor]:
+        """The windows of the next forward, and ``(R,)`` bool: which are full instead.
+
+        Windows may reach over the ends of the canvas. May write to the state.
+        """
+
+
+def next_windows(
+    strategy: CacheStrategy[Any, Any], batch: Batch, state: TensorRows, step: Step
+) -> Windows:
+    """The windows of the next forward, inside the canvases.
+
+    Where the model predicts a position from the token before it (``Family.shift``), a
+    window begins one token early, as in dInfer. Otherwise the first position of the
+    window would have no token that predicts it.
+    """
+    windows, is_full = strategy.choose(batch, state, step)
+    last = is_last_forward(batch)
+    if last is not None:
+        is_full = is_full | last
+    whole = whole_canvases(batch)
+    start = (windows.start - batch.facts.family.shift).clamp(min=0)
+    return Windows(
+        torch.where(is_full, whole.start, start),
+        torch.where(is_full, whole.end, torch.minimum(windows.end, whole.end)),
+    )
+
+
+def whole_canvases(batch: Batch) -> Windows:
+    """Full windows."""
+    end = batch.rows.prompt_len + batch.rows.answer_len
+    return Windows(torch.zeros_like(end), end)
