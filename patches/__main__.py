@@ -1,4 +1,4 @@
-"""Writes patches/README.md from the hooks: ``python -m sglang_dllm.patches``."""
+"""``python -m sglang_dllm.patches`` writes patches/README.md from the hooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ README = Path(__file__).with_name("README.md")
 
 
 def render() -> str:
-    """The ledger as Markdown, one section a hook."""
+    """The list of hooks as Markdown, one section a hook."""
     lines = [
         "# Hooks on SGLang",
         "",

@@ -20,18 +20,16 @@ from sglang_dllm.upstream.hooks import Hook
 def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
     if server_args.dllm_algorithm is None:
         return original(server_args)
-    from sglang_dllm.patches import HOOKS
-    from sglang_dllm.runtime.dllm_config import (
-        full_attn_config,
-        hf_config_of,
-        is_full_attention,
-    )
+    from sglang_dllm.config.server import decodes
+    from sglang_dllm.upstream.launch import architecture_of
 
-    hf_config = hf_config_of(server_args)
-    if not is_full_attention(hf_config):
+    if not decodes(server_args.dllm_algorithm, architecture_of(server_args)):
         return original(server_args)
+    from sglang_dllm.patches import HOOKS
+    from sglang_dllm.runtime.dllm_config import full_attn_config, hf_config_of
+
     HOOKS.verify()
-    return full_attn_config(server_args, hf_config)
+    return full_attn_config(server_args, hf_config_of(server_args))
 
 
 GATE = Hook(

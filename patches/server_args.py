@@ -2,9 +2,11 @@
 
 Upstream: derives memory shares, graph capture and scheduling from the flags, for
 models that prefill once and decode.
-Ours: a full-attention model turns prefix sharing, chunking and graphs off and refuses
-flags that would have no meaning (``scheduling.launch_flags``), before anything is
-derived. Errors of ours end a command-line launch with one line, not a traceback.
+Ours: a full-attention model turns prefix sharing, chunked prefill and SGLang's own
+graphs off, and refuses flags that would have no meaning (``config.launch_flags``),
+before anything is derived. Any other launch reads nothing more than it did
+(``upstream.launch``). Errors of ours end a command-line launch with one line, not a
+traceback.
 Goes when: upstream asks the model for such defaults (a resolution hook).
 """
 
@@ -21,22 +23,30 @@ from sglang_dllm.upstream.hooks import Hook
 def _handle_missing_default_values(
     original: Callable[..., Any], server_args: Any
 ) -> Any:
-    from sglang_dllm.config.launch_flags import (
-        architecture_of,
-        settle_launch_flags,
-    )
+    from sglang_dllm.config.launch_flags import settle_launch_flags
     from sglang_dllm.models.facts import FAMILIES
+    from sglang_dllm.upstream.launch import architecture_of, is_of_another_plugin
 
     result = original(server_args)
     architecture = architecture_of(server_args)
-    if architecture in FAMILIES:
+    if architecture in FAMILIES and not is_of_another_plugin(
+        server_args.dllm_algorithm
+    ):
         settle_launch_flags(server_args, architecture)
     return result
 
 
 def _prepare_server_args(original: Callable[..., Any], argv: list[str]) -> Any:
+    from sglang_dllm.config.launch_flags import require_algorithm
+    from sglang_dllm.models.facts import FAMILIES
+
     try:
-        return original(argv)
+        server_args = original(argv)
+        # SGLang has read the config by now, a repository's too.
+        config = getattr(server_args, "model_config", None)
+        if config is not None and config.hf_config.architectures[0] in FAMILIES:
+            require_algorithm(server_args, config.hf_config.architectures[0])
+        return server_args
     except (ConfigError, UpstreamContractError) as error:
         print(f"sglang-dllm: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -158,6 +158,84 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), line(rules), *map(line, rows)])
 
 
+Column = tuple[str, Callable[[Row], str]]
+"""A column's head, and its text of a line."""
+
+
+def _text(head: str, key: str) -> Column:
+    return head, lambda row: str(row[key])
+
+
+def _number(head: str, key: str, form: str = ".3f") -> Column:
+    return head, lambda row: "-" if row[key] is None else format(row[key], form)
+
+
+def _percent(head: str, key: str, form: str = ".0f") -> Column:
+    return head, lambda row: f"{format(row[key] * 100, form)} %"
+
+
+def _tps_at(tpf: str) -> Column:
+    return f"TPS at {tpf}", lambda row: f"{row['tps'][tpf]:.0f}"
+
+
+COLUMNS: dict[str, tuple[str, list[Column]]] = {
+    "goals": (
+        "Goals",
+        [
+            _text("goal", "goal"),
+            _text("bound", "bound"),
+            _number("found", "found", ".4g"),
+            _text("verdict", "verdict"),
+        ],
+    ),
+    "machine": (
+        "Machine",
+        [
+            _text("rate", "name"),
+            _number("measured", "value", ".4g"),
+            _text("unit", "unit"),
+        ],
+    ),
+    "steps": (
+        "Steps through the server",
+        [
+            _text("forward", "name"),
+            _number("ms", "ms"),
+            _number("min", "min_ms"),
+            _number("max", "max_ms"),
+            _number("compute ms", "compute_ms"),
+            _number("memory ms", "memory_ms"),
+            _percent("of floor", "of_floor"),
+            *(_tps_at(str(tpf)) for tpf in TPFS),
+            ("pairs", lambda row: f"{row['pairs']} x {row['long'] - row['short']}"),
+        ],
+    ),
+    "outside": (
+        "Outside the model's kernels",
+        [
+            _text("forward", "name"),
+            _number("step ms", "step_ms"),
+            _number("model's kernels", "model_kernels_ms"),
+            _number("other kernels", "other_kernels_ms"),
+            _number("gaps", "gaps_ms"),
+            _percent("outside", "outside", ".1f"),
+        ],
+    ),
+    "kernels": (
+        "Parts alone",
+        [
+            _text("part", "name"),
+            _number("ms", "ms", ".4f"),
+            _number("floor ms", "floor_ms", ".4f"),
+            _percent("of floor", "of_floor"),
+        ],
+    ),
+    "skipped": ("Skipped", [_text("part", "name"), _text("reason", "reason")]),
+    "errors": ("Errors", [_text("part", "name"), _text("reason", "reason")]),
+}
+"""Title and columns of each part of the report."""
+
+
 def markdown(content: Row) -> str:
     """The whole report."""
     facts = {
@@ -165,104 +243,22 @@ def markdown(content: Row) -> str:
         for key, value in content.items()
         if not isinstance(value, list | dict)
     }
-    facts |= content["software"]
-    blocks = ["# GPU benchmark", _facts(facts)]
-    for title, part, render in [
-        ("Goals", "goals", _goals),
-        ("Machine", "machine", _machine),
-        ("Steps through the server", "steps", _steps),
-        ("Outside the model's kernels", "outside", _outside_table),
-        ("Parts alone", "kernels", _kernels),
-        ("Skipped", "skipped", _reasons),
-        ("Errors", "errors", _reasons),
-    ]:
-        if content[part]:
-            blocks += [f"## {title}", render(content[part])]
+    lines = [
+        f"- {key}: {value}" for key, value in (facts | content["software"]).items()
+    ]
+    blocks = ["# GPU benchmark", "\n".join(lines)]
+    for part, (title, columns) in COLUMNS.items():
+        rows = content[part]
+        if rows:
+            heads = [head for head, _ in columns]
+            cells = [[text(row) for _, text in columns] for row in rows]
+            blocks += [f"## {title}", table(heads, cells)]
+        if part == "outside":
+            blocks += [_kernels_of(row, w) for row in rows for w in ("model", "other")]
     return "\n\n".join(blocks) + "\n"
 
 
-def _facts(facts: Row) -> str:
-    return "\n".join(f"- {key}: {value}" for key, value in facts.items())
-
-
-def _goals(rows: Sequence[Row]) -> str:
-    return table(
-        ["goal", "bound", "found", "verdict"],
-        [
-            [
-                row["goal"],
-                row["bound"],
-                "-" if row["found"] is None else f"{row['found']:.4g}",
-                row["verdict"],
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _machine(rows: Sequence[Row]) -> str:
-    return table(
-        ["rate", "measured", "unit"],
-        [[row["name"], f"{row['value']:.4g}", row["unit"]] for row in rows],
-    )
-
-
-def _steps(rows: Sequence[Row]) -> str:
-    tpfs = [str(tpf) for tpf in TPFS]
-    head = ["forward", "ms", "min", "max", "compute ms", "memory ms", "of floor"]
-    return table(
-        [*head, *(f"TPS at {tpf}" for tpf in tpfs), "pairs"],
-        [
-            [
-                row["name"],
-                *(
-                    f"{row[key]:.3f}"
-                    for key in ("ms", "min_ms", "max_ms", "compute_ms", "memory_ms")
-                ),
-                f"{row['of_floor'] * 100:.0f} %",
-                *(f"{row['tps'][tpf]:.0f}" for tpf in tpfs),
-                f"{row['pairs']} x {row['long'] - row['short']}",
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _kernels(rows: Sequence[Row]) -> str:
-    return table(
-        ["part", "ms", "floor ms", "of floor"],
-        [
-            [
-                row["name"],
-                f"{row['ms']:.4f}",
-                f"{row['floor_ms']:.4f}",
-                f"{row['of_floor'] * 100:.0f} %",
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _outside_table(rows: Sequence[Row]) -> str:
-    keys = ("step_ms", "model_kernels_ms", "other_kernels_ms", "gaps_ms")
-    text = table(
-        ["forward", "step ms", "model's kernels", "other kernels", "gaps", "outside"],
-        [
-            [
-                row["name"],
-                *(f"{row[key]:.3f}" for key in keys),
-                f"{row['outside'] * 100:.1f} %",
-            ]
-            for row in rows
-        ],
-    )
-    for row in rows:
-        for whose in ("model", "other"):
-            lines = list(row[f"{whose}_kernels"].items())[:SHOWN_KERNELS]
-            shown = "\n".join(f"- {ms:.4f}: `{name[:90]}`" for name, ms in lines)
-            text += f"\n\n{row['name']}, {whose} kernels, ms a forward:\n\n{shown}"
-    return text
-
-
-def _reasons(rows: Sequence[Row]) -> str:
-    return "\n".join(f"- {row['name']}: {row['reason']}" for row in rows)
+def _kernels_of(row: Row, whose: str) -> str:
+    lines = list(row[f"{whose}_kernels"].items())[:SHOWN_KERNELS]
+    shown = "\n".join(f"- {ms:.4f}: `{name[:90]}`" for name, ms in lines)
+    return f"{row['name']}, {whose} kernels, ms a forward:\n\n{shown}"

@@ -1,16 +1,20 @@
-"""The two entry points: a table of contents of the package."""
+"""The two entry points, through which SGLang loads the package."""
 
 from __future__ import annotations
 
 
 def activate_platform() -> str | None:
-    """``sglang.srt.platforms``: our torch-CPU platform where there is no CUDA."""
+    """``sglang.srt.platforms``: the torch CPU platform, where there is no GPU.
+
+    Returns:
+        The dotted name of the platform class, None where SGLang's own serves.
+    """
     import os
 
     import torch
 
     if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
-        # The user asks for SGLang's own CPU engine.
+        # The user chose SGLang's own CPU engine.
         return None
     if torch.cuda.is_available() or torch.version.hip is not None:
         return None
@@ -18,7 +22,10 @@ def activate_platform() -> str | None:
 
 
 def register() -> None:
-    """``sglang.srt.plugins``: models, algorithms, hooks; in every process."""
+    """``sglang.srt.plugins``: register configs, hooks, models and the algorithm.
+
+    SGLang calls this in the launching process and in every scheduler.
+    """
     from sglang_dllm.models.configs import register_configs
     from sglang_dllm.patches import HOOKS
 
@@ -50,7 +57,7 @@ def _register_models() -> None:
 def _register_algorithms() -> None:
     from sglang.srt.dllm.algorithm import algo_name_to_cls
 
+    from sglang_dllm.runtime.dllm_algorithm import FullAttnAlgorithm
     from sglang_dllm.runtime.dllm_config import SGLANG_NAME
-    from sglang_dllm.runtime.engine import FullAttnAlgorithm
 
     algo_name_to_cls[SGLANG_NAME] = FullAttnAlgorithm

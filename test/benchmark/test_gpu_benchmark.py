@@ -252,7 +252,7 @@ def test_both_files_are_complete_after_each_line(results: Results) -> None:
     # 46.5 tokens through the head: a floor of 9.28 ms.
     assert "| full canvas 512 batch 1 | 12.000 |" in text
     assert "77 %" in text and " 826 |" in text and "5 x 20" in text
-    assert "- x: no time" in text and "## Errors" not in text
+    assert "| x    | no time |" in text and "## Errors" not in text
     assert not list(results.out.parent.glob("*.part"))
 
 

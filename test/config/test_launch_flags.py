@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from sglang.srt.server_args import ServerArgs
 
-from sglang_dllm.config.launch_flags import architecture_of, settle_launch_flags
+from sglang_dllm.config.launch_flags import settle_launch_flags
 from sglang_dllm.demo import demo_path
 from sglang_dllm.errors import ConfigError
 
@@ -64,6 +65,11 @@ def test_a_gpu_gets_flashinfer_and_the_users_choice_stays() -> None:
         ("disable_cuda_graph_padding", True),
         ("attention_backend", "fa3"),
         ("kv_cache_dtype", "fp4_e2m1"),
+        ("grpc_mode", True),
+        ("smg_grpc_mode", True),
+        ("tokenizer_worker_num", 2),
+        ("use_ray", True),
+        ("encoder_only", True),
         ("dllm_algorithm", None),
         ("dllm_algorithm", "JointThreshold"),
     ],
@@ -74,6 +80,33 @@ def test_a_flag_without_a_meaning_is_refused_by_name(field: str, value: object) 
     message = str(error.value)
     flag = "no-dllm-fdfo" if field == "dllm_fdfo" else field.replace("_", "-")
     assert f"--{flag}" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES"])
+def test_the_rust_server_would_check_no_request(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", value)
+    with pytest.raises(ConfigError) as error:
+        settle_launch_flags(raw_args(), "LLaDAModelLM")
+    assert str(error.value) == (
+        f"SGLANG_RUST_SERVER={value!r} has no use for LLaDAModelLM: its processes load "
+        "no plugin, so that no request would be checked; leave it out"
+    )
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "0")
+    settle_launch_flags(raw_args(), "LLaDAModelLM")
+
+
+@pytest.fixture(autouse=True)
+def the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch writes one variable; the tests of other modules must not see it."""
+    monkeypatch.setenv("SGLANG_EAGER_INPUT_NO_COPY", "0")
+
+
+def test_a_forward_may_be_larger_than_the_pool() -> None:
+    """Two windows of a guided canvas, where SGLang's input buffers hold one."""
+    settle_launch_flags(raw_args(), "LLaDAModelLM")
+    assert os.environ["SGLANG_EAGER_INPUT_NO_COPY"] == "1"
 
 
 def test_float32_is_not_for_flashinfer() -> None:
@@ -109,17 +142,6 @@ def test_sglangs_own_graphs_are_off_and_ours_follow_its_flags(
 
 def test_chunks_switched_off_by_hand_are_fine() -> None:
     settle_launch_flags(raw_args(chunked_prefill_size=-1), "LLaDAModelLM")
-
-
-def test_the_architecture_is_read_without_loading_anything(tmp_path: Path) -> None:
-    assert architecture_of(raw_args()) == "LLaDAModelLM"
-    assert architecture_of(raw_args(model_path=str(tmp_path))) is None
-
-
-def test_an_architecture_given_by_hand_counts() -> None:
-    override = '{"architectures": ["DiffuLlamaModel"]}'
-    args = raw_args(json_model_override_args=override)
-    assert architecture_of(args) == "DiffuLlamaModel"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from reference.algorithms import DEFAULTS
 from sglang_dllm.config.resolve import DecodeConfig, request_options
 from sglang_dllm.config.server import load_decode_config, parse_decode_config
-from sglang_dllm.decoding.cache import OPTIONS
+from sglang_dllm.decoding.caches.registry import READERS
 from sglang_dllm.decoding.registry import OURS, algorithms
 from sglang_dllm.errors import ConfigError, OptionError
 from sglang_dllm.models.facts import FAMILIES, Family, ModelFacts
@@ -20,7 +20,8 @@ LLADA, DREAM = FAMILIES["LLaDAModelLM"], FAMILIES["DreamModel"]
 
 
 def resolved(config: DecodeConfig, answer_len: int = 64, **request: Any) -> dict:
-    return config.resolve(request, answer_len).to_dict()
+    facts = ModelFacts(config.family, mask_id=9, eos_ids=(5,), vocab_size=100)
+    return config.resolve(request).finalized(answer_len, facts).to_dict()
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -52,7 +53,7 @@ def test_defaults_are_those_of_the_references(name: str, family: Family) -> None
         ours = resolved(parse_decode_config(name, family, {"cache": cache}))
         assert ours["cache"] == cache
         for key, value in theirs.items():
-            needs = OPTIONS.get(key, cache)
+            needs = READERS.get(key, cache)
             assert key in filled or needs != cache or ours[key] == value, key
 
 
@@ -122,7 +123,7 @@ def test_null_is_a_key_left_out() -> None:
 def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> None:
     config = parse_decode_config("FullAttnMultiBlock", LLADA, {})
     with pytest.raises(OptionError) as error:
-        config.resolve(request_, 64)
+        config.resolve(request_)
     assert error.value.key == key
     assert expected in error.value.expected
 
@@ -152,8 +153,8 @@ def test_a_wrong_request_is_named(request_: dict, key: str, expected: str) -> No
         ("steps_per_round", 0),
         ("steps_per_round", 1.5),
         ("steps_per_round", True),
-        ("overlap", 1),
-        ("overlap", "auto"),
+        ("prelaunch", 1),
+        ("prelaunch", "auto"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_range(key: str, value: object) -> None:
@@ -162,6 +163,46 @@ def test_a_wrong_value_is_named_with_its_range(key: str, value: object) -> None:
     message = str(error.value)
     assert key in message and repr(value) in message and "expected" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("value", [True, False, None, "auto"])
+def test_the_old_name_of_prelaunch_ends_the_launch(value: object) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_decode_config("FullAttnMultiBlock", LLADA, {"overlap": value})
+    assert str(error.value) == (
+        "--dllm-algorithm-config: overlap is now called prelaunch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"steps_per_round": None},
+            "steps_per_round=None is not allowed; expected an integer, 1 to 1000",
+        ),
+        ({"prelaunch": 1}, "prelaunch=1 is not allowed; expected true or false"),
+        (
+            {"algorithms": None},
+            "algorithms=None is not allowed; "
+            "expected a mapping of algorithms to their options",
+        ),
+        (
+            {"algorithm": "FastDLLM"},
+            "algorithm='FastDLLM' is not allowed; "
+            "expected the algorithm's options: --dllm-algorithm names it",
+        ),
+        (
+            {"threshold": 1.0, "algorithms": {"FullAttnMultiBlock": {}}},
+            "options of FullAttnMultiBlock stand both at the top and under "
+            "algorithms; expected one of the two",
+        ),
+    ],
+)
+def test_the_texts_of_a_wrong_file(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_decode_config("FullAttnMultiBlock", LLADA, options)
+    assert str(error.value) == f"--dllm-algorithm-config: {message}"
 
 
 def test_an_unknown_key_lists_the_known_ones() -> None:
@@ -174,11 +215,11 @@ def test_caches_have_published_defaults_and_need_naming() -> None:
         "FullAttnMultiBlock",
         DREAM,
         {
-            **{"steps_per_round": 2, "overlap": True},
+            **{"steps_per_round": 2, "prelaunch": True},
             **{"cache_delay_iter": 10_000, "refresh_interval": 10_000},
         },
     )
-    assert config.steps_per_round == 2 and config.overlap is True
+    assert config.steps_per_round == 2 and config.prelaunch is True
     assert resolved(config)["cache"] == "none"
     delayed = resolved(config, cache="delayed")
     assert (delayed["cache_delay_iter"], delayed["refresh_interval"]) == (1, 10_000)

@@ -1,7 +1,7 @@
-"""Windows in graphs that are recorded on the CPU, on the demo model in this process.
+"""Decodes with graphs that are recorded on the CPU, on the demo model in this process.
 
-Prints JSON: of each case, ids decoded eagerly and through graphs, and the buckets. A
-process of its own: SGLang's parallel state is global.
+Prints JSON: for each case the ids decoded eagerly and through graphs, and the buckets.
+It needs a process of its own, since SGLang's parallel state is global.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import Any
 
 from benchmark.in_process import InProcess
 from helpers.recorded_capture import RecordedCapture, turn_graphs_on
-from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.runtime.graph_buckets import GraphLimits
+from sglang_dllm.runtime.graph_capture import Capture, Run
+from sglang_dllm.runtime.graphs import WindowGraphs
 
 REQUESTS = [
     (list(range(5, 30)), 60, "FullAttnMultiBlock", {"cache": "dual", "block_size": 16}),
@@ -19,7 +22,7 @@ REQUESTS = [
     (list(range(7, 70)), 33, "Credit", {"cache": "prefix", "block_size": 16}),
 ]
 
-LIMITS = Limits(batch_sizes=(1, 4), windows=(32, 64))
+LIMITS = GraphLimits(batch_sizes=(1, 4), lengths=(32, 64))
 
 
 def fails(run: Run) -> Run:
@@ -38,22 +41,28 @@ def decode(
 
 
 def decode_ahead(
-    process: InProcess, asks: list[Any], num_steps: int
+    process: InProcess, graphs: WindowGraphs, asks: list[Any], num_steps: int
 ) -> list[list[int]]:
-    """One more request every second round, with forwards that run between rounds."""
+    """One more request every second round, with a forward in flight between rounds."""
+    process.new_engine(num_steps, prelaunch=True, graphs=graphs)
     canvases = []
     for ask in asks:
         canvases.append(process.add(*ask, ignore_eos=True))
-        process.run_round(num_steps, runs_ahead=True)
-        process.run_round(num_steps, runs_ahead=True)
+        process.run_round()
+        process.run_round()
     while process.requests:
-        process.run_round(num_steps, runs_ahead=True)
+        process.run_round()
     return [canvas.ids.tolist() for canvas in canvases]
 
 
-def events_of(process: InProcess, graphs: WindowGraphs, capture: Any) -> list[str]:
-    """What happens in turn from now on: the host waits, a graph's inputs are put in
-    place, it is replayed."""
+def noted_graphs(
+    process: InProcess, capture: RecordedCapture
+) -> tuple[WindowGraphs, list[str]]:
+    """Turn new graphs on, and list the events from now on in their order.
+
+    The events: the host waits, the inputs of a graph are put in place, a graph is
+    replayed.
+    """
     events: list[str] = []
 
     def noted(name: str, function: Any) -> Any:
@@ -63,11 +72,10 @@ def events_of(process: InProcess, graphs: WindowGraphs, capture: Any) -> list[st
 
         return note
 
-    process.decoder.look = noted("look", process.decoder.look)  # type: ignore[method-assign]
+    graphs = turn_on(process, lambda run: noted("replay", capture(run)))
+    Denoiser.sync = noted("sync", Denoiser.sync)  # type: ignore[method-assign]
     graphs.stage = noted("stage", graphs.stage)  # type: ignore[method-assign]
-    graphs.capture = lambda run: noted("replay", capture(run))
-    graphs._graphs.clear()
-    return events
+    return graphs, events
 
 
 def main() -> None:
@@ -79,7 +87,7 @@ def main() -> None:
     cases["with one that has no cache"] = [*REQUESTS, exact]
     found = {}
     for name, asks in cases.items():
-        process.rounds.graphs = None
+        process.new_engine()
         eager = decode(process, asks)
         capture = RecordedCapture()
         graphs = turn_on(process, capture)
@@ -87,8 +95,8 @@ def main() -> None:
             "eager": eager,
             "graphs": decode(process, asks),
             "buckets": [
-                [*bucket, [statistic.kind for statistic in graph.statistics]]
-                for bucket, graph in graphs._graphs.items()
+                [*bucket, [statistic.kind for statistic in statistics]]
+                for bucket, statistics in graphs.buckets.items()
             ],
             "num_captured": capture.num_captured,
             "num_replayed": capture.num_replayed,
@@ -104,23 +112,23 @@ def main() -> None:
         "graphs": in_turn,
         "captured": captured,
     }
-    process.rounds.graphs = None
-    # A block of 32 fills its bucket, and the next one lies behind it.
+    process.new_engine()
+    # A window of 32 tokens fills its bucket, and the next block starts behind it.
     asks = [*REQUESTS, (REQUESTS[0][0], 70, "FastDLLM", {"cache": "dual"})]
     eager = [ids for ask in asks for ids in decode(process, [ask], ignore_eos=True)]
-    graphs = turn_on(process, capture)
-    ahead = decode_ahead(process, asks, 2)
-    events = events_of(process, graphs, capture)
+    ahead = decode_ahead(process, turn_on(process, capture), asks, 2)
+    graphs, events = noted_graphs(process, capture)
     for num_steps in (1, 2):
-        ahead += [i for ask in asks for i in decode_ahead(process, [ask], num_steps)]
+        for ask in asks:
+            ahead += decode_ahead(process, graphs, [ask], num_steps)
     found["ahead"] = {"eager": 3 * eager, "graphs": ahead, "events": events}
     graphs = turn_on(process, fails)
     found["without memory"] = {
         "eager": found["three"]["eager"],
         "graphs": decode(process, REQUESTS),
-        "buckets": list(graphs._graphs),
+        "buckets": list(graphs.buckets),
     }
-    # The last line; SGLang prints what it likes before it.
+    # SGLang prints to the same stream, so the reader takes the last line.
     print(json.dumps(found))
 
 

@@ -36,16 +36,18 @@ class State:
 
 @torch.no_grad()
 def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    from sglang_dllm.attention.plan import AttentionPlan, forward_plan
+    from sglang_dllm.attention.plan import AttentionPlan
     from sglang_dllm.decoding.window import Window
+    from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 
     lens = [len(ids) for ids in canvases]
     total = sum(lens)
     seq_lens = torch.tensor(lens)
     starts = list(accumulate([0, *lens[:-1]]))
-    batch = ForwardBatch(
+    windows = [Window(0, length, length) for length in lens]
+    batch = CanvasForwardBatch(
         forward_mode=ForwardMode.DLLM_EXTEND,
         batch_size=len(lens),
         input_ids=torch.tensor([token for ids in canvases for token in ids]),
@@ -62,10 +64,9 @@ def run_batch(runner: Any, canvases: list[list[int]]) -> list[torch.Tensor]:
         extend_prefix_lens_cpu=[0] * len(lens),
         extend_num_tokens=total,
         extend_logprob_start_lens_cpu=lens,
+        plan=AttentionPlan(windows, torch.arange(total)),
     )
-    rows = [Window(0, length, length) for length in lens]
-    with forward_plan(AttentionPlan(rows, torch.arange(total))):
-        out = runner.forward(batch, pp_proxy_tensors=None)
+    out = runner.forward(batch, pp_proxy_tensors=None)
     logits = runner.model.logits(out.logits_output.hidden_states, batch)
     return [x.clone() for x in logits.split(lens)]
 

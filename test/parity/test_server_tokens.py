@@ -62,7 +62,7 @@ KINDS = {
         yaml={
             "threshold": 0.3,
             "steps_per_round": 1,
-            "overlap": True,  # a GPU's default
+            "prelaunch": True,  # a GPU's default
             "algorithms": {"FastDLLM": {"threshold": 0.7}},
         },
     ),
@@ -83,7 +83,7 @@ KINDS = {
         "Dream",
         lambda path: write_diffullama(path, seed=4),
         flags=DIFFULLAMA_FLAGS,
-        yaml={"overlap": True},
+        yaml={"prelaunch": True},
         cases=2,
     ),
 }
@@ -111,7 +111,7 @@ class Setup:
         given = self.kind.yaml
         defaults = dict(given.get("algorithms", {}).get(case.algorithm, {}))
         if case.algorithm == "FullAttnMultiBlock":
-            server = ("algorithms", "steps_per_round", "overlap")
+            server = ("algorithms", "steps_per_round", "prelaunch")
             defaults = {key: given[key] for key in given if key not in server}
         if "factor" in case.options:
             defaults = {"threshold": None}

@@ -12,6 +12,8 @@ import requests
 from openai import OpenAI
 
 from helpers.serving_harness import Server
+from reference.algorithms import run
+from reference.models import load
 
 DEMO = Path(__file__).parents[2] / "python" / "sglang_dllm" / "demo" / "checkpoint"
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have?"
@@ -79,6 +81,35 @@ def test_the_longest_canvas_of_a_small_paged_pool(
         ).status_code
         == 400
     )
+    server.wait_until_idle()
+    server.stop()
+
+
+def test_guidance_on_a_canvas_longer_than_half_of_the_pool(
+    start_server: Callable[..., Server],
+) -> None:
+    """Two windows are computed over the slots of one; the pool holds one canvas.
+
+    SGLang's buffers for the inputs of a forward are as large as the pool. The
+    scheduler ended where a forward had more tokens.
+    """
+    server = start_server(
+        DEMO,
+        *("--dllm-algorithm", "FullAttnMultiBlock", "--max-total-tokens", "1024"),
+        *("--max-prefill-tokens", "256", "--max-running-requests", "2"),
+    )
+    prompt, length = list(range(5, 25)), 696
+    options = {"block_size": 64, "steps": 24, "cfg_scale": 1.0}
+    expected = run("LLaDA", load(DEMO), prompt, length, options)
+    answer = server.generate(
+        prompt,
+        max_new_tokens=length,
+        ignore_eos=True,
+        skip_special_tokens=False,
+        custom_params={"dllm": {"algorithm": "LLaDA", **options}},
+    )
+    assert answer["output_ids"] == expected.ids
+    assert answer["meta_info"]["num_forwards"] == expected.nfe
     server.wait_until_idle()
     server.stop()
 

@@ -9,7 +9,7 @@ from fastapi import HTTPException
 
 from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.errors import RequestError
-from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.models.facts import FAMILIES, ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import (
     ServedModel,
@@ -24,8 +24,10 @@ from sglang_dllm.serving.validation import (
 )
 
 MODEL = ServedModel(vocab_size=100, temperature=0.25)
-ROOM = CapacityLimits(max_req_input_len=95)
-DECODE = parse_decode_config("FullAttnMultiBlock", FAMILIES["LLaDAModelLM"], {})
+LIMITS = CapacityLimits(max_req_input_len=95)
+LLADA = FAMILIES["LLaDAModelLM"]
+DECODE = parse_decode_config("FullAttnMultiBlock", LLADA, {})
+FACTS = ModelFacts(LLADA, mask_id=9, eos_ids=(5,), vocab_size=100, newline_ids=(7,))
 MESSAGES = [{"role": "user", "content": "a"}]
 
 
@@ -45,17 +47,17 @@ def test_a_refusal_is_short_and_valid_unicode() -> None:
 
 def test_absent_max_new_tokens_becomes_what_fits() -> None:
     params: dict[str, Any] = {}
-    check_request(params, [1] * 10, 100, ROOM, DECODE)
-    assert params == {"max_new_tokens": 89}
+    check_request(params, [1] * 10, LIMITS, DECODE, FACTS)
+    assert params["max_new_tokens"] == 89
     params = {"max_new_tokens": None}
-    check_request(params, [1] * 10, 100, CapacityLimits(max_req_input_len=1000), DECODE)
-    assert params == {"max_new_tokens": 256}
+    check_request(params, [1] * 10, CapacityLimits(1000), DECODE, FACTS)
+    assert params["max_new_tokens"] == 256
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 @pytest.mark.parametrize("prompt_len", [1, 15, 16, 17, 200])
 @pytest.mark.parametrize("pool", [512, 2048])
-def test_the_room_is_never_more_than_the_scheduler_holds(
+def test_the_limit_is_never_more_than_the_scheduler_holds(
     page_size: int, prompt_len: int, pool: int
 ) -> None:
     """Against sglang 0.5.17's own two bounds (Scheduler.init_req_max_new_tokens)."""
@@ -63,11 +65,11 @@ def test_the_room_is_never_more_than_the_scheduler_holds(
     max_req_len = min(context, pool) - 1
     paged = -(-prompt_len // page_size) * page_size
     held = min(max_req_len - prompt_len - 1, pool - paged - page_size - 1)
-    room = CapacityLimits(max_req_len - 5, page_size).for_answer(prompt_len)
-    assert room <= held
+    most = CapacityLimits(max_req_len - 5, page_size).max_answer_len(prompt_len)
+    assert most <= held
     if page_size == 1 or pool < context:
-        assert room == held
-    assert held - room < 2 * page_size
+        assert most == held
+    assert held - most < 2 * page_size
 
 
 @pytest.mark.parametrize(
@@ -83,11 +85,11 @@ def test_the_room_is_never_more_than_the_scheduler_holds(
         ([1] * 10, {"max_new_tokens": 0}, "max_new_tokens=0"),
     ],
 )
-def test_the_door_names_what_does_not_fit(
+def test_what_does_not_fit_is_named(
     input_ids: list[int] | None, params: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(BadRequest) as caught:
-        check_request(params, input_ids, 100, ROOM, DECODE)
+        check_request(params, input_ids, LIMITS, DECODE, FACTS)
     assert named in str(caught.value)
 
 
@@ -188,19 +190,44 @@ def test_what_is_not_json_is_located(raw: bytes, field: str) -> None:
     message.encode()
 
 
-def test_guidance_needs_room_for_a_second_row() -> None:
-    guided = {"dllm": {"algorithm": "LLaDA", "cfg_scale": 0.5}}
+@pytest.mark.parametrize("max_new_tokens", [1, 20, 989])
+def test_guidance_needs_one_canvas_of_slots_and_two_windows(
+    max_new_tokens: int,
+) -> None:
+    """Both windows attend over fresh keys, so that they share their canvas's slots."""
 
-    def check(room: CapacityLimits) -> None:
-        params = {"max_new_tokens": 20, "custom_params": guided}
-        check_request(params, [1] * 10, 100, room, DECODE)
+    def check(limits: CapacityLimits) -> None:
+        guided = {"dllm": {"algorithm": "LLaDA", "block_size": 4096, "cfg_scale": 0.5}}
+        params = {"max_new_tokens": max_new_tokens, "custom_params": guided}
+        check_request(params, [1] * 10, limits, DECODE, FACTS)
 
-    check(CapacityLimits(1000, max_rows=2, max_round_tokens=60))
-    with pytest.raises(BadRequest, match=r"cfg_scale=0.5 .*--max-running-requests 1"):
-        check(CapacityLimits(1000, max_rows=1))
-    for tight in (
-        CapacityLimits(1000, max_rows=2, max_round_tokens=59),
-        CapacityLimits(54),
+    check(CapacityLimits(995, max_windows=2))
+    with pytest.raises(BadRequest) as caught:
+        check(CapacityLimits(995, max_windows=1))
+    assert str(caught.value) == (
+        "custom_params.dllm.cfg_scale=0.5 is not allowed; "
+        "expected 0 on a server with --max-running-requests 1"
+    )
+
+
+@pytest.mark.parametrize("given", [None, {}, {"dllm": None}, {"dllm": {}}])
+def test_a_request_leaves_with_all_options_it_is_decoded_with(given: Any) -> None:
+    params: dict[str, Any] = {"max_new_tokens": 48, "custom_params": given}
+    check_request(params, [1] * 10, LIMITS, DECODE, FACTS)
+    expected = DECODE.resolve({}).finalized(48, FACTS).to_dict()
+    assert params["custom_params"] == {"dllm": expected}
+
+
+def test_what_depends_on_length_and_tokenizer_is_resolved() -> None:
+    for name, key, value in (
+        ("LLaDA", "steps", 48),
+        ("AdaBlock", "delimiter_ids", [7]),
     ):
-        with pytest.raises(BadRequest, match=r"cfg_scale=0.5 .*up to 29 each"):
-            check(tight)
+        given = {"dllm": {"algorithm": name}}
+        params: dict[str, Any] = {"max_new_tokens": 48, "custom_params": given}
+        check_request(params, [1] * 10, LIMITS, DECODE, FACTS)
+        assert params["custom_params"]["dllm"][key] == value
+        assert given == {"dllm": {"algorithm": name}}, "the client's object stays"
+        again = dict(params)
+        check_request(again, [1] * 10, LIMITS, DECODE, FACTS)
+        assert again == params

@@ -165,18 +165,21 @@ def llama() -> SimpleNamespace:
     return SimpleNamespace(architectures=["LlamaForCausalLM"], vocab_size=300)
 
 
+def llama_manager() -> SimpleNamespace:
+    return SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=llama()),
+        server_args=SimpleNamespace(dllm_algorithm=None),
+    )
+
+
 @pytest.fixture(autouse=True)
 def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """What hooks look up: the checkpoint's config, and the server's global state."""
     monkeypatch.setattr(
-        "sglang_dllm.runtime.dllm_config.hf_config_of", lambda args: args.hf_config
-    )
-    monkeypatch.setattr(
-        "sglang_dllm.config.launch_flags.architecture_of",
+        "sglang_dllm.upstream.launch.architecture_of",
         lambda args: args.hf_config.architectures[0],
     )
-    config = SimpleNamespace(hf_config=llama())
-    state = SimpleNamespace(tokenizer_manager=SimpleNamespace(model_config=config))
+    state = SimpleNamespace(tokenizer_manager=llama_manager())
     monkeypatch.setattr(
         "sglang.srt.entrypoints.http_server.get_global_state", lambda: state
     )
@@ -187,7 +190,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
     name = hook.target.rsplit(".", 1)[1]
     args = SimpleNamespace(dllm_algorithm=None, hf_config=llama())
     theirs = SimpleNamespace(dllm_algorithm="LowConfidence", hf_config=llama())
-    manager = SimpleNamespace(model_config=SimpleNamespace(hf_config=llama()))
+    manager = llama_manager()
     schedulers = [
         SimpleNamespace(dllm_config=None),
         SimpleNamespace(dllm_config=SimpleNamespace(block_size=4)),
@@ -196,6 +199,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "from_server_args": [(args,), (theirs,)],
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
+        "pause_generation": [(s, "recv_req") for s in schedulers],
         "init_forward_metadata": [hook.contract],
         "forward_extend": [hook.contract],
         "_validate_one_request": [(manager, "obj", [1, 2])],

@@ -1,18 +1,16 @@
-"""What SGLang's launch flags mean for a full-attention model, decided at launch.
+"""SGLang's launch flags for a full-attention model: refused, or set.
 
-This runs early in SGLang's own resolution of its flags: a value differs from the
-field's default only where the user gave it, and what we set here shapes everything
-that SGLang derives later (memory shares, graph capture, buffers).
+This runs early in SGLang's own resolution of its flags. A value differs from the
+field's default only where the user gave it. SGLang derives memory shares, graph capture
+and buffers later, from the values that are set here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+import os
 from typing import Any
-
-from transformers import PretrainedConfig
 
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.registry import algorithms
@@ -25,21 +23,27 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_RUNNING_REQUESTS = 32
 
 ATTENTION_BACKENDS = ("flashinfer", "triton", "torch_native")
-"""Backends that leave the causal mask out for ENCODER_ONLY layers."""
+"""Backends whose attention over canvases ``attention`` has."""
 
 _UNSHARED = "a canvas's KV belongs to its request alone"
-_WHOLE = "every forward is a prefill of whole canvases"
+_WINDOWS = "a forward computes windows of canvases, and there is no decode phase"
+_UNCHECKED = "its processes load no plugin, so that no request would be checked"
 _UNSUPPORTED = "it is not supported"
-_VARYING = "prefills of varying length are not captured"
+_VARYING = "forwards over whole canvases vary in length and are not captured"
 
-# Fields of ServerArgs that have no use here, and why.
+# Fields of ServerArgs that have no use here, and the reason that the user is told.
 _REFUSED = {
+    "grpc_mode": _UNCHECKED,
+    "smg_grpc_mode": _UNCHECKED,
+    "tokenizer_worker_num": _UNCHECKED,
+    "use_ray": _UNCHECKED,
+    "encoder_only": _UNSUPPORTED,
     "chunked_prefill_size": "a canvas attends to all of itself and cannot be split",
-    "enable_mixed_chunk": _WHOLE,
-    "enable_dynamic_chunking": _WHOLE,
-    "prefill_max_requests": _WHOLE,
-    "enable_prefill_delayer": _WHOLE,
-    "enable_pdmux": _WHOLE,
+    "enable_mixed_chunk": _WINDOWS,
+    "enable_dynamic_chunking": _WINDOWS,
+    "prefill_max_requests": _WINDOWS,
+    "enable_prefill_delayer": _WINDOWS,
+    "enable_pdmux": _WINDOWS,
     "enable_two_batch_overlap": _UNSUPPORTED,
     "enable_single_batch_overlap": _UNSUPPORTED,
     "disaggregation_mode": "there is no decode phase",
@@ -72,32 +76,29 @@ _REFUSED = {
 }
 
 _HARMLESS = (("chunked_prefill_size", -1), ("cuda_graph_backend_prefill", "disabled"))
-"""Values that ask for what is so anyway."""
+"""Refused fields with a value that changes nothing."""
 
 
-def architecture_of(server_args: Any) -> str | None:
-    """The first architecture in the checkpoint's config.json, None without one."""
-    try:
-        config, _ = PretrainedConfig.get_config_dict(
-            server_args.model_path, revision=server_args.revision
-        )
-        config |= json.loads(server_args.json_model_override_args)
-    except (OSError, ValueError):
-        return None
-    return (config.get("architectures") or [None])[0]
-
-
-def settle_launch_flags(server_args: Any, architecture: str) -> None:
-    """Refuse flags without a meaning, then set what full prefills need.
+def require_algorithm(server_args: Any, architecture: str) -> None:
+    """Refuse to serve a model of ours as if it were autoregressive.
 
     Raises:
-        ConfigError: one line naming flag, value and what is allowed.
+        ConfigError: there is no ``--dllm-algorithm``.
     """
     if server_args.dllm_algorithm is None:
         raise ConfigError(
             f"{architecture} is a diffusion model: add --dllm-algorithm with one of "
             f"{', '.join(algorithms())}"
         )
+
+
+def settle_launch_flags(server_args: Any, architecture: str) -> None:
+    """Refuse flags that have no use, then set the values that canvases need.
+
+    Raises:
+        ConfigError: one line naming flag, value and what is allowed.
+    """
+    require_algorithm(server_args, architecture)
     load_decode_config(
         server_args.dllm_algorithm,
         FAMILIES[architecture],
@@ -112,6 +113,9 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
     server_args.disable_overlap_schedule = True
     _settle_graphs(server_args)
     server_args.chunked_prefill_size = -1
+    # SGLang copies the inputs of a forward to buffers as large as the KV pool. A guided
+    # canvas computes two windows over the slots of one, which may be more than that.
+    os.environ["SGLANG_EAGER_INPUT_NO_COPY"] = "1"
     server_args.tokenizer_path = plain_tokenizer_path(
         server_args.tokenizer_path or server_args.model_path, server_args.revision
     )
@@ -124,8 +128,11 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
 
 
 def _settle_graphs(server_args: Any) -> None:
-    """Turn SGLang's own graphs off. Ours (``runtime.graphs``) follow
-    ``disable_decode_cuda_graph`` and the sizes of the decode phase."""
+    """Turn SGLang's own CUDA graphs off.
+
+    Ours (``runtime.graphs``) follow ``disable_decode_cuda_graph`` and the batch sizes
+    of SGLang's decode phase.
+    """
     backend = server_args.cuda_graph_backend_decode
     if backend not in (None, "full", "disabled"):
         raise ConfigError(
@@ -135,12 +142,18 @@ def _settle_graphs(server_args: Any) -> None:
     is_off = server_args.disable_cuda_graph or backend == "disabled"
     server_args.disable_decode_cuda_graph |= is_off
     server_args.disable_cuda_graph = True
-    # SGLang prefers a phase's own flag to the one for all.
+    # The flag of a phase overrides the flag of all phases.
     server_args.cuda_graph_backend_decode = "disabled"
     server_args.cuda_graph_backend_prefill = "disabled"
 
 
 def _refuse(server_args: Any, architecture: str) -> None:
+    rust_server = os.environ.get("SGLANG_RUST_SERVER", "")
+    if rust_server.lower() in ("true", "1", "yes", "y"):
+        raise ConfigError(
+            f"SGLANG_RUST_SERVER={rust_server!r} has no use for {architecture}: "
+            f"{_UNCHECKED}; leave it out"
+        )
     if not server_args.dllm_fdfo:
         raise ConfigError(
             f"--no-dllm-fdfo has no use for {architecture}: a canvas always leaves "

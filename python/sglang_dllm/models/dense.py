@@ -32,7 +32,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix
 from torch import nn
 
-from sglang_dllm.attention.plan import current_plan
+from sglang_dllm.attention.plan import plan_of
 from sglang_dllm.models.linear import use_column_major
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
@@ -144,9 +144,12 @@ class Attention(nn.Module):
         positions: torch.Tensor,
         x: torch.Tensor,
         forward_batch: ForwardBatch,
-        rows: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``rows``: the tokens whose output is wanted; None for all."""
+        """
+        Args:
+            wanted: the tokens whose output is computed; None for all.
+        """
         qkv, _ = self.qkv_proj(x)
         q, k, v = qkv.split(self.split_sizes, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -154,7 +157,7 @@ class Attention(nn.Module):
             k = self.k_norm(k.reshape(-1, self.head_dim)).view(k.shape)
         q, k = self.rotary_emb(positions, q, k)
         out = self.attn(q, k, v, forward_batch)
-        out, _ = self.o_proj(out if rows is None else out[rows])
+        out, _ = self.o_proj(out if wanted is None else out[wanted])
         return out
 
 
@@ -212,15 +215,18 @@ class Block(nn.Module):
         x: torch.Tensor,
         forward_batch: ForwardBatch,
         residual: torch.Tensor | None,
-        rows: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``rows``: the tokens whose output is wanted; None for all."""
+        """
+        Args:
+            wanted: the tokens whose output is computed; None for all.
+        """
         if residual is None:
             residual, x = x, self.input_layernorm(x)
         else:
             x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(positions, x, forward_batch, rows)
-        residual = residual if rows is None else residual[rows]
+        x = self.self_attn(positions, x, forward_batch, wanted)
+        residual = residual if wanted is None else residual[wanted]
         x, residual = self.post_attention_layernorm(x, residual)
         return self.mlp(x), residual
 
@@ -313,23 +319,23 @@ class DenseDiffusionLM(nn.Module):
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
     ) -> LogitsProcessorOutput:
-        """Hidden states of the rows that the decoder asked for.
+        """Hidden states of the tokens that the batch's plan asks for.
 
         Args:
-            input_ids, positions: ``(T,)``, the canvases of the batch back to back.
+            input_ids, positions: ``(T,)``, the windows of the batch back to back.
 
         Returns:
-            ``hidden_states``: ``(N, H)``, normed, the rows of the current forward
-            plan; without a plan (SGLang's warm-up) the logits of all T.
+            ``hidden_states``: ``(N, H)``, normed, of the plan's ``logits_indices``.
+            Without a plan, which is SGLang's warm-up, the logits of all T tokens.
         """
         x = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
         residual = None
-        plan = current_plan()
+        plan = plan_of(forward_batch)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            # Behind the last attention no token looks at another one.
-            rows = plan.logits_indices if plan is not None and index == last else None
-            x, residual = layer(positions, x, forward_batch, residual, rows)
+            # After the last attention no token depends on another one.
+            wanted = plan.logits_indices if plan is not None and index == last else None
+            x, residual = layer(positions, x, forward_batch, residual, wanted)
         x, _ = self.norm(x, residual)
         if plan is None:
             return self.logits_processor(input_ids, x, self.lm_head, forward_batch)

@@ -1,4 +1,4 @@
-"""What a refused request raises: one line with field, value and what is allowed."""
+"""The error of a refused request: one line with field, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ _LONGEST_VALUE = 80
 class BadRequest(RequestError, HTTPException):
     """A RequestError that is status 400 on every route.
 
-    SGLang's OpenAI routes turn a ValueError into status 400, its other routes leave
-    exceptions to FastAPI, which knows HTTPException: so it is both.
+    SGLang's OpenAI routes turn a ValueError into status 400. Its other routes leave
+    exceptions to FastAPI, which knows HTTPException. So this class is both.
     """
 
     def __init__(self, message: str) -> None:
+        # The name of an unknown field is the client's: a line break or a lone surrogate
+        # in it would break the answer, which is one line of UTF-8.
+        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
         RequestError.__init__(self, message)
         self.status_code = 400
         self.detail = message
@@ -29,10 +32,7 @@ class BadRequest(RequestError, HTTPException):
 
 
 def refused(field: str, value: Any, expected: str) -> BadRequest:
-    """``field=value is not allowed; expected …``, with a long value shortened.
-
-    ``ascii`` shows a lone surrogate as an escape: the answer must be valid UTF-8.
-    """
+    """``field=value is not allowed; expected …``, with a long value shortened."""
     shown = ascii(value)
     if len(shown) > _LONGEST_VALUE:
         shown = shown[: _LONGEST_VALUE - 3] + "..."

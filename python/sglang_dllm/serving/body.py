@@ -1,7 +1,7 @@
-"""JSON bodies are checked here, before SGLang's models see them.
+"""JSON bodies are checked here, before SGLang's own models read them.
 
-Only what needs no tokenizer: JSON itself, fields, types and ranges. Lengths are the
-door's. A route that is not in ``check_body`` passes unchanged.
+The checks need no tokenizer: JSON itself, fields, types, ranges and token ids.
+``validation`` checks lengths and options.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,11 +31,11 @@ from sglang_dllm.serving.unsupported import defaults_of, refuse_unsupported
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What checking a body needs to know of the model.
+    """The facts of a model that the checks of a body need.
 
     Attributes:
         vocab_size: token ids from 0 to vocab_size - 1 exist.
-        temperature: of a request that names none.
+        temperature: the temperature of a request that names none.
     """
 
     vocab_size: int
@@ -45,8 +45,8 @@ class ServedModel:
 def explain_malformed(raw: bytes, problem: str) -> BadRequest:
     """The refusal of a body that the strict JSON parser rejected.
 
-    Python's parser accepts what the strict one does not: NaN, Infinity, numbers too
-    large for a double, lone surrogates. So it can name the field that has one.
+    Python's parser accepts more than the strict one: NaN, Infinity, numbers too large
+    for a double, and lone surrogates. So it can name the field that has one.
     """
     try:
         path = _not_json("", json.loads(raw))
@@ -59,6 +59,7 @@ def explain_malformed(raw: bytes, problem: str) -> BadRequest:
 
 
 def _not_json(path: str, value: Any) -> tuple[str, Any] | None:
+    """Path and value of the first part that strict JSON does not have."""
     if isinstance(value, dict):
         for key, item in value.items():
             shown = key.encode("ascii", "backslashreplace").decode()
@@ -81,30 +82,20 @@ def _not_json(path: str, value: Any) -> tuple[str, Any] | None:
 
 
 def check_body(path: str, body: Any, model: ServedModel) -> Any:
-    """The body to go on with: checked, with the model's default temperature.
+    """Check a body and fill in the model's default temperature.
+
+    Args:
+        path: of the route. A route that ``_CHECKS`` does not list has no checks.
+        body: as it was parsed; it is not changed.
+
+    Returns:
+        The body that SGLang reads.
 
     Raises:
         BadRequest: status 400, naming field, value and range.
     """
-    if path in ("/v1/chat/completions", "/invocations"):
-        return _check_chat(_an_object(body), model)
-    if path == "/v1/completions":
-        return _check_completion(_an_object(body), model)
-    if path == "/generate":
-        check_generate(_an_object(body), model.vocab_size)
-        return _without_nulls(body)
-    if path in ("/v1/messages", "/v1/responses"):
-        body = _without_nulls(_an_object(body))
-        if "custom_params" in body:
-            # SGLang's own models of these routes would drop it.
-            other = "it on /v1/chat/completions, /v1/completions or /generate"
-            raise refused("custom_params", body["custom_params"], other)
-        return {"temperature": model.temperature, **body}
-    if path == "/vertex_generate":
-        return _check_vertex(_an_object(body), model.vocab_size)
-    if path in ("/detokenize", "/v1/detokenize"):
-        return _check_detokenize(_an_object(body), model.vocab_size)
-    return body
+    check = _CHECKS.get(path)
+    return body if check is None else check(_an_object(body), model)
 
 
 def _an_object(body: Any) -> dict[str, Any]:
@@ -115,6 +106,21 @@ def _an_object(body: Any) -> dict[str, Any]:
 
 def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _check_generate(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    check_generate(body, model.vocab_size)
+    return _without_nulls(body)
+
+
+def _check_messages(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    """SGLang's own models check the fields of these routes."""
+    body = _without_nulls(body)
+    if "custom_params" in body:
+        # Those models would drop it without a word.
+        other = "it on /v1/chat/completions, /v1/completions or /generate"
+        raise refused("custom_params", body["custom_params"], other)
+    return {"temperature": model.temperature, **body}
 
 
 def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
 
 @cache
 def _template_arguments() -> frozenset[str]:
-    """What apply_chat_template takes itself; SGLang would pass it twice."""
+    """The parameters of apply_chat_template; SGLang would pass such a name twice."""
     from transformers import PreTrainedTokenizerBase
 
     arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template)
@@ -245,7 +251,7 @@ def _check_per_prompt(data: Mapping[str, Any], num_prompts: int | None) -> None:
             )
 
 
-def _check_vertex(body: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+def _check_vertex(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     """A list of /generate prompts with common parameters."""
     instances = body.get("instances")
     parameters = body.get("parameters") or {}
@@ -261,20 +267,33 @@ def _check_vertex(body: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     for instance in instances:
         if not isinstance(instance, dict):
             raise refused("instances", instances, "a list of objects")
-        check_generate(instance, vocab_size)
+        check_generate(instance, model.vocab_size)
     if len({key for each in instances for key in each}) > 1:
         raise BadRequest("instances: expected text in each, or input_ids in each")
     if instances:
         (key,) = instances[0]
         batch = {key: [each[key] for each in instances], **parameters}
-        check_generate(batch, vocab_size)
+        check_generate(batch, model.vocab_size)
     return body
 
 
-def _check_detokenize(body: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+def _check_detokenize(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     tokens = body.get("tokens")
     if isinstance(tokens, list) and tokens:
         for row in tokens if isinstance(tokens[0], list) else [tokens]:
             if isinstance(row, list) and all(type(token) is int for token in row):
-                check_token_ids("tokens", row, vocab_size)
+                check_token_ids("tokens", row, model.vocab_size)
     return body
+
+
+_CHECKS: dict[str, Callable[[dict[str, Any], ServedModel], dict[str, Any]]] = {
+    "/v1/chat/completions": _check_chat,
+    "/invocations": _check_chat,
+    "/v1/completions": _check_completion,
+    "/generate": _check_generate,
+    "/v1/messages": _check_messages,
+    "/v1/responses": _check_messages,
+    "/vertex_generate": _check_vertex,
+    "/detokenize": _check_detokenize,
+    "/v1/detokenize": _check_detokenize,
+}

@@ -1,8 +1,8 @@
-"""The fields a request may have: JSON types and ranges, strictly.
+"""The fields that a request may have, with strict JSON types and ranges.
 
-SGLang's own models accept ``true`` for a number and ``"5"`` for an integer, and its
-native sampling parameters are not checked before they are used. The description of
-a field is what an error message says is allowed.
+SGLang's own models accept ``true`` for a number and ``"5"`` for an integer. Its native
+sampling parameters are used before they are checked. An error message quotes the
+description of a field as the allowed values.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _CustomParams = Annotated[
 
 
 class _Fields(BaseModel):
-    # Other keys are judged by unsupported.py, which knows what SGLang does with them.
+    # unsupported.py checks the other keys.
     model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
 
 
@@ -105,7 +105,7 @@ class NativeSampling(_Sampling):
 
 
 class _Request(_Fields):
-    """What every route knows of a request as such."""
+    """Fields that every route has and that do not concern sampling."""
 
     stream: _Bool = False
     priority: _Int64 = 0
@@ -205,7 +205,7 @@ class ChatFields(_OpenAI):
 
 
 class MessageFields(_Fields):
-    """One chat message; the parts of its content are SGLang's to check."""
+    """One chat message. SGLang checks the parts of its content."""
 
     role: Annotated[
         str,
@@ -226,7 +226,7 @@ class MessageFields(_Fields):
 def check_fields(
     model: type[BaseModel], data: Mapping[str, Any], prefix: str = ""
 ) -> None:
-    """Check the fields that the model knows; null is a field left out.
+    """Check the fields that the model has. null is a field left out.
 
     Raises:
         BadRequest: for the first wrong one.

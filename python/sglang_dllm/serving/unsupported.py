@@ -1,6 +1,7 @@
-"""Fields that SGLang knows and full-attention diffusion models do not implement.
+"""Fields that SGLang has and full-attention diffusion models do not implement.
 
-They are refused rather than ignored, unless they carry a value that changes nothing.
+A request with such a field is refused, unless the value changes nothing: an ignored
+field would give another answer than the client asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
 
-# Values that change nothing although they are not the field's default.
+# Values that change nothing, though they are not the field's default.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "min_tokens": (0,),
@@ -32,7 +33,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("auto", "none"),
 }
 
-# Sampling fields of other engines or routes; SGLang drops them without a word.
+# Sampling fields of other engines or of SGLang's other routes. SGLang's OpenAI models
+# drop them without a word. A rule cannot replace the list: the other unknown fields of
+# an OpenAI client (``store``, ``metadata``) pass.
 _FOREIGN = (
     *("typical_p", "top_a", "tfs", "mirostat", "dynatemp_range", "epsilon_cutoff"),
     *("length_penalty", "use_beam_search", "beam_width", "early_stopping"),
@@ -44,13 +47,13 @@ _FOREIGN = (
     *("max_new_tokens", "sampling_seed", "suffix", "echo", "return_logprob"),
 )
 
-# SGLang's own models check these, and they reach the chat template only.
+# SGLang's own models check these. They reach the chat template only.
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
 
 @cache
 def defaults_of(upstream: type[Any]) -> dict[str, Any]:
-    """What SGLang takes for each field of a request model that is left out."""
+    """The default of each field of one of SGLang's request models."""
     if issubclass(upstream, BaseModel):
         return {key: field.default for key, field in upstream.model_fields.items()}
     if dataclasses.is_dataclass(upstream):
@@ -71,10 +74,10 @@ def refuse_unsupported(
 
     Args:
         data: field names and values as the client gave them.
-        implemented: the fields that we serve.
-        upstream_defaults: the fields that SGLang knows.
-        unknown_allowed: let fields pass that neither knows (an OpenAI client's
-            ``store``, ``metadata``, …), except those known from other engines.
+        implemented: the fields that are served.
+        upstream_defaults: SGLang's fields, with their defaults.
+        unknown_allowed: let fields pass that are in neither (an OpenAI client's
+            ``store``, ``metadata``, …), unless another engine has them.
 
     Raises:
         BadRequest: for the first one.

@@ -1,8 +1,8 @@
-"""The door: requests are checked here, before they are queued.
+"""A request's token ids, lengths and options are checked before it is queued.
 
-Every refusal is a ``RequestError`` that names the field, the value and what is
-allowed; SGLang's HTTP layer answers it with status 400. The door sees requests of
-every route and of the Python engine; ``body`` sees JSON only.
+Every refusal is a ``BadRequest`` that names the field, the value and what is allowed.
+SGLang's HTTP layer answers it with status 400. Requests of every route and of the
+Python engine pass here; ``body`` sees JSON only.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from sglang_dllm.config.resolve import (
     request_options,
 )
 from sglang_dllm.errors import OptionError
+from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.fields import check_token_ids
 
 _OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
-# What SGLang's scheduler keeps back of the context or of the KV pool, in tokens.
-_KEPT_OF_PROMPT = 5
+# SGLang's scheduler keeps so many tokens of the context or of the KV pool to itself.
+_RESERVED_TOKENS = 5
 
 
 @dataclass(frozen=True)
 class CapacityLimits:
-    """What the scheduler holds of one request.
+    """How long one request may be.
 
     Attributes:
-        max_req_input_len: the scheduler's own limit; a prompt is shorter.
+        max_req_input_len: the scheduler's own limit in tokens; a prompt is shorter.
         page_size: tokens of a KV page.
-        max_rows: rows of a forward batch (--max-running-requests); 1 where two rows
-            cannot share KV slots.
-        max_round_tokens: tokens of a forward batch (--max-prefill-tokens).
+        max_windows: windows that one forward may have (--max-running-requests). A
+            guided canvas has two.
     """
 
     max_req_input_len: int
     page_size: int = 1
-    max_rows: int = 2
-    max_round_tokens: int = 2**31 - 1
+    max_windows: int = 2
 
     @property
     def max_prompt_len(self) -> int:
         return self.max_req_input_len - 1
 
-    def for_answer(self, prompt_len: int) -> int:
+    def max_answer_len(self, prompt_len: int) -> int:
         """Longest answer that the scheduler does not shorten.
 
         Mirrors sglang 0.5.17 ``Scheduler.init_req_max_new_tokens`` for a pool as
@@ -57,41 +56,44 @@ class CapacityLimits:
         larger ones this is at most two pages less.
         """
         pages = -(-prompt_len // self.page_size)
-        held = self.max_req_input_len + _KEPT_OF_PROMPT
+        held = self.max_req_input_len + _RESERVED_TOKENS
         return held - (pages + 1) * self.page_size
 
 
 def check_request(
     params: dict[str, Any],
     input_ids: Sequence[int] | None,
-    vocab_size: int,
-    room: CapacityLimits,
+    limits: CapacityLimits,
     decode: DecodeConfig,
+    facts: ModelFacts,
 ) -> None:
-    """Refuse a prompt or an answer length that no canvas can hold, or wrong options.
+    """Check a request and fill in what it leaves open.
 
-    ``params['max_new_tokens']`` is filled in where the request names none.
+    ``params["max_new_tokens"]`` is filled in where the request names none.
+    ``params["custom_params"]`` becomes the resolved options, ``{"dllm": {...}}`` as
+    plain JSON values, which resolve to themselves: the scheduler needs neither the
+    tokenizer nor another rule to decode the request with them.
 
     Args:
         params: the request's sampling parameters, changed in place.
         input_ids: the prompt.
-        vocab_size: ids from 0 to vocab_size - 1 exist.
-        room: what a canvas can hold.
+        limits: how long a canvas may be.
         decode: the server's part of how the request is decoded.
+        facts: the model's, with those of its tokenizer.
 
     Raises:
         BadRequest: with field, value and range.
     """
     if not input_ids:
         raise BadRequest("input_ids: the prompt is empty; expected at least 1 token")
-    check_token_ids("input_ids", list(input_ids), vocab_size)
+    check_token_ids("input_ids", list(input_ids), facts.vocab_size)
     prompt_len = len(input_ids)
-    if prompt_len > room.max_prompt_len:
+    if prompt_len > limits.max_prompt_len:
         raise BadRequest(
             f"input_ids: the prompt has {prompt_len} tokens; "
-            f"expected 1 to {room.max_prompt_len}"
+            f"expected 1 to {limits.max_prompt_len}"
         )
-    most = room.for_answer(prompt_len)
+    most = limits.max_answer_len(prompt_len)
     max_new_tokens = params.get("max_new_tokens")
     if max_new_tokens is None:
         max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
@@ -100,15 +102,24 @@ def check_request(
             f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
             f"{prompt_len} tokens, max_tokens can be 1 to {most}"
         )
-    decoding = _check_options(params.get("custom_params"), decode, max_new_tokens)
+    decoding = _resolve(params.get("custom_params"), decode, max_new_tokens, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
-    check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, vocab_size)
-    if decoding.algorithm.is_guided(decoding.options):
-        _check_second_row(decoding, prompt_len + max_new_tokens, room)
+    check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
+    algorithm = decoding.algorithm
+    if limits.max_windows < 2 and algorithm.is_guided(decoding.options):
+        raise refused(
+            f"{_OPTIONS}.cfg_scale",
+            decoding.to_dict().get("cfg_scale", algorithm.name),
+            "0 on a server with --max-running-requests 1",
+        )
+    params["custom_params"] = {CUSTOM_PARAMS_KEY: decoding.to_dict()}
 
 
-def _check_options(
-    custom_params: dict[str, Any] | None, decode: DecodeConfig, answer_len: int
+def _resolve(
+    custom_params: dict[str, Any] | None,
+    decode: DecodeConfig,
+    answer_len: int,
+    facts: ModelFacts,
 ) -> Decoding:
     """Refuse options that the request cannot be decoded with."""
     for key, value in (custom_params or {}).items():
@@ -117,37 +128,13 @@ def _check_options(
         if value is not None and not isinstance(value, dict):
             raise refused(_OPTIONS, value, "an object")
     try:
-        return decode.resolve(request_options(custom_params), answer_len)
+        decoding = decode.resolve(request_options(custom_params))
+        return decoding.finalized(answer_len, facts)
     except OptionError as error:
         field = f"{_OPTIONS}.{error.key}"
         if error.key not in request_options(custom_params) and " " not in error.key:
             field += " (the server's default)"
         raise refused(field, error.value, error.expected) from None
-
-
-def _check_second_row(
-    decoding: Decoding, canvas_len: int, room: CapacityLimits
-) -> None:
-    """Refuse guidance where the unconditional canvas does not fit beside its own."""
-    field = f"{_OPTIONS}.cfg_scale"
-    value = decoding.to_dict().get("cfg_scale", decoding.algorithm.name)
-    if room.max_rows < 2:
-        raise refused(
-            field,
-            value,
-            "0 on a server with --max-running-requests 1 or "
-            "--enable-deterministic-inference",
-        )
-    # SGLang's buffers for a forward are as large as the pool, which may be no larger
-    # than the longest request.
-    most = min(room.max_round_tokens, room.max_req_input_len + _KEPT_OF_PROMPT) // 2
-    if canvas_len > most:
-        raise refused(
-            field,
-            value,
-            f"0 with a canvas of {canvas_len} tokens: guidance computes two, which "
-            f"can have up to {most} each",
-        )
 
 
 def default_temperature(

@@ -1,8 +1,9 @@
-"""The hook value and its life: check all, register all, verify all.
+"""Hooks on SGLang: the contracts are checked, the hooks registered, then verified.
 
-SGLang's plugin loader swallows every error (import, run, apply), so nothing here
-relies on an exception at load: ``HookSet.verify`` is asked again where
-``--dllm-algorithm`` is resolved, and that is where a launch ends.
+SGLang's plugin loader logs every error and goes on, whether a plugin fails at import,
+when it runs or when its hooks are applied. An exception at load would therefore go
+unnoticed. ``HookSet.verify`` runs again where SGLang resolves ``--dllm-algorithm``, and
+a launch with a broken hook ends there.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class Hook:
 
     Attributes:
         target: dotted name of the function or method, in the class that defines it.
-        fn: ``fn(original, *args, **kwargs)``; its first lines hand every call that
-            is not about a full-attention dLLM to ``original`` unchanged.
-        why: what upstream does there and why that does not serve us.
-        contract: the parameter names upstream must still have, in order.
-        remove_when: what would let us delete the hook.
-        kind: the plugin framework's hook type.
+        fn: ``fn(original, *args, **kwargs)``. Its first lines pass every call that is
+            not about a full-attention model to ``original``, unchanged.
+        why: the behavior of SGLang that the hook changes, and the reason.
+        contract: names of the target's parameters, in order.
+        remove_when: the change in SGLang that makes the hook unnecessary.
+        kind: the hook type of SGLang's plugin framework.
     """
 
     target: str
@@ -50,7 +51,7 @@ def _resolve(target: str) -> Any:
 
 
 def check_contract(hook: Hook) -> Any:
-    """The object the hook's target resolves to.
+    """The object that the hook's target names.
 
     Raises:
         UpstreamContractError: it is missing or its parameters changed.
@@ -68,7 +69,14 @@ def check_contract(hook: Hook) -> Any:
 
 @dataclass
 class HookSet:
-    """All hooks of the package and what became of them in this process."""
+    """All hooks of the package, and their state in this process.
+
+    Attributes:
+        gate: the hook that is registered even where the contract of another is broken;
+            it calls ``verify``.
+        originals: the targets before the hooks were applied.
+        problem: the broken contract, None where all hold.
+    """
 
     hooks: tuple[Hook, ...]
     gate: Hook
@@ -78,8 +86,8 @@ class HookSet:
     def install(self) -> None:
         """Check every contract, then register every hook.
 
-        After a failed check only the gate is registered, so that starting one of
-        our models ends with the reason and everything else runs untouched.
+        After a failed check only the gate is registered. The launch of one of our
+        models then ends with the reason, and every other model runs unchanged.
         """
         from importlib.metadata import version
 

@@ -1,0 +1,149 @@
+"""All checks of one server's requests, made from SGLang's tokenizer manager.
+
+A request passes up to three of them. The JSON body of a route is checked before
+SGLang's own models read it (``check_json``). A request of any route, or of the Python
+engine, is checked before SGLang unfolds it (``check_arguments``), and each of its
+prompts once it is tokenized (``check_prompt``), where its options are resolved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from json import JSONDecodeError
+from typing import Any
+
+from sglang_dllm.config.server import decodes, load_decode_config
+from sglang_dllm.models.facts import FAMILIES, ModelFacts
+from sglang_dllm.serving.body import (
+    ServedModel,
+    check_body,
+    check_generate,
+    explain_malformed,
+)
+from sglang_dllm.serving.validation import (
+    CapacityLimits,
+    check_request,
+    default_temperature,
+)
+
+# SGLang's own routes set these fields of a request, a client does not.
+_INTERNAL = ("received_time", "external_trace_header", "custom_labels", "modalities")
+
+
+class RequestChecks:
+    """The checks, with what they need to know of the model and of the server."""
+
+    def __init__(self, manager: Any) -> None:
+        config, args = manager.model_config, manager.server_args
+        hf_config = config.hf_config
+        self.manager = manager
+        self.model = ServedModel(
+            vocab_size=config.vocab_size,
+            temperature=default_temperature(
+                manager.preferred_sampling_params, config.get_default_sampling_params()
+            ),
+        )
+        self.decode = load_decode_config(
+            args.dllm_algorithm,
+            FAMILIES[hf_config.architectures[0]],
+            args.dllm_algorithm_config,
+        )
+        self.facts = ModelFacts.from_hf_config(hf_config).with_tokenizer(
+            manager.tokenizer
+        )
+
+    async def check_json(self, request: Any, read: Callable[[], Awaitable[Any]]) -> Any:
+        """The body of an HTTP request: checked, with the default temperature.
+
+        The prompts of a streamed /generate are checked here too, because SGLang
+        answers it with status 200 before the tokenizer manager sees it.
+
+        Args:
+            request: Starlette's request.
+            read: SGLang's own way to parse its body.
+
+        Raises:
+            BadRequest: status 400, naming field, value and range.
+        """
+        try:
+            body = await read()
+        except JSONDecodeError as error:
+            problem = f"{error.msg} at character {error.pos}"
+            raise explain_malformed(await request.body(), problem) from None
+        path = request.url.path
+        body = check_body(path, body, self.model)
+        if path == "/generate" and body.get("stream"):
+            await self._check_prompts(body)
+        return body
+
+    async def _check_prompts(self, body: dict[str, Any]) -> None:
+        """Check the prompts of a native body; the body stays as it is."""
+        prompts = body["input_ids"] if "input_ids" in body else body["text"]
+        if isinstance(prompts, str) or isinstance(prompts[0], int):
+            prompts = [prompts]
+        given = body.get("sampling_params") or {}
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                prompt, _ = await self.manager._tokenize_texts(prompt)
+            params = given[i] if isinstance(given, list) else given
+            self.check_prompt(dict(params), prompt)
+
+    def check_arguments(self, obj: Any) -> None:
+        """Check a GenerateReqInput and give it the default temperature, in place.
+
+        Prompts of one request share its parameters. Each gets its own dict, because
+        the answer length that is filled in depends on the prompt.
+
+        Raises:
+            BadRequest: naming field, value and range.
+        """
+        fields = {
+            field.name: getattr(obj, field.name)
+            for field in dataclasses.fields(obj)
+            if field.name not in _INTERNAL
+        }
+        check_generate(fields, self.model.vocab_size)
+        given = obj.sampling_params or {}
+        prompts = obj.text if obj.text is not None else obj.input_ids
+        if isinstance(given, list):
+            obj.sampling_params = [self._with_defaults(one) for one in given]
+        elif isinstance(prompts, str) or isinstance(prompts[0], int):
+            obj.sampling_params = self._with_defaults(given)
+        else:
+            obj.sampling_params = [self._with_defaults(given) for _ in prompts]
+
+    def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
+        given = {key: value for key, value in params.items() if value is not None}
+        return {"temperature": self.model.temperature, **given}
+
+    def check_prompt(self, params: dict[str, Any], input_ids: Any) -> None:
+        """Check one prompt and resolve its options, in place in ``params``.
+
+        Raises:
+            BadRequest: naming field, value and range.
+        """
+        manager = self.manager
+        preferred = manager.preferred_sampling_params or {}
+        for key in ("max_new_tokens", "custom_params"):
+            if params.get(key) is None and preferred.get(key) is not None:
+                params[key] = preferred[key]
+        args = manager.server_args
+        limits = CapacityLimits(
+            manager.max_req_input_len, args.page_size, args.max_running_requests
+        )
+        check_request(params, input_ids, limits, self.decode, self.facts)
+
+
+def checks_of(manager: Any) -> RequestChecks | None:
+    """The checks of a tokenizer manager; None where the model is not ours."""
+    architectures = getattr(manager.model_config.hf_config, "architectures", None)
+    algorithm = manager.server_args.dllm_algorithm
+    is_ours = decodes(algorithm, (architectures or [None])[0])
+    return _checks_of(manager) if is_ours else None
+
+
+@lru_cache(maxsize=1)
+def _checks_of(manager: Any) -> RequestChecks:
+    return RequestChecks(manager)
