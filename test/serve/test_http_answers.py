@@ -270,7 +270,7 @@ def test_a_mask_token_in_the_prompt_is_text(demo_server: Server) -> None:
 
 
 def test_fields_without_effect_are_accepted(demo_server: Server) -> None:
-    """Stock clients send these by default; others are OpenAI fields about the account."""
+    """Clients send these by default, or they are OpenAI fields about the account."""
     answer = demo_server.post(
         "/v1/chat/completions",
         messages=MESSAGES,

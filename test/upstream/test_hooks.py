@@ -174,7 +174,7 @@ def llama_manager() -> SimpleNamespace:
 
 @pytest.fixture(autouse=True)
 def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state that hooks look up: the checkpoint's config, and the server's global state."""
+    """The state that hooks look up: the checkpoint's config and the server's state."""
     monkeypatch.setattr(
         "sglang_dllm.upstream.launch.architecture_of",
         lambda args: args.hf_config.architectures[0],
