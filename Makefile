@@ -6,6 +6,7 @@ MODEL ?= $(shell $(BIN)/python -m sglang_dllm demo-path)
 ALGORITHM ?= FullAttnMultiBlock
 BIN := .venv/bin
 
+.PHONY: serve test test-quick test-gpu soak mutation lint format bench doctor clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,12 +23,29 @@ serve: .venv/.ready
 	$(BIN)/python -m sglang.launch_server --model-path $(MODEL) --served-model-name demo \
 		--dllm-algorithm $(ALGORITHM) --host $(HOST) --port $(PORT)
 
+# All that a CPU can run; where there is a CUDA device, its tests too.
 test: .venv/.ready
 	$(BIN)/python -m pytest test
 
-test-unit: .venv/.ready
-	$(BIN)/python -m pytest test/decoding
+# Core, engine, hooks, options and request checks: no server, under 90 s on two cores.
+QUICK := $(wildcard test/config test/decoding test/models test/runtime test/serving \
+	test/upstream test/attention/test_hooks.py)
+test-quick: .venv/.ready
+	$(BIN)/python -m pytest $(QUICK) -m "not slow" --hypothesis-profile quick
 
+test-gpu: .venv/.ready
+	$(BIN)/python -m pytest test -m gpu
+
+# A storm of random requests through one server, with prelaunch off and on.
+SOAK_MINUTES ?= 10
+soak: .venv/.ready
+	$(BIN)/python -m pytest test/soak -s --soak-minutes $(SOAK_MINUTES) --timeout 0
+
+# Breaks decoding/ in NUM random ways; prints those that test/decoding does not notice.
+NUM ?= 40
+SEED ?= 0
+mutation: .venv/.ready
+	$(BIN)/python test/helpers/mutation.py --num $(NUM) --seed $(SEED)
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -40,7 +58,7 @@ format: .venv/.ready
 	$(BIN)/python -m sglang_dllm.patches
 
 bench: .venv/.ready
-	$(BIN)/python benchmark/goals.py
+	$(BIN)/python -m benchmark.goals
 
 doctor: .venv/.ready
 	$(BIN)/python -m sglang_dllm doctor

@@ -1,4 +1,7 @@
-"""An object in a process of its own, for what may exist once per process."""
+"""An object in a process of its own.
+
+SGLang's parallel state is global, so a process holds one model at most.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,26 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from gsm8k_problems import BenchmarkError
+from benchmark.command import BenchmarkError
 
 END_SECONDS = 10
 
 Call = Callable[..., Any]
-"""Method name and arguments to the method's result."""
+"""Takes a method's name and arguments, returns the method's result."""
 
 
 @contextmanager
 def in_subprocess(make: str, *arguments: Any) -> Iterator[Call]:
     """Make an object in a fresh process and call its methods there, one at a time.
 
-    Between calls the process waits and takes no CPU. What it prints goes to a file.
+    The process waits between calls and takes no CPU then. Its output goes to a file.
 
     Args:
-        make: ``module:Class``, imported there only; ``arguments`` can be pickled.
+        make: ``module:Class``. Only the new process imports the module.
+        arguments: of the class. They must be picklable.
 
     Raises:
-        BenchmarkError: the last line of what was raised there.
+        BenchmarkError: with the last line of the error in the other process.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -53,7 +57,7 @@ def in_subprocess(make: str, *arguments: Any) -> Iterator[Call]:
             return result
 
         try:
-            call("__class__")  # waits until it is made
+            call("__class__")  # returns once the object exists
             yield call
         finally:
             ours.close()

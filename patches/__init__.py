@@ -1,4 +1,7 @@
-"""Every edit of upstream SGLang: one module per upstream module, one hook a change.
+"""Every edit of upstream SGLang: one hook a change.
+
+A module holds the hooks on one upstream module; ``attention_backends`` holds those on
+all attention backends, which one factory makes.
 
 ``python -m sglang_dllm.patches`` writes README.md from the hooks.
 """
@@ -6,14 +9,13 @@
 from __future__ import annotations
 
 from sglang_dllm.patches import (
+    attention_backends,
     dllm_config,
     dllm_scheduler,
-    flashinfer_backend,
     http_server,
+    scheduler,
     server_args,
     tokenizer_manager,
-    torch_native_backend,
-    triton_backend,
 )
 from sglang_dllm.upstream.hooks import HookSet
 
@@ -22,9 +24,8 @@ HOOKS = HookSet(
         *dllm_config.HOOKS,
         *server_args.HOOKS,
         *dllm_scheduler.HOOKS,
-        *torch_native_backend.HOOKS,
-        *flashinfer_backend.HOOKS,
-        *triton_backend.HOOKS,
+        *scheduler.HOOKS,
+        *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
     ),

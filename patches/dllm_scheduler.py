@@ -2,7 +2,7 @@
 
 Upstream: schedules blocks of one size through a prefill adder, with a queue of its
 own, a radix cache and a prefill or a decode phase.
-Ours: every round is one denoising step of whole canvases (``runtime.rounds``).
+Ours: a round is a few denoising steps of all active canvases (``runtime.rounds``).
 Goes when: upstream has a scheduling interface per kind of dLLM.
 """
 
@@ -14,14 +14,15 @@ from typing import Any
 from sglang_dllm.upstream.hooks import Hook
 
 
-def _is_ours(scheduler: Any) -> bool:
+def is_ours(scheduler: Any) -> bool:
+    """Whether a scheduler serves a full-attention model."""
     return getattr(scheduler.dllm_config, "needs_full_prefill", False)
 
 
 def _get_new_batch_dllm(
     original: Callable[..., Any], scheduler: Any, running_batch: Any
 ) -> Any:
-    if not _is_ours(scheduler):
+    if not is_ours(scheduler):
         return original(scheduler, running_batch)
     from sglang_dllm.runtime.rounds import next_round
 
@@ -31,7 +32,7 @@ def _get_new_batch_dllm(
 def _process_batch_result_dllm(
     original: Callable[..., Any], scheduler: Any, batch: Any, result: Any
 ) -> Any:
-    if not _is_ours(scheduler):
+    if not is_ours(scheduler):
         return original(scheduler, batch, result)
     from sglang_dllm.runtime.rounds import finish_round
 

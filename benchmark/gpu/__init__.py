@@ -1,1 +1,1 @@
-"""All GPU evidence in one command, ``run.sh``; see docs/gpu_benchmark.md."""
+"""Step times, kernels and gaps on a GPU, against the floor of its machine."""

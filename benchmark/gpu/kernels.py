@@ -1,7 +1,8 @@
 """Single parts of a forward by CUDA events: attention, the head, row statistics.
 
-Attention is timed as SGLang's FlashInfer backend calls it (paged fa2 with pages of one
-token; ragged for whole canvases) and as torch's own. Keys and values are bf16 noise.
+Attention is timed in two forms: as SGLang's FlashInfer backend calls it (paged fa2 with
+pages of one token, ragged for whole canvases), and torch's own. Keys and values are
+bf16 noise.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 import torch
 
-from gpu.machine import timed
-from gpu.roofline import (
+from benchmark.gpu.machine import timed
+from benchmark.gpu.roofline import (
     LOGIT_BYTES,
     Floor,
     ModelShape,
@@ -23,7 +24,7 @@ from gpu.roofline import (
     floor_of,
     head_floor,
 )
-from gpu.shapes import Sizes
+from benchmark.gpu.shapes import Sizes
 
 HEAD_ROWS = (32, 64, 512)
 
@@ -31,13 +32,13 @@ _WORKSPACE_BYTES = 512 * 2**20
 
 Call = Callable[[], object]
 Part = tuple[str, Floor, Callable[[], Call]]
-"""Name, floor, and what prepares the call to time."""
+"""Name, floor, and a function that returns the call to time."""
 
 
 def parts(shape: ModelShape, sizes: Sizes, rates: Rates) -> Iterator[Part]:
-    """Everything to time; one layer's attention for each case."""
+    """All parts. The attention is one layer's, for each case."""
     for case in sizes:
-        work = Work(case.rows, case.context, 0, case.batch)
+        work = Work(case.window, case.context, 0, case.batch)
         floor = attention_floor(shape, work, rates)
         makers = {"torch": _torch_attention, "FlashInfer paged": _paged}
         if case.is_full:
@@ -61,7 +62,7 @@ def parts(shape: ModelShape, sizes: Sizes, rates: Rates) -> Iterator[Part]:
 
 
 def measure_part(part: Part) -> dict[str, Any]:
-    """One line of the table: milliseconds, floor, and the share of it."""
+    """One line of the table: milliseconds, floor and their ratio."""
     name, floor, prepare = part
     ms = timed(prepare(), "cuda")
     torch.cuda.empty_cache()
@@ -75,9 +76,9 @@ def _noise(*size: int) -> torch.Tensor:
 def _qkv(
     shape: ModelShape, work: Work
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(R * rows, H, D)`` and twice ``(R * context, H_kv, D)`` for R canvases."""
+    """q ``(B * window, H, D)``, k and v ``(B * context, H_kv, D)`` for B canvases."""
     heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
-    num_q, num_kv = work.batch * work.rows, work.batch * work.context
+    num_q, num_kv = work.batch * work.window, work.batch * work.context
     k, v = _noise(2, num_kv, kv_heads, size)
     return _noise(num_q, heads, size), k, v
 
@@ -105,11 +106,11 @@ def _paged(shape: ModelShape, work: Work) -> Call:
 
     q, k, v = _qkv(shape, work)
     num_pages = work.batch * work.context
-    # As in a pool that has been in use: the canvas's tokens are not in order.
+    # A pool in use hands out slots in any order.
     pages = torch.randperm(num_pages, device="cuda").to(torch.int32)
     wrapper = BatchPrefillWithPagedKVCacheWrapper(_workspace(), "NHD", backend="fa2")
     wrapper.plan(
-        _ends(work.rows, work.batch),
+        _ends(work.window, work.batch),
         _ends(work.context, work.batch),
         pages,
         torch.ones(work.batch, dtype=torch.int32, device="cuda"),
@@ -131,7 +132,7 @@ def _ragged(shape: ModelShape, work: Work) -> Call:
     q, k, v = _qkv(shape, work)
     wrapper = BatchPrefillWithRaggedKVCacheWrapper(_workspace(), "NHD")
     wrapper.plan(
-        _ends(work.rows, work.batch),
+        _ends(work.window, work.batch),
         _ends(work.context, work.batch),
         shape.heads,
         shape.kv_heads,

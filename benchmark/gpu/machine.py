@@ -1,4 +1,4 @@
-"""The machine as it is: names and versions, copy bandwidth, matrix rate."""
+"""Facts of the machine: names and versions, copy bandwidth, matrix rate."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-from gpu.roofline import Rates, median_of
+from benchmark.gpu.roofline import Rates, median_of
 
 WARM_UPS, RUNS = 5, 15
 
 PACKAGES = ("torch", "sglang", "flashinfer-python", "triton", "transformers")
 
 _FLUSH_BYTES = 2**30
-"""Written before each timed call: more than any cache of the chip holds, and long
-enough for the host to have launched the call before the device gets to it."""
+"""Size of a write before each timed call. It empties every cache of the chip, and it
+takes long enough for the host to launch the call before the device begins it."""
 
 
 def describe() -> dict[str, Any]:
-    """What a reader needs to place the figures; None for what the machine hides."""
+    """Names and versions. A value is None if the machine does not tell it."""
     facts: dict[str, Any] = {
         "python": sys.version.split()[0],
         "system": platform.platform(),
@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second of a large copy on the device, counted as read and written."""
+    """Bytes a second of a large copy on the device, read plus written."""
     size = 2**31 if device == "cuda" else 2**26
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -54,8 +54,10 @@ def copy_bandwidth(device: str) -> float:
 
 
 def matrix_rate(device: str) -> float:
-    """Floating point operations a second of one large square product: in bf16 on a GPU,
-    in float32 on a CPU."""
+    """Floating point operations a second of one large square product.
+
+    The product is in bf16 on a GPU and in float32 on a CPU.
+    """
     side, dtype = (8192, torch.bfloat16) if device == "cuda" else (512, torch.float32)
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     out = torch.empty_like(a)
@@ -67,9 +69,9 @@ def measure_rates(device: str) -> Rates:
 
 
 def timed(call: Callable[[], object], device: str) -> float:
-    """Milliseconds of a call, the median of ``RUNS`` after some that do not count.
+    """Milliseconds of a call, the median of ``RUNS`` after ``WARM_UPS``.
 
-    On a GPU between two events on the stream, each time with cold caches.
+    On a GPU the time is between two events on the stream, with cold caches.
     """
     if device != "cuda":
         return median_of([_wall_ms(call) for _ in range(WARM_UPS + RUNS)][WARM_UPS:])
@@ -116,7 +118,7 @@ def _version(package: str) -> str | None:
 
 
 def _line(*command: str) -> str | None:
-    """The first line that a command prints; None where it is missing or fails."""
+    """The first line of a command's output, or None if the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

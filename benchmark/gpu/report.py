@@ -1,4 +1,4 @@
-"""Results as they come: a JSON file, the same as Markdown tables, and the goals."""
+"""The results of a run: a JSON file, Markdown tables and the goals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu.roofline import TPFS
-from gpu.shapes import FULL_512, WINDOW_64, WINDOW_64_X16
+from benchmark.gpu.roofline import TPFS
+from benchmark.gpu.shapes import FULL_512, WINDOW_64, WINDOW_64_X16
 
 Row = dict[str, Any]
 
@@ -22,7 +22,7 @@ _COMPARE = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on one figure of one line, on the side that ``sign`` says."""
+    """A bound on one figure of one line. ``sign`` is the side of the bound."""
 
     name: str
     part: str
@@ -73,15 +73,16 @@ GOALS = (
         for case in (FULL_512, WINDOW_64, WINDOW_64_X16)
     ),
 )
-"""On one H200 with LLaDA-8B's shape."""
+"""The goals hold for one H200 and LLaDA-8B's shape."""
 
 
 class Results:
-    """What a run found so far; every ``add`` writes both files.
+    """The results so far. Every ``add`` writes both files.
 
     Attributes:
-        content: facts of the run; ``machine``, ``steps``, ``kernels`` and ``outside``
-            with a list of lines each; ``skipped`` and ``errors`` with reasons.
+        content: the facts of the run, a list of lines under each of ``machine``,
+            ``steps``, ``kernels`` and ``outside``, and reasons under ``skipped`` and
+            ``errors``.
     """
 
     def __init__(self, out: Path, facts: Row, has_goals: bool) -> None:
@@ -103,14 +104,14 @@ class Results:
             (self.out, text),
             (self.out.with_suffix(".md"), markdown(self.content)),
         ]:
-            # Complete at any time, also where the run is ended from outside.
+            # A run that is killed must leave complete files, so they are renamed.
             partial = file.with_name(file.name + ".part")
             partial.write_text(written, encoding="utf-8")
             partial.replace(file)
 
 
 def judge(content: Row, has_goals: bool) -> list[Row]:
-    """Each goal as met, missed or not measured."""
+    """The verdict on each goal: met, missed or not measured."""
     judged = []
     for goal in GOALS:
         rows = {row["name"]: row for row in content[goal.part]}
@@ -141,8 +142,10 @@ def brief(part: str, row: Row) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well in a terminal: the first column to the
-    left, figures to the right."""
+    """A Markdown table with aligned columns, which a terminal shows well too.
+
+    The first column is aligned to the left, the figures to the right.
+    """
     columns = list(zip(head, *rows, strict=True))
     widths = [max(3, *map(len, column)) for column in columns]
 
@@ -155,6 +158,84 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), line(rules), *map(line, rows)])
 
 
+Column = tuple[str, Callable[[Row], str]]
+"""A column's head, and its text of a line."""
+
+
+def _text(head: str, key: str) -> Column:
+    return head, lambda row: str(row[key])
+
+
+def _number(head: str, key: str, form: str = ".3f") -> Column:
+    return head, lambda row: "-" if row[key] is None else format(row[key], form)
+
+
+def _percent(head: str, key: str, form: str = ".0f") -> Column:
+    return head, lambda row: f"{format(row[key] * 100, form)} %"
+
+
+def _tps_at(tpf: str) -> Column:
+    return f"TPS at {tpf}", lambda row: f"{row['tps'][tpf]:.0f}"
+
+
+COLUMNS: dict[str, tuple[str, list[Column]]] = {
+    "goals": (
+        "Goals",
+        [
+            _text("goal", "goal"),
+            _text("bound", "bound"),
+            _number("found", "found", ".4g"),
+            _text("verdict", "verdict"),
+        ],
+    ),
+    "machine": (
+        "Machine",
+        [
+            _text("rate", "name"),
+            _number("measured", "value", ".4g"),
+            _text("unit", "unit"),
+        ],
+    ),
+    "steps": (
+        "Steps through the server",
+        [
+            _text("forward", "name"),
+            _number("ms", "ms"),
+            _number("min", "min_ms"),
+            _number("max", "max_ms"),
+            _number("compute ms", "compute_ms"),
+            _number("memory ms", "memory_ms"),
+            _percent("of floor", "of_floor"),
+            *(_tps_at(str(tpf)) for tpf in TPFS),
+            ("pairs", lambda row: f"{row['pairs']} x {row['long'] - row['short']}"),
+        ],
+    ),
+    "outside": (
+        "Outside the model's kernels",
+        [
+            _text("forward", "name"),
+            _number("step ms", "step_ms"),
+            _number("model's kernels", "model_kernels_ms"),
+            _number("other kernels", "other_kernels_ms"),
+            _number("gaps", "gaps_ms"),
+            _percent("outside", "outside", ".1f"),
+        ],
+    ),
+    "kernels": (
+        "Parts alone",
+        [
+            _text("part", "name"),
+            _number("ms", "ms", ".4f"),
+            _number("floor ms", "floor_ms", ".4f"),
+            _percent("of floor", "of_floor"),
+        ],
+    ),
+    "skipped": ("Skipped", [_text("part", "name"), _text("reason", "reason")]),
+    "errors": ("Errors", [_text("part", "name"), _text("reason", "reason")]),
+}
+"""Title and columns of each part of the report."""
+
+
 def markdown(content: Row) -> str:
     """The whole report."""
     facts = {
@@ -162,104 +243,22 @@ def markdown(content: Row) -> str:
         for key, value in content.items()
         if not isinstance(value, list | dict)
     }
-    facts |= content["software"]
-    blocks = ["# GPU benchmark", _facts(facts)]
-    for title, part, render in [
-        ("Goals", "goals", _goals),
-        ("Machine", "machine", _machine),
-        ("Steps through the server", "steps", _steps),
-        ("Outside the model's kernels", "outside", _outside_table),
-        ("Parts alone", "kernels", _kernels),
-        ("Skipped", "skipped", _reasons),
-        ("Errors", "errors", _reasons),
-    ]:
-        if content[part]:
-            blocks += [f"## {title}", render(content[part])]
+    lines = [
+        f"- {key}: {value}" for key, value in (facts | content["software"]).items()
+    ]
+    blocks = ["# GPU benchmark", "\n".join(lines)]
+    for part, (title, columns) in COLUMNS.items():
+        rows = content[part]
+        if rows:
+            heads = [head for head, _ in columns]
+            cells = [[text(row) for _, text in columns] for row in rows]
+            blocks += [f"## {title}", table(heads, cells)]
+        if part == "outside":
+            blocks += [_kernels_of(row, w) for row in rows for w in ("model", "other")]
     return "\n\n".join(blocks) + "\n"
 
 
-def _facts(facts: Row) -> str:
-    return "\n".join(f"- {key}: {value}" for key, value in facts.items())
-
-
-def _goals(rows: Sequence[Row]) -> str:
-    return table(
-        ["goal", "bound", "found", "verdict"],
-        [
-            [
-                row["goal"],
-                row["bound"],
-                "-" if row["found"] is None else f"{row['found']:.4g}",
-                row["verdict"],
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _machine(rows: Sequence[Row]) -> str:
-    return table(
-        ["rate", "measured", "unit"],
-        [[row["name"], f"{row['value']:.4g}", row["unit"]] for row in rows],
-    )
-
-
-def _steps(rows: Sequence[Row]) -> str:
-    tpfs = [str(tpf) for tpf in TPFS]
-    head = ["forward", "ms", "min", "max", "compute ms", "memory ms", "of floor"]
-    return table(
-        [*head, *(f"TPS at {tpf}" for tpf in tpfs), "pairs"],
-        [
-            [
-                row["name"],
-                *(
-                    f"{row[key]:.3f}"
-                    for key in ("ms", "min_ms", "max_ms", "compute_ms", "memory_ms")
-                ),
-                f"{row['of_floor'] * 100:.0f} %",
-                *(f"{row['tps'][tpf]:.0f}" for tpf in tpfs),
-                f"{row['pairs']} x {row['long'] - row['short']}",
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _kernels(rows: Sequence[Row]) -> str:
-    return table(
-        ["part", "ms", "floor ms", "of floor"],
-        [
-            [
-                row["name"],
-                f"{row['ms']:.4f}",
-                f"{row['floor_ms']:.4f}",
-                f"{row['of_floor'] * 100:.0f} %",
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _outside_table(rows: Sequence[Row]) -> str:
-    keys = ("step_ms", "model_kernels_ms", "other_kernels_ms", "gaps_ms")
-    text = table(
-        ["forward", "step ms", "model's kernels", "other kernels", "gaps", "outside"],
-        [
-            [
-                row["name"],
-                *(f"{row[key]:.3f}" for key in keys),
-                f"{row['outside'] * 100:.1f} %",
-            ]
-            for row in rows
-        ],
-    )
-    for row in rows:
-        for whose in ("model", "other"):
-            lines = list(row[f"{whose}_kernels"].items())[:SHOWN_KERNELS]
-            shown = "\n".join(f"- {ms:.4f}: `{name[:90]}`" for name, ms in lines)
-            text += f"\n\n{row['name']}, {whose} kernels, ms a forward:\n\n{shown}"
-    return text
-
-
-def _reasons(rows: Sequence[Row]) -> str:
-    return "\n".join(f"- {row['name']}: {row['reason']}" for row in rows)
+def _kernels_of(row: Row, whose: str) -> str:
+    lines = list(row[f"{whose}_kernels"].items())[:SHOWN_KERNELS]
+    shown = "\n".join(f"- {ms:.4f}: `{name[:90]}`" for name, ms in lines)
+    return f"{row['name']}, {whose} kernels, ms a forward:\n\n{shown}"

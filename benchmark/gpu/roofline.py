@@ -1,8 +1,9 @@
 """The floor of one forward on a machine, and the arithmetic of measured steps.
 
-The floor assumes perfect kernels without gaps: weights, the context's keys and values
-and the float32 logits pass through memory once, other activations stay on the chip, and
-every multiply-add runs at the machine's matrix rate. The floor is the longer of both.
+The floor assumes perfect kernels without gaps. Weights, the context's keys and values
+and the float32 logits pass through memory once, and other activations stay on the chip.
+Every multiply-add runs at the machine's matrix rate. The floor is the longer of both
+times.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from dataclasses import dataclass
 from statistics import median
 
 LOGIT_BYTES = 4
-"""The head's logits are float32 whatever the weights are."""
+"""The head's logits are float32 for weights of any dtype."""
 
 TPFS = (9.91, 4.89)
-"""Tokens per forward of d3LLM-LLaDA and d3LLM-Dream on GSM8K, as published. Random
-weights say nothing of their own: a step time becomes tokens per second at these."""
+"""Published tokens per forward of d3LLM-LLaDA and d3LLM-Dream on GSM8K. Random weights
+have no useful TPF of their own, so a step time becomes tokens per second at these."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the transformer; ``dtype_bytes`` of a weight and of a cached value."""
+    """Sizes of the transformer. Weights and cached values take ``dtype_bytes``."""
 
     layers: int
     hidden: int
@@ -37,7 +38,7 @@ class ModelShape:
 
     @property
     def block_params(self) -> int:
-        """Of all blocks; norms are left out."""
+        """Parameters of all blocks without their norms."""
         kv_width = self.kv_heads * self.head_dim
         attention = 2 * self.hidden * (self.hidden + kv_width)
         return self.layers * (attention + 3 * self.hidden * self.ff)
@@ -48,7 +49,7 @@ class ModelShape:
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values of one token in all layers."""
+        """Bytes of the keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
 
 
@@ -57,7 +58,7 @@ LLADA_8B = ModelShape(32, 4096, 32, 32, 12288, 126464, 2)
 
 @dataclass(frozen=True)
 class Rates:
-    """Of a machine: bytes and floating point operations a second."""
+    """The rates of a machine: bytes and floating point operations a second."""
 
     bandwidth: float
     matrix_rate: float
@@ -68,21 +69,21 @@ class Work:
     """One forward over equal canvases.
 
     Attributes:
-        rows: tokens recomputed of each canvas.
-        context: tokens that each row attends to.
-        logits_indices: rows of each canvas that go through the head.
+        window: tokens computed of each canvas.
+        context: tokens of each canvas, to which its window attends.
+        logits: tokens of each canvas that go through the head.
         batch: canvases.
     """
 
-    rows: int
+    window: int
     context: int
-    logits_indices: float
+    logits: float
     batch: int = 1
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Milliseconds; only the longer of the two counts."""
+    """Milliseconds of computing and of memory. Only the longer one counts."""
 
     compute_ms: float
     memory_ms: float
@@ -93,16 +94,16 @@ class Floor:
 
 
 def forward_flops(shape: ModelShape, work: Work) -> float:
-    """Two operations a weight and row, four a key, row, layer and hidden dimension."""
-    row = 2 * shape.block_params + 4 * shape.layers * shape.hidden * work.context
-    head = 2 * shape.head_params * work.logits_indices
-    return work.batch * (work.rows * row + head)
+    """2 operations per weight and token, 4 per key, token, layer and dimension."""
+    token = 2 * shape.block_params + 4 * shape.layers * shape.hidden * work.context
+    head = 2 * shape.head_params * work.logits
+    return work.batch * (work.window * token + head)
 
 
 def forward_bytes(shape: ModelShape, work: Work) -> float:
-    """Weights once for the batch; keys, values and logits of each canvas."""
+    """Weights once for the batch, and keys, values and logits of each canvas."""
     weights = (shape.block_params + shape.head_params) * shape.dtype_bytes
-    logits = work.logits_indices * shape.vocab * LOGIT_BYTES
+    logits = work.logits * shape.vocab * LOGIT_BYTES
     return weights + work.batch * (work.context * shape.kv_bytes + logits)
 
 
@@ -111,40 +112,40 @@ def floor_of(flops: float, num_bytes: float, rates: Rates) -> Floor:
 
 
 def forward_floor(shape: ModelShape, work: Work, rates: Rates) -> Floor:
-    """The floor of one forward, blocks and head."""
+    """The floor of one forward with its head."""
     return floor_of(forward_flops(shape, work), forward_bytes(shape, work), rates)
 
 
 def attention_floor(shape: ModelShape, work: Work, rates: Rates) -> Floor:
-    """The floor of one layer's attention: queries, keys, values and output once."""
-    flops = 4 * shape.hidden * work.rows * work.context * work.batch
+    """The floor of one layer's attention. q, k, v and the output count once."""
+    flops = 4 * shape.hidden * work.window * work.context * work.batch
     kv = work.context * shape.kv_bytes // shape.layers
-    rows = 2 * work.rows * shape.hidden * shape.dtype_bytes
-    return floor_of(flops, work.batch * (kv + rows), rates)
+    q_and_out = 2 * work.window * shape.hidden * shape.dtype_bytes
+    return floor_of(flops, work.batch * (kv + q_and_out), rates)
 
 
 def head_floor(shape: ModelShape, rows: int, rates: Rates) -> Floor:
-    """The floor of the head on some rows, its output in the weights' dtype."""
+    """The floor of the head on some rows, with its output in the weights' dtype."""
     size = shape.head_params + rows * (shape.vocab + shape.hidden)
     flops = 2 * shape.head_params * rows
     return floor_of(flops, size * shape.dtype_bytes, rates)
 
 
 def tokens_per_second(step_ms: float, tpf: float, batch: int) -> float:
-    """Of all canvases together, each committing ``tpf`` tokens a forward."""
+    """Tokens a second of a batch whose canvases commit ``tpf`` tokens a forward."""
     return batch * tpf / step_ms * 1e3
 
 
 def step_times(
     short_s: Sequence[float], long_s: Sequence[float], short: int, long: int
 ) -> list[float]:
-    """Milliseconds a forward, one value a pair of runs.
+    """Milliseconds a forward, one value for each pair of runs.
 
-    What both runs have in common (the way through the server, the first forward and
-    the last) leaves no trace in the difference.
+    The difference of two runs cancels their common parts: the way through the server,
+    the first forward and the last.
 
     Args:
-        short_s, long_s: seconds of requests of ``short`` and of ``long`` forwards.
+        short_s, long_s: seconds of requests with ``short`` and ``long`` forwards.
     """
     extra = long - short
     if extra <= 0:
@@ -154,7 +155,7 @@ def step_times(
 
 
 def median_of(values: Sequence[float]) -> float:
-    """The median, of at least five."""
+    """The median of five values or more."""
     if len(values) < 5:
         raise ValueError(f"a median of {len(values)} values; at least 5 are needed")
     return median(values)

@@ -1,75 +1,75 @@
-"""What is measured: the model folder, the sizes, and the requests that produce them."""
+"""The model folder, the sizes to measure, and the requests that produce them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu.roofline import LLADA_8B, ModelShape, Work
+from benchmark.dummy_checkpoint import write_llada
+from benchmark.gpu.roofline import LLADA_8B, ModelShape, Work
 
 ROUND = 4
-"""Forwards of one of the server's rounds: runs are whole rounds."""
+"""Forwards of one round of the server. A run has whole rounds."""
 
 FULL_ANSWER = 64
-"""Masks behind the prompt where whole canvases are recomputed."""
+"""Masks behind the prompt of a case of full windows."""
 
 DEFAULT_ALGORITHM = "LLaDA"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One forward: ``rows`` of each of ``batch`` canvases of ``context`` tokens.
+    """One forward: a window of each of ``batch`` canvases of ``context`` tokens.
 
-    The prompt fills the canvas up to the answer, which is one block: with a cache, only
-    a request's first and last forward are full. One mask is committed a forward, and
-    ``max_forwards`` ends the request, so that the number of forwards is known.
+    The answer is one block, so that with a cache only the first and the last forward of
+    a request are full. A forward commits one mask and ``max_forwards`` ends the
+    request, so that the number of forwards is known.
     """
 
-    rows: int
+    window: int
     context: int
     batch: int
 
     @property
     def is_full(self) -> bool:
-        return self.rows == self.context
+        return self.window == self.context
 
     @property
     def name(self) -> str:
         what = (
             f"full canvas {self.context}"
             if self.is_full
-            else f"window {self.rows} context {self.context}"
+            else f"window {self.window} context {self.context}"
         )
         return f"{what} batch {self.batch}"
 
     @property
     def answer_len(self) -> int:
-        return min(FULL_ANSWER, self.context // 2) if self.is_full else self.rows
+        return min(FULL_ANSWER, self.context // 2) if self.is_full else self.window
 
     @property
     def forwards(self) -> tuple[int, int]:
-        """Of the short run, and the most of the long one.
+        """Forwards of the short run, and the most of the long run.
 
-        Requests sent together may start a round apart, which the difference of the two
-        runs does not see as long as the short one has more rounds than that.
+        Requests that are sent together may start a round apart. The difference of the
+        two runs cancels that if the short run has more than one round.
         """
         short = 2 * ROUND if not self.is_full and self.answer_len >= 32 else ROUND
         longest = min(self.answer_len - ROUND, short + (16 if self.is_full else 36))
         return short, longest // ROUND * ROUND
 
     def work(self, short: int, long: int) -> Work:
-        """What one of the forwards that tell the runs apart computes, on average."""
-        logits_indices = self.answer_len + 1 - (short + 1 + long) / 2
-        return Work(self.rows, self.context, logits_indices, self.batch)
+        """The mean work of the forwards that only the long run has."""
+        masks = self.answer_len + 1 - (short + 1 + long) / 2
+        return Work(self.window, self.context, masks, self.batch)
 
     def tokens_computed(self, forwards: int) -> int:
-        """By a request of so many forwards, as its ``meta_info`` must say."""
+        """The ``tokens_computed`` that ``meta_info`` must have."""
         if self.is_full:
             return forwards * self.context
-        return 2 * self.context + (forwards - 2) * self.rows
+        return 2 * self.context + (forwards - 2) * self.window
 
     def sampling(self, forwards: int) -> dict[str, Any]:
         """``sampling_params`` of a request that runs ``forwards`` forwards."""
@@ -90,7 +90,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The cases of a run: goals first, in case the time runs out."""
+    """The cases of a run. The goals come first, in case the time runs out."""
 
     goals: tuple[Case, ...]
     others: tuple[Case, ...]
@@ -121,7 +121,7 @@ def sizes_of(
     goals: tuple[Case, ...],
     quick: bool,
 ) -> Sizes:
-    """All combinations; a quick run measures the goals alone."""
+    """All combinations. A quick run has the goals alone."""
     shapes = [(size, size) for size in canvases] + [(size, context) for size in windows]
     cases = [Case(*shape, batch) for batch in batches for shape in shapes]
     others = [] if quick else [case for case in cases if case not in goals]
@@ -139,7 +139,7 @@ def cpu_sizes(quick: bool) -> Sizes:
 
 
 def gpu_shape(layers: int | None, hidden: int | None) -> ModelShape:
-    """LLaDA-8B's, or one of its kind: heads of 128, three times the width inside."""
+    """LLaDA-8B's shape, or a smaller one: heads of 128, an MLP of three widths."""
     hidden, base = hidden or LLADA_8B.hidden, LLADA_8B
     heads = max(1, hidden // base.head_dim)
     return ModelShape(
@@ -148,50 +148,14 @@ def gpu_shape(layers: int | None, hidden: int | None) -> ModelShape:
 
 
 def cpu_shape(layers: int | None, hidden: int | None) -> ModelShape:
-    """A tiny one, in float32."""
+    """A tiny shape in float32."""
     hidden = hidden or 64
     heads = max(1, hidden // 16)
     return ModelShape(layers or 2, hidden, heads, heads, 3 * hidden, 512, 4)
 
 
-def config_of(shape: ModelShape, mask_id: int, eos_id: int) -> dict[str, Any]:
-    """LLaDA's config.json, without the fields that have one supported value."""
-    return {
-        "architectures": ["LLaDAModelLM"],
-        "model_type": "llada",
-        "d_model": shape.hidden,
-        "n_layers": shape.layers,
-        "n_heads": shape.heads,
-        "n_kv_heads": shape.kv_heads,
-        "mlp_hidden_size": shape.ff,
-        "vocab_size": shape.vocab,
-        "embedding_size": shape.vocab,
-        "max_sequence_length": 4096,
-        "rope_theta": 500000.0,
-        "rms_norm_eps": 1e-5,
-        "weight_tying": False,
-        "mask_token_id": mask_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": eos_id,
-        "torch_dtype": "bfloat16" if shape.dtype_bytes == 2 else "float32",
-    }
-
-
 def write_model(folder: Path, shape: ModelShape) -> Path:
-    """A LLaDA folder without weights, for ``--load-format dummy``; returns it.
-
-    The tokenizer has the bytes and the special tokens, which is enough: prompts are
-    sent as ids. The weights are SGLang's, uniform within 0.001.
-    """
-    # Here, since it loads transformers.
-    from helpers import tiny_checkpoints as tiny
-
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = tiny.LLADA_TOKENS
-    config = config_of(shape, ids["<|mdm_mask|>"], ids["<|endoftext|>"])
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    named = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
-    named["bos_token"] = "<|startoftext|>"
-    size, template = tiny.MIN_VOCAB_SIZE, tiny.LLADA_TEMPLATE
-    tiny.write_tokenizer(folder, ids, size, template, named)
-    return folder
+    """Write a LLaDA folder without weights and return it."""
+    dtype = "bfloat16" if shape.dtype_bytes == 2 else "float32"
+    sizes = {k: v for k, v in asdict(shape).items() if k != "dtype_bytes"}
+    return write_llada(folder, **sizes, dtype=dtype)

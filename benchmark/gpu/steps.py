@@ -1,8 +1,9 @@
 """Time of one denoising step through the real server.
 
-A request of known length is sent twice, with few and with more forwards; the difference
-over the forwards between them is the time of a step, with everything that the server
-does for it and nothing that a request does once.
+A request of known length is sent twice, with few and with more forwards. The difference
+of their times, divided by the difference of their forwards, is the time of a step. It
+has everything that the server does for a step, and nothing that it does once for a
+request.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import requests
 
-from gpu.roofline import (
+from benchmark.gpu.roofline import (
     TPFS,
     ModelShape,
     Rates,
@@ -24,21 +25,21 @@ from gpu.roofline import (
     step_times,
     tokens_per_second,
 )
-from gpu.shapes import ROUND, Case
+from benchmark.gpu.shapes import ROUND, Case
 
 MIN_PAIRS, MAX_PAIRS = 5, 15
 
 _FIRST_ID, _LAST_ID = 0, 255
-"""Prompts are drawn from the bytes: no special token among them."""
+"""Prompts are drawn from the bytes, which are no special tokens."""
 
 
 class StepError(Exception):
-    """The server did not do what a case asks for."""
+    """The server did something else than a case asks for."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one case: forwards of the two runs, and how often both are run."""
+    """The forwards of the two runs of a case, and the number of such pairs."""
 
     short: int
     long: int
@@ -46,10 +47,10 @@ class Plan:
 
     @classmethod
     def within(cls, case: Case, forward_s: float, budget_s: float) -> Plan:
-        """As much as fits: first more forwards, then more pairs, never fewer than 5.
+        """The largest plan that fits: first more forwards, then more pairs, 5 at least.
 
         Args:
-            forward_s: guess of the seconds of a forward.
+            forward_s: estimated seconds of a forward.
         """
         short, longest = case.forwards
         affordable = budget_s / MIN_PAIRS / forward_s - short
@@ -60,7 +61,7 @@ class Plan:
 
 
 class Requests:
-    """Sends a case's canvases in one request and checks what the server ran."""
+    """Sends the canvases of a case in one request and checks the server's counts."""
 
     def __init__(self, base_url: str, deadline: Callable[[], float]) -> None:
         self.base_url = base_url
@@ -92,7 +93,11 @@ class Requests:
 
 
 def check_counts(case: Case, forwards: int, meta: dict[str, Any]) -> None:
-    """Raise where a request ran other forwards, or windows, than the case says."""
+    """Check forwards and windows of a request.
+
+    Raises:
+        StepError: the server ran something else than the case says.
+    """
     wanted = {
         "num_forwards": forwards,
         "tokens_computed": case.tokens_computed(forwards),
@@ -129,7 +134,7 @@ def measure_case(
 def figures(
     case: Case, plan: Plan, times: Sequence[float], shape: ModelShape, rates: Rates
 ) -> dict[str, Any]:
-    """What the table says of a case's step times (milliseconds)."""
+    """One line of the table from step times in milliseconds."""
     ms = median_of(times)
     work = case.work(plan.short, plan.long)
     floor = forward_floor(shape, work, rates)
@@ -137,7 +142,7 @@ def figures(
         "name": case.name,
         **asdict(case),
         **asdict(plan),
-        "logits_indices": work.logits_indices,
+        "logits": work.logits,
         "ms": ms,
         "min_ms": min(times),
         "max_ms": max(times),

@@ -1,10 +1,9 @@
 """Time outside the model's kernels, from torch.profiler's traces of the scheduler.
 
 SGLang's ``/start_profile`` records the scheduler's process with its Python calls. A
-kernel is the model's if it was launched inside a function of ``sglang_dllm/models/``;
-the rest of a step is other kernels (decoding) and gaps. The sum of the model's kernels
-comes from the traces, the step's time from runs without the profiler, which slows the
-host but not a kernel.
+kernel is the model's if a function of ``sglang_dllm/models/`` or a CUDA graph launched
+it. The rest of a step is other kernels (decoding) and gaps. The profiler slows the host
+but no kernel, so the traces give the kernels and runs without it give the step's time.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu.shapes import ROUND, Case
-from gpu.steps import Requests, StepError
+from benchmark.gpu.shapes import ROUND, Case
+from benchmark.gpu.steps import Requests, StepError
 
 _MODEL = re.compile(r"sglang_dllm/models/\w+\.py\(")
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -38,19 +37,17 @@ class Totals:
 
 
 def read_trace(file: Path) -> list[Event]:
-    """The events with a duration, of a Chrome trace."""
+    """The events of a Chrome trace that have a duration."""
     with gzip.open(file, "rt", encoding="utf-8") as trace:
         events = json.load(trace)["traceEvents"]
     return [event for event in events if event.get("ph") == "X"]
 
 
-def totals(events: Sequence[Event], on_gpu: bool) -> Totals:
-    """Whose kernels ran how long.
-
-    Without a GPU the CPU's operators stand in for kernels, so that the way is the same.
+def totals(events: Sequence[Event]) -> Totals:
+    """The time of each kernel, the model's and the others'.
 
     Raises:
-        StepError: the trace has no function of a model, or nothing that it launched.
+        StepError: the trace has no function of a model, or no kernel of one.
     """
     calls = [e for e in events if e.get("cat") == "python_function"]
     spans = merged((e["ts"], e["ts"] + e["dur"]) for e in calls if _is_model(e))
@@ -58,7 +55,7 @@ def totals(events: Sequence[Event], on_gpu: bool) -> Totals:
         raise StepError("the trace has no call of a function in sglang_dllm/models/")
     starts = [start for start, _ in spans]
     found = Totals(defaultdict(float), defaultdict(float))
-    for name, launched, micros, is_graph in launches(events, on_gpu):
+    for name, launched, micros, is_graph in launches(events):
         at = bisect_right(starts, launched) - 1
         is_model = is_graph or (at >= 0 and launched <= spans[at][1])
         whose = found.model if is_model else found.other
@@ -72,13 +69,11 @@ def _is_model(event: Event) -> bool:
     return _MODEL.search(event["name"].replace("\\", "/")) is not None
 
 
-def launches(
-    events: Sequence[Event], on_gpu: bool
-) -> list[tuple[str, float, float, bool]]:
-    """Name, time of the launch, microseconds, and whether a CUDA graph was launched,
-    which holds nothing but the model."""
-    if not on_gpu:
-        return [(e["name"], e["ts"], own, False) for e, own in own_times(events)]
+def launches(events: Sequence[Event]) -> list[tuple[str, float, float, bool]]:
+    """Each kernel's name, time of launch, microseconds, and if a graph launched it.
+
+    A CUDA graph holds nothing but the model.
+    """
     by = {
         e["args"]["correlation"]: e
         for e in events
@@ -89,36 +84,15 @@ def launches(
         if event.get("cat") not in _ON_DEVICE:
             continue
         launch = by.get(event.get("args", {}).get("correlation"))
-        # What nothing is known of counts as outside the model.
+        # A kernel without a launch in the trace counts as outside of the model.
         launched = -1.0 if launch is None else launch["ts"]
         is_graph = launch is not None and "GraphLaunch" in launch["name"]
         found.append((event["name"], launched, event["dur"], is_graph))
     return found
 
 
-def own_times(events: Sequence[Event]) -> list[tuple[Event, float]]:
-    """CPU operators and their microseconds outside of operators that they call."""
-    operators = [e for e in events if e.get("cat") == "cpu_op"]
-    operators.sort(key=lambda e: (e["tid"], e["ts"], -e["dur"]))
-    own = [float(event["dur"]) for event in operators]
-    open_ones: list[int] = []
-    for index, event in enumerate(operators):
-        while open_ones and not _holds(operators[open_ones[-1]], event):
-            open_ones.pop()
-        if open_ones:
-            own[open_ones[-1]] -= event["dur"]
-        open_ones.append(index)
-    return list(zip(operators, own, strict=True))
-
-
-def _holds(outer: Event, inner: Event) -> bool:
-    return bool(
-        outer["tid"] == inner["tid"] and inner["ts"] < outer["ts"] + outer["dur"]
-    )
-
-
 def merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same times without overlaps, in order."""
+    """The union of spans, in order and without overlaps."""
     found: list[tuple[float, float]] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
@@ -131,7 +105,7 @@ def merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 def per_forward(
     short: Mapping[str, float], long: Mapping[str, float], extra: int
 ) -> dict[str, float]:
-    """Milliseconds a forward of each kernel, the greatest first."""
+    """Milliseconds a forward of each kernel, in falling order."""
     more = {
         name: (long.get(name, 0.0) - short.get(name, 0.0)) / extra / 1e3
         for name in {**long, **short}
@@ -140,13 +114,13 @@ def per_forward(
 
 
 def measure_outside(
-    server: Requests, case: Case, step_ms: float, folder: Path, on_gpu: bool
+    server: Requests, case: Case, step_ms: float, folder: Path
 ) -> dict[str, Any]:
     """One line of the table.
 
     Args:
-        step_ms: of the case, measured without the profiler.
-        folder: where the server writes its traces.
+        step_ms: the step's time, measured without the profiler.
+        folder: the server writes its traces here.
     """
     short, longest = case.forwards
     long = min(longest, short + 2 * ROUND)
@@ -166,7 +140,7 @@ def measure_outside(
         files = sorted(folder.glob(f"*{name}*.trace.json.gz"))
         if not files:
             raise StepError(f"{case.name}: the profiler wrote no trace")
-        found.append(totals(read_trace(files[0]), on_gpu))
+        found.append(totals(read_trace(files[0])))
     model = per_forward(found[0].model, found[1].model, long - short)
     other = per_forward(found[0].other, found[1].other, long - short)
     return outside(case.name, step_ms, model, other)
@@ -175,7 +149,7 @@ def measure_outside(
 def outside(
     name: str, step_ms: float, model: dict[str, float], other: dict[str, float]
 ) -> dict[str, Any]:
-    """The parts of a step: the model's kernels, others, and gaps."""
+    """The parts of a step: the model's kernels, other kernels, and gaps."""
     model_ms, other_ms = sum(model.values()), sum(other.values())
     return {
         "name": name,

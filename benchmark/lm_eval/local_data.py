@@ -1,8 +1,8 @@
-"""Word problems from a local JSONL file, for the tasks beside this file.
+"""The data of the lm-eval tasks in this folder: word problems of a local JSONL file.
 
     lm-eval run … --metadata '{"data": "FILE.jsonl"}'
 
-Or the environment variable GSM8K_DATA.
+The environment variable GSM8K_DATA names the file too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Says whether this installation can serve, and what to do where it cannot."""
+"""Checks that this installation can serve, and advises on the first problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sglang_dllm.models.facts import FAMILIES
 
 
 def report(out: TextIO) -> int:
-    """Print the findings; 0, or 1 after a line of advice."""
+    """Print the findings. Returns 0, or 1 after a line of advice."""
     advice = _check_versions(out) or _check_plugins(out) or _check_device(out)
     advice = advice or _check_hooks(out) or _check_demo(out)
     if advice:
@@ -47,7 +47,7 @@ def _check_versions(out: TextIO) -> str | None:
 
 
 def _check_plugins(out: TextIO) -> str | None:
-    """Whether SGLang will find, and not filter out, our entry points."""
+    """Check that SGLang finds our entry points and does not filter them out."""
     for group, name in (
         ("sglang.srt.plugins", "sglang_dllm"),
         ("sglang.srt.platforms", "sglang_dllm_cpu"),
@@ -84,7 +84,7 @@ def _check_device(out: TextIO) -> str | None:
 
 
 def _check_hooks(out: TextIO) -> str | None:
-    """Load plugins as a server process does and verify every hook."""
+    """Load the plugins as a server process does, and verify every hook."""
     noise = io.StringIO()
     logging.disable(logging.WARNING)
     try:

@@ -57,7 +57,7 @@ def _register_models() -> None:
 def _register_algorithms() -> None:
     from sglang.srt.dllm.algorithm import algo_name_to_cls
 
+    from sglang_dllm.runtime.dllm_algorithm import FullAttnAlgorithm
     from sglang_dllm.runtime.dllm_config import SGLANG_NAME
-    from sglang_dllm.runtime.engine import FullAttnAlgorithm
 
     algo_name_to_cls[SGLANG_NAME] = FullAttnAlgorithm

@@ -1,11 +1,10 @@
-"""The hooks on SGLang's attention backends, and what passes through its KV pool.
+"""The hooks on SGLang's attention backends, and the writes to its KV pool.
 
-FlashInfer's wrappers are shadowed; Triton's kernel is the oracle's torch.
+FlashInfer's wrappers are shadowed, and Triton's kernel is plain torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +20,12 @@ from helpers.flashinfer_shadows import (
     half_batch,
 )
 from sglang_dllm.attention import triton as triton_module
-from sglang_dllm.attention.base import into_pool
+from sglang_dllm.attention.backends import BACKENDS, Backend, backend_of
+from sglang_dllm.attention.base import CanvasAttention, UpstreamLayerPool
 from sglang_dllm.attention.flashinfer import FlashInferCanvasAttention
-from sglang_dllm.attention.plan import forward_plan
+from sglang_dllm.attention.sdpa import SDPACanvasAttention
 from sglang_dllm.attention.triton import TritonCanvasAttention
-from sglang_dllm.patches import flashinfer_backend, triton_backend
+from sglang_dllm.patches.attention_backends import HOOKS, attention_hooks
 
 
 class ScalingPool:
@@ -75,24 +75,18 @@ def is_close(out: torch.Tensor, batch: Batch) -> None:
     )
 
 
-def flashinfer_run(batch: Batch, stored: Batch, **scales: Any) -> torch.Tensor:
-    attention = attention_for(batch)
-    attention.plan(batch.plan)
-    return attention.run(stored.q, stored.k, stored.v, *stored.pools, **scales)
-
-
-def triton_run(batch: Batch, stored: Batch, **scales: Any) -> torch.Tensor:
-    attention = TritonCanvasAttention("cpu", 160)
-    attention.plan(batch.plan)
-    return attention.run(
-        *(stored.q, stored.k, stored.v, *stored.pools, batch.scale), **scales
-    )
+def attention_by(name: str, batch: Batch) -> CanvasAttention[Any]:
+    if name == "triton":
+        return TritonCanvasAttention("cpu", 160)
+    if name == "sdpa":
+        return SDPACanvasAttention("cpu", 0)
+    return attention_for(batch)
 
 
 @pytest.mark.parametrize("scales", [(None, None), (2.0, 0.5)], ids=["plain", "scaled"])
-@pytest.mark.parametrize("run", [flashinfer_run, triton_run])
+@pytest.mark.parametrize("name", ["sdpa", "flashinfer", "triton"])
 def test_keys_go_through_the_pool_and_come_back(
-    run: Callable[..., torch.Tensor], scales: tuple, plain_kernels: None
+    name: str, scales: tuple, plain_kernels: None
 ) -> None:
     batch = half_batch("interleaved", (4, 2))
     # Powers of two: the pool holds the oracle's numbers, divided.
@@ -103,13 +97,19 @@ def test_keys_go_through_the_pool_and_come_back(
         v_pool=batch.v_pool / (v_scale or 1.0),
     )
     before = batch.k.clone()
-    layer = layer_of(batch, k_scale=k_scale, v_scale=v_scale)
-    write = into_pool(ScalingPool(stored), layer)
-    is_close(run(batch, stored, write=write, k_scale=k_scale, v_scale=v_scale), batch)
-    _, k_pool, v_pool = expected(batch)
-    assert torch.equal(stored.k_pool * (k_scale or 1.0), k_pool)
-    assert torch.equal(stored.v_pool * (v_scale or 1.0), v_pool)
-    assert torch.equal(stored.k, before)
+    numbers = {"k_scale": k_scale, "v_scale": v_scale}
+    floats = {"k_scale_float": k_scale, "v_scale_float": v_scale}
+    attention = attention_by(name, batch)
+    for pool in (
+        UpstreamLayerPool.of(ScalingPool(stored), layer_of(batch, **numbers, **floats)),
+        replace(stored.layer_pool, **numbers),
+    ):
+        attention.plan(batch.plan)
+        is_close(attention.run(stored.q, stored.k, stored.v, pool, batch.scale), batch)
+        _, k_pool, v_pool = expected(batch)
+        assert torch.equal(stored.k_pool * (k_scale or 1.0), k_pool)
+        assert torch.equal(stored.v_pool * (v_scale or 1.0), v_pool)
+        assert torch.equal(stored.k, before)
 
 
 def upstream_backend(batch: Batch) -> SimpleNamespace:
@@ -147,62 +147,74 @@ def upstream_must_not_run(*args: Any, **kwargs: Any) -> None:
     raise AssertionError("upstream was called")
 
 
-PATCHES = pytest.mark.parametrize(
-    "patch", [flashinfer_backend, triton_backend], ids=["flashinfer", "triton"]
-)
+EACH = pytest.mark.parametrize("backend", BACKENDS, ids=[b.name for b in BACKENDS])
 
 
-@PATCHES
+@EACH
 @pytest.mark.parametrize("name", ["full", "windows", "interleaved"])
 def test_the_hooks_serve_a_planned_forward(
-    name: str, patch: Any, plain_kernels: None
+    name: str, backend: Backend, plain_kernels: None
 ) -> None:
     batch = half_batch(name, (4, 2))
     batch = replace(batch, scale=batch.q.shape[2] ** -0.5)
     before = batch.copy()
-    backend, nothing = upstream_backend(batch), SimpleNamespace()
+    upstream = upstream_backend(batch)
+    forward_batch = SimpleNamespace(plan=batch.plan)
+    plan, extend = (hook.fn for hook in attention_hooks(backend))
     q, k, v = (x.flatten(1) for x in (batch.q, batch.k, batch.v))
-    with forward_plan(batch.plan):
-        patch._init_forward_metadata(upstream_must_not_run, backend, nothing)
-        attention = backend.canvas_attention
-        for _ in range(2):  # layers
-            out = patch._forward_extend(
-                *(upstream_must_not_run, backend, q, k, v, layer_of(batch), nothing)
-            )
-    assert attention is backend.canvas_attention is type(attention).of(backend)
+    assert plan(upstream_must_not_run, upstream, forward_batch) is None
+    attention = upstream.canvas_attention
+    for _ in range(2):  # layers
+        out = extend(
+            *(upstream_must_not_run, upstream, q, k, v, layer_of(batch)),
+            forward_batch,
+            save_kv_cache=True,
+        )
+    assert type(attention) is backend.attention_class
+    assert attention is upstream.canvas_attention is backend.attention_of(upstream)
     assert out.shape == q.shape
     is_close(out, before)
     for pool, wanted in zip(batch.pools, expected(before)[1:], strict=True):
         assert torch.equal(pool, wanted)
 
 
-@PATCHES
-def test_without_a_plan_the_hooks_are_upstream(patch: Any) -> None:
+@pytest.mark.parametrize("forward_batch", [object(), SimpleNamespace(plan=None)])
+def test_without_a_plan_the_hooks_are_upstream(forward_batch: Any) -> None:
     calls = []
 
-    def upstream(*args: Any) -> str:
-        calls.append(args)
+    def upstream(*args: Any, **named: Any) -> str:
+        calls.append((args, named))
         return "upstream's"
 
-    # All that the contract names; its defaults are upstream's.
-    for hook in patch.HOOKS:
-        args = tuple(object() for _ in hook.contract)
-        assert hook.fn(upstream, *args) == "upstream's"
-        assert calls.pop() == args
+    for hook in HOOKS:
+        # All that the contract names, by position and, with a default, by keyword.
+        args = {name: object() for name in hook.contract}
+        args["forward_batch"] = forward_batch
+        assert hook.fn(upstream, *args.values()) == "upstream's"
+        assert calls.pop() == (tuple(args.values()), {})
+        first = hook.contract.index("forward_batch") + 1
+        by_position = [args[name] for name in hook.contract[:first]]
+        named = {name: args[name] for name in hook.contract[first:]}
+        assert hook.fn(upstream, *by_position, **named) == "upstream's"
+        assert calls.pop() == (tuple(by_position), named)
+
+
+def test_a_backend_is_found_by_the_class_of_sglangs() -> None:
+    for backend in BACKENDS:
+        assert backend_of(type(backend.name, (), {})()) is backend
+    assert backend_of(object()) is None
 
 
 def test_layers_of_another_scale_are_noticed(plain_kernels: None) -> None:
     batch = half_batch("full", (4, 2))
-    backend = upstream_backend(batch)
-    with forward_plan(batch.plan), pytest.raises(AssertionError, match="scales"):
-        flashinfer_backend._forward_extend(
-            *(upstream_must_not_run, backend, batch.q, batch.k, batch.v),
-            *(layer_of(batch, scaling=1.0), SimpleNamespace()),
-        )
+    attention = FlashInferCanvasAttention.from_upstream(upstream_backend(batch))
+    attention.plan(batch.plan)
+    with pytest.raises(AssertionError, match="scales"):
+        attention.run(batch.q, batch.k, batch.v, batch.layer_pool, 1.0)
 
 
 def test_flashinfer_is_told_upstreams_choices(plain_kernels: None) -> None:
-    attention = FlashInferCanvasAttention.of(
+    attention = FlashInferCanvasAttention.from_upstream(
         upstream_backend(half_batch("windows", (4, 2)))
     )
     assert attention._ragged.wrapper.backend == "fa3"
@@ -213,4 +225,4 @@ def test_an_fp4_pool_is_refused(plain_kernels: None) -> None:
     backend = upstream_backend(half_batch("windows", (4, 2)))
     backend.prefill_uses_dequant_workspace = True
     with pytest.raises(ValueError, match="fp4"):
-        FlashInferCanvasAttention.of(backend)
+        FlashInferCanvasAttention.from_upstream(backend)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from helpers.attention_batches import Batch, sdpa
 from sglang_dllm.attention.plan import AttentionPlan
-from sglang_dllm.attention.sdpa import canvas_attention
 from sglang_dllm.decoding.window import Window
 
 
@@ -38,9 +38,9 @@ def full_attention(
 ) -> torch.Tensor:
     """Whole canvases; nothing is read from the pool."""
     nothing = torch.empty(0)
-    rows = [Window(0, length, length) for length in lens]
-    plan = AttentionPlan(rows, torch.tensor([0]))
-    return canvas_attention(q, k, v, plan, nothing, nothing, scale)
+    windows = [Window(0, length, length) for length in lens]
+    plan = AttentionPlan(windows, torch.tensor([0]))
+    return sdpa(Batch(q, k, v, nothing, nothing, plan, scale))
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=["mha", "gqa", "mqa"])
@@ -80,7 +80,7 @@ def test_values_may_be_wider_than_keys(lens: list[int]) -> None:
 
 @pytest.mark.parametrize("lens", [[6, 6], [4, 8]], ids=str)
 def test_reads_strided_slices_of_a_fused_projection(lens: list[int]) -> None:
-    """q, k, v are views of one qkv row in the model, not contiguous tensors."""
+    """q, k, v are views of one projection in the model, not contiguous tensors."""
     torch.manual_seed(2)
     qkv = torch.randn(12, 32)
     q, k, v = qkv.split([16, 8, 8], dim=-1)
@@ -93,46 +93,50 @@ WINDOWS = [(0, 9, 9), (3, 7, 9), (0, 6, 6), (2, 6, 9), (8, 9, 9), (0, 4, 8)]
 """Start and end of a window, and its canvas's length."""
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["all-kept", "some-kept"])
+@pytest.mark.parametrize("all_have_slots", [True, False], ids=["all", "some"])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["mha", "gqa"])
 def test_windows_attend_to_whole_canvases_in_the_pool(
-    heads: tuple[int, int], kept: bool
+    heads: tuple[int, int], all_have_slots: bool
 ) -> None:
-    """Full rows, windows and canvases without a cache, in one batch."""
+    """Full windows, shorter ones and canvases without KV slots, in one batch."""
     torch.manual_seed(3)
     num_heads, num_kv_heads = heads
     k_pool, v_pool = torch.randn(2, 80, num_kv_heads, 8)
     slots = torch.randperm(80)
-    rows, first = [], 0
+    windows, first = [], 0
     for start, end, canvas_len in WINDOWS:
-        keeps = kept or end - start < canvas_len
-        own = slots[first : first + canvas_len] if keeps else None
-        rows.append(Window(start, end, canvas_len, own))
+        has_slots = all_have_slots or end - start < canvas_len
+        own = slots[first : first + canvas_len] if has_slots else None
+        windows.append(Window(start, end, canvas_len, own))
         first += canvas_len
-    plan = AttentionPlan(rows, torch.tensor([0]))
+    plan = AttentionPlan(windows, torch.tensor([0]))
     total = sum(plan.lens)
     q = torch.randn(total, num_heads, 8)
     k, v = torch.randn(2, total, num_kv_heads, 8)
     before = k_pool.clone(), v_pool.clone()
-    out = canvas_attention(q, k, v, plan, k_pool, v_pool, 0.7)
+    out = sdpa(Batch(q, k, v, k_pool, v_pool, plan, 0.7))
     used, first = set(), 0
-    for row in rows:
-        fresh = slice(first, first + row.num_tokens)
+    for window in windows:
+        fresh = slice(first, first + window.num_tokens)
         first = fresh.stop
-        canvas = torch.empty(2, row.canvas_len, num_kv_heads, 8)
-        if row.kv_slots is not None:
-            canvas[0], canvas[1] = (pool[row.kv_slots] for pool in before)
-            used |= set(row.kv_slots[row.start : row.end].tolist())
-            # What the next forward finds: the fresh ones, and the rest as it was.
-            assert torch.equal(k_pool[row.kv_slots[row.start : row.end]], k[fresh])
-            assert torch.equal(v_pool[row.kv_slots[row.start : row.end]], v[fresh])
-        canvas[0, row.start : row.end] = k[fresh]
-        canvas[1, row.start : row.end] = v[fresh]
-        queries = torch.zeros(row.canvas_len, num_heads, 8)
-        queries[row.start : row.end] = q[fresh]
-        wanted = naive(queries, canvas[0], canvas[1], [row.canvas_len], 0.7)
+        canvas = torch.empty(2, window.canvas_len, num_kv_heads, 8)
+        if window.kv_slots is not None:
+            canvas[0], canvas[1] = (pool[window.kv_slots] for pool in before)
+            used |= set(window.kv_slots[window.start : window.end].tolist())
+            # The next forward finds the fresh ones, and all others as they were.
+            assert torch.equal(
+                k_pool[window.kv_slots[window.start : window.end]], k[fresh]
+            )
+            assert torch.equal(
+                v_pool[window.kv_slots[window.start : window.end]], v[fresh]
+            )
+        canvas[0, window.start : window.end] = k[fresh]
+        canvas[1, window.start : window.end] = v[fresh]
+        queries = torch.zeros(window.canvas_len, num_heads, 8)
+        queries[window.start : window.end] = q[fresh]
+        wanted = naive(queries, canvas[0], canvas[1], [window.canvas_len], 0.7)
         torch.testing.assert_close(
-            out[fresh], wanted[row.start : row.end], atol=1e-5, rtol=1e-5
+            out[fresh], wanted[window.start : window.end], atol=1e-5, rtol=1e-5
         )
     untouched = [slot for slot in range(80) if slot not in used]
     assert torch.equal(k_pool[untouched], before[0][untouched])

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import Any
 
-import blind_rounds
-import cache_speed
-import goals
-import peak_memory
 import pytest
-import round_cost
-import server_bound
-from local_server import BenchmarkError, Reply, median_ratio, run_command
-from server_bound import Round, outside_share
-from subprocess_worker import in_subprocess
 
-
-def test_a_round_runs_on_behind_the_end() -> None:
-    assert blind_rounds.wasted([4, 8], 4) == 0
-    assert blind_rounds.wasted([1, 5, 4], 4) == 6 / 10
+from benchmark import goals
+from benchmark.command import BenchmarkError, parser_of, run_command
+from benchmark.server import Reply, median_ratio
+from benchmark.speed import cache_speed, peak_memory, round_cost, server_bound
+from benchmark.speed.server_bound import Round, outside_share
+from benchmark.subprocess_worker import in_subprocess
 
 
 def test_a_ratio_is_of_the_same_round() -> None:
     assert median_ratio([2, 4, 30], [1, 2, 10]) == 2
 
 
-def test_the_bound_by_time_and_by_row() -> None:
+def test_the_bound_by_time_and_by_token() -> None:
     bare = [Round(seconds, seconds, 100, 8) for seconds in (1.0, 2.0, 3.0)]
     ours = [Round(2 * b.seconds, 2.5 * b.cpu_seconds, 200, 8) for b in bare]
     found = server_bound.compare(bare, ours)
     assert found["speed"] == 0.5
-    assert found["speed_per_row"] == 1
-    # Twice the rows take twice the model's time: 2 of 2.5.
+    assert found["speed_per_token"] == 1
+    # Twice the tokens take twice the model's time: 2 of 2.5.
     assert found["outside_share"] == pytest.approx(0.2)
-    assert found["bare_us_per_row"] == pytest.approx(2e4)
+    assert found["bare_us_per_token"] == pytest.approx(2e4)
     text = server_bound.show(
         {"problems": 16, "packed_forwards": 8, "threads": 1, "rounds": 3, **found}
     )
-    assert "bare = 1: 0.50 (per row computed 1.00)" in text
+    assert "bare = 1: 0.50 (per token computed 1.00)" in text
     assert "20.0 %" in text
 
 
@@ -120,13 +114,13 @@ def test_a_part_inside_another_is_not_the_others(
 def figures(**changes: Any) -> dict[str, Any]:
     row = {"speed": 4.0, "accuracy_change": -0.03}
     return {
-        "compare_reference.py": {"server": {"1": {"throughput_ratio": 0.9}}},
-        "server_bound.py": {"speed": 0.95, "speed_per_row": 0.9, "outside_share": 0.1},
-        "cache_speed.py": {
+        "compare_plain_loop": {"server": {"1": {"throughput_ratio": 0.9}}},
+        "server_bound": {"speed": 0.95, "speed_per_token": 0.9, "outside_share": 0.1},
+        "cache_speed": {
             "problems": 10,
             "caches": {"dual": row, "vicinity": row | {"speed": 2.0}},
         },
-        "peak_memory.py": {"peak": 2**29, "cases": {"Credit": {"peak": 2**29}}},
+        "peak_memory": {"peak": 2**29, "cases": {"Credit": {"peak": 2**29}}},
         **changes,
     }
 
@@ -145,21 +139,22 @@ def test_the_largest_round_counts() -> None:
         {"canvases": 16, "steps": 4, "outside_share": 0.02},
         {"canvases": 16, "steps": 1, "outside_share": 0.05},
     ]
-    found = goals.table({"round_cost.py": {"kinds": kinds}})
+    found = goals.table({"round_cost": {"kinds": kinds}})
     (line,) = (x for x in found.splitlines() if x.startswith("round outside"))
     assert line.split()[-2:] == ["yes", "2.0"]
 
 
 def test_the_commands_of_make_bench_are_understood() -> None:
-    parsers = {
-        "server_bound.py": server_bound,
-        "cache_speed.py": cache_speed,
-        "round_cost.py": round_cost,
-        "peak_memory.py": peak_memory,
-    }
-    for script, module in parsers.items():
-        module.build_parser().parse_args(goals.COMMANDS[script])
-    assert {goal.script for goal in goals.GOALS} <= set(goals.COMMANDS)
+    for script, arguments in goals.COMMANDS.items():
+        module = importlib.import_module(f"benchmark.speed.{script}")
+        module.build_parser().parse_args(arguments)
+    assert {goal.script for goal in goals.GOALS} == set(goals.COMMANDS)
+
+
+def test_a_benchmark_that_failed_is_named() -> None:
+    assert goals.problem({"a": None, "b": {}, "c": None}) == "failed: a, c"
+    assert goals.problem({"b": {"n": 1}}) is None
+    assert " -    -" in goals.show({"round_cost": None})
 
 
 def test_memory_by_stage() -> None:
@@ -178,18 +173,21 @@ def test_memory_by_stage() -> None:
     assert watch.peaks["other"] - before < 30 * peak_memory.MIB
 
 
-def test_what_fails_is_one_line(
+def test_a_failure_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def fails(args: argparse.Namespace) -> dict[str, Any]:
         raise BenchmarkError("first\nlast")
 
-    args = argparse.Namespace(json=None)
-    assert run_command("x.py", fails, str, args) == 1
+    parser = parser_of("A test.")
+    parser.prog = "x.py"
+    assert run_command(parser, fails, str, arguments=[]) == 1
     assert capsys.readouterr().err == "x.py: last\n"
-    args.json = tmp_path / "out.json"
-    assert run_command("x.py", lambda a: {"n": 1}, str, args, lambda f: "bad") == 1
-    assert args.json.exists()
+    out = tmp_path / "out.json"
+    arguments = ["--json", str(out)]
+    wrong = run_command(parser, lambda a: {"n": 1}, str, lambda f: "bad", arguments)
+    assert wrong == 1 and out.exists()
+    assert capsys.readouterr().err == "x.py: bad\n"
 
 
 def test_an_object_in_a_process_of_its_own() -> None:

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-import compare_reference
-import gsm8k
+from benchmark.gsm8k import cli
+from benchmark.speed import compare_plain_loop
 
 
 class Fake(ThreadingHTTPServer):
     """A server that answers every question with `#### 4` in 6 tokens, 3 forwards.
 
-    Of the OpenAI protocol only, unless `native` is set.
+    It has the OpenAI routes only, unless `native` is set.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def benchmark(
 
     def go(*arguments: str) -> tuple[int, str]:
         common = ["--base-url", fake.base_url, "--data", str(data)]
-        status = gsm8k.main([*common, "--concurrency", "1", *arguments])
+        status = cli.main([*common, "--concurrency", "1", *arguments])
         return status, capsys.readouterr().err.strip().splitlines()[-1]
 
     return go
@@ -145,7 +145,7 @@ def test_a_rerun_asks_only_what_is_missing(
 def test_a_busy_server_is_asked_again(
     fake: Fake, benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsm8k_client.time.sleep", lambda _: None)
+    monkeypatch.setattr("benchmark.gsm8k.client.time.sleep", lambda _: None)
     fake.busy = 2
     assert benchmark("--num", "1")[0] == 0
     fake.busy = 99
@@ -232,7 +232,7 @@ def test_bad_arguments_are_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        gsm8k.main(["--data", "unread.jsonl", *arguments])
+        cli.main(["--data", "unread.jsonl", *arguments])
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and arguments[0] in error
@@ -241,11 +241,11 @@ def test_bad_arguments_are_one_line(
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def documented_commands(script: str) -> list[list[str]]:
-    """The arguments of every command line of that script in docs/."""
+def documented_commands(module: str) -> list[list[str]]:
+    """The arguments of every command line of that module in docs/."""
     text = "\n".join(file.read_text() for file in sorted(DOCS.glob("*.md")))
     lines = text.replace("\\\n", " ").splitlines()
-    start = f"python benchmark/{script} "
+    start = f"python -m benchmark.{module} "
     return [
         shlex.split(line.removeprefix(start), comments=True)
         for line in lines
@@ -256,12 +256,12 @@ def documented_commands(script: str) -> list[list[str]]:
 def test_documented_commands_are_understood() -> None:
     from reference.algorithms import DEFAULTS
 
-    commands = documented_commands("gsm8k.py")
+    commands = documented_commands("gsm8k")
     assert len(commands) >= 10
     for command in commands:
-        args = gsm8k.build_parser().parse_args(command)
+        args = cli.build_parser().parse_args(command)
         used = {key for key, _ in [*args.option, *([args.sweep] if args.sweep else [])]}
         known = [f.get(args.algorithm, {}).keys() for f in DEFAULTS.values()]
         assert not used or any(used <= keys for keys in known), command
-    for command in documented_commands("compare_reference.py"):
-        compare_reference.build_parser().parse_args(command)
+    for command in documented_commands("speed.compare_plain_loop"):
+        compare_plain_loop.build_parser().parse_args(command)

@@ -144,6 +144,7 @@ def test_chunks_switched_off_by_hand_are_fine() -> None:
     settle_launch_flags(raw_args(chunked_prefill_size=-1), "LLaDAModelLM")
 
 
+@pytest.mark.slow
 def test_a_wrong_yaml_ends_the_launch_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "dllm.yaml"
     file.write_text("threshold: -1\n")
@@ -163,6 +164,7 @@ def test_a_wrong_yaml_ends_the_launch_with_one_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_doctor_finds_this_installation_sound_and_a_filtered_plugin_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,6 +1,6 @@
 """Each algorithm's own decisions where they are close: equality, ties, quotas.
 
-`test/mutation.py` breaks the decoding one way at a time and expects these tests to
+`make mutation` breaks the decoding one way at a time and expects these tests to
 notice.
 """
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.toy_model import (
@@ -206,7 +206,6 @@ def check(family: str, request: Request, canvas: Canvas) -> None:
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_equals_its_reference(family: str, algorithm: str, data: st.DataObject) -> None:
     request = data.draw(requests(family, algorithm, cached=False))
@@ -216,7 +215,6 @@ def test_equals_its_reference(family: str, algorithm: str, data: st.DataObject) 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("algorithm", CACHED)
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_equals_its_reference_with_a_cache(
     family: str, algorithm: str, data: st.DataObject
@@ -240,7 +238,6 @@ def test_more_candidates_than_were_looked_for(family: str, num: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_mixed_batch_gives_each_what_it_gets_alone(
     family: str, data: st.DataObject

@@ -1,18 +1,20 @@
-"""Batches of canvases' windows for attention backends, and the oracle's answers."""
+"""Batches of windows for attention backends, and the oracle's answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from sglang_dllm.attention.base import CanvasAttention, LayerPool
 from sglang_dllm.attention.plan import AttentionPlan
-from sglang_dllm.attention.sdpa import attend, canvas_attention
+from sglang_dllm.attention.sdpa import SDPACanvasAttention, attend
 from sglang_dllm.decoding.window import Window
 
 WindowShape = tuple[int, int, int, bool]
-"""Start, end, length of the canvas, and whether it keeps keys and values."""
+"""Start, end, length of the canvas, and whether the canvas has KV slots."""
 
 WINDOWS: dict[str, list[WindowShape]] = {
     "one full": [(0, 9, 9, False)],
@@ -38,7 +40,7 @@ WINDOWS: dict[str, list[WindowShape]] = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Arguments of ``canvas_attention``."""
+    """The arguments of one layer's attention, and the plan."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -52,36 +54,38 @@ class Batch:
     def pools(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.k_pool, self.v_pool
 
+    @property
+    def layer_pool(self) -> LayerPool:
+        return LayerPool(self.k_pool, self.v_pool)
+
     def copy(self) -> Batch:
         """With pools of its own."""
         return replace(self, k_pool=self.k_pool.clone(), v_pool=self.v_pool.clone())
 
     def to(self, device: str) -> Batch:
-        rows = [
-            replace(
-                row, kv_slots=None if row.kv_slots is None else row.kv_slots.to(device)
-            )
-            for row in self.plan.windows
+        windows = [
+            replace(w, kv_slots=None if w.kv_slots is None else w.kv_slots.to(device))
+            for w in self.plan.windows
         ]
         tensors = {
             name: getattr(self, name).to(device)
             for name in ("q", "k", "v", "k_pool", "v_pool")
         }
         return replace(
-            self, plan=AttentionPlan(rows, self.plan.logits_indices), **tensors
+            self, plan=AttentionPlan(windows, self.plan.logits_indices), **tensors
         )
 
 
 def plan_of(windows: Sequence[WindowShape], seed: int = 0) -> AttentionPlan:
-    """The canvases are spread over a pool of ``pool_size`` slots."""
+    """The canvases are spread over a pool of ``pool_size`` slots, without slot 0."""
     generator = torch.Generator().manual_seed(seed)
-    slots = torch.randperm(pool_size(windows), generator=generator)
-    rows, first = [], 0
-    for start, end, canvas_len, keeps in windows:
-        own = slots[first : first + canvas_len] if keeps else None
-        rows.append(Window(start, end, canvas_len, own))
+    slots = 1 + torch.randperm(pool_size(windows) - 1, generator=generator)
+    found, first = [], 0
+    for start, end, canvas_len, has_slots in windows:
+        own = slots[first : first + canvas_len] if has_slots else None
+        found.append(Window(start, end, canvas_len, own))
         first += canvas_len
-    return AttentionPlan(rows, torch.tensor([0]))
+    return AttentionPlan(found, torch.tensor([0]))
 
 
 def pool_size(windows: Sequence[WindowShape]) -> int:
@@ -109,24 +113,58 @@ def random_batch(
     return Batch(q, k, v, k_pool, v_pool, plan, 0.3)
 
 
+def sdpa(batch: Batch) -> torch.Tensor:
+    """The oracle; ``test_sdpa.py`` compares it with a softmax token by token. Writes to
+    the batch's pools."""
+    attention = SDPACanvasAttention("cpu", max_canvas_len=0)
+    attention.plan(batch.plan)
+    return attention.run(batch.q, batch.k, batch.v, batch.layer_pool, batch.scale)
+
+
 def expected(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention in fp32 ``(T, H, D)``, and the pools after it in their own dtype."""
     own = batch.copy()
-    canvas_attention(own.q, own.k, own.v, own.plan, *own.pools, own.scale)
+    sdpa(own)
     q, k, v = (x.float() for x in (batch.q, batch.k, batch.v))
     k_pool, v_pool = (pool.float() for pool in own.pools)
-    # The written ones as the pool's dtype holds them; full rows read theirs fresh.
-    rows = [
-        row if not row.is_full else replace(row, kv_slots=None)
-        for row in own.plan.windows
+    # Full windows read their fresh keys; the others those that the pool's dtype holds.
+    windows = [
+        replace(window, kv_slots=None) if window.is_full else window
+        for window in own.plan.windows
     ]
-    plan = AttentionPlan(rows, own.plan.logits_indices)
-    if plan.kept is not None:
-        tokens, slots = plan.kept
+    plan = AttentionPlan(windows, own.plan.logits_indices)
+    if plan.kv_writes is not None:
+        tokens, slots = plan.kv_writes
         k, v = k.clone(), v.clone()
         k[tokens], v[tokens] = k_pool[slots], v_pool[slots]
-    out = canvas_attention(q, k, v, plan, k_pool, v_pool, own.scale)
+    out = sdpa(Batch(q, k, v, k_pool, v_pool, plan, own.scale))
     return out, *own.pools
+
+
+def assert_right(attention: CanvasAttention[Any], batch: Batch) -> None:
+    """Run one layer of a planned forward, and compare it with the oracle."""
+    wanted, *pools = expected(batch.to("cpu"))
+    own = batch.copy()
+    out = attention.run(own.q, own.k, own.v, own.layer_pool, own.scale)
+    assert out.dtype == batch.q.dtype
+    torch.testing.assert_close(out.float().cpu(), wanted, atol=1e-2, rtol=1e-2)
+    for pool, wanted_pool in zip(own.pools, pools, strict=True):
+        assert torch.equal(pool.float().cpu(), wanted_pool.float())
+
+
+def moved(plan: AttentionPlan) -> AttentionPlan:
+    """All windows but the full ones one token earlier."""
+    windows = [
+        w if w.is_full else replace(w, start=w.start - 1, end=w.end - 1)
+        for w in plan.windows
+    ]
+    return AttentionPlan(windows, plan.logits_indices)
+
+
+def graph_windows(*canvas_lens: int, length: int = 4) -> list[WindowShape]:
+    """Windows of one length, as a graph needs them."""
+    starts = [min(n // 3, n - length) for n in canvas_lens]
+    return [(i, i + length, n, True) for i, n in zip(starts, canvas_lens, strict=True)]
 
 
 def plain_canvas_attention(
@@ -142,7 +180,8 @@ def plain_canvas_attention(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> torch.Tensor:
-    """``triton_kernel.triton_canvas_attention``, row by row in torch."""
+    """``kernels.canvas_attention.triton_canvas_attention``, window by window in
+    torch."""
     out = torch.empty(q.shape)
     assert table.dtype == slots.dtype == torch.int32
     assert max(table[:, 1]) == max_len
@@ -154,6 +193,6 @@ def plain_canvas_attention(
             keys, values = k_pool[own], v_pool[own]
             keys_scale, values_scale = k_scale, v_scale
         assert len(keys) == canvas_len
-        rows = q[at].float(), keys.float(), values_scale * values.float()
-        out[at] = attend(*rows, 1, scale * keys_scale)
+        found = q[at].float(), keys.float(), values_scale * values.float()
+        out[at] = attend(*found, 1, scale * keys_scale)
     return out.to(q.dtype)

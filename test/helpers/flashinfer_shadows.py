@@ -1,12 +1,14 @@
 """Stand-ins for FlashInfer's wrappers where there is no GPU.
 
-They hold every call to the documented contract and to the real signatures, and compute
-in plain torch.
+They check every call against the documented contract and the real signatures, and
+compute in plain torch.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,6 @@ from flashinfer import (
 from helpers.attention_batches import (
     WINDOWS,
     Batch,
-    expected,
     plan_of,
     pool_size,
     random_batch,
@@ -28,11 +29,11 @@ from sglang_dllm.attention.sdpa import attend
 
 
 class Shadow:
-    """What both wrappers have in common.
+    """The part that both wrappers share.
 
     Attributes:
-        plans: how often each was planned.
-        runs: the arguments of every ``run``, in order.
+        plans: how often the wrapper was planned.
+        calls: every ``run`` of a paged wrapper, ready to be called again.
     """
 
     real: type
@@ -46,8 +47,12 @@ class Shadow:
         self.is_graph = said.arguments["use_cuda_graph"]
         self.buffers = {k: v for k, v in said.arguments.items() if k.endswith("_buf")}
         self.backend = said.arguments["backend"]
+        # Uninitialized memory, as the real one's.
+        self._pin_memory_int_workspace_buffer = torch.full(
+            (16,), 127, dtype=torch.uint8
+        )
         self.plans = 0
-        self.runs: list[tuple[tuple, dict]] = []
+        self.calls: list[Callable[[], torch.Tensor]] = []
         self.total: int | None = None
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
@@ -90,9 +95,9 @@ class Shadow:
         scale: float,
     ) -> torch.Tensor:
         for i in range(len(qo) - 1):
-            rows, keys = slice(qo[i], qo[i + 1]), slice(kv[i], kv[i + 1])
-            result = attend(q[rows].float(), k[keys].float(), v[keys].float(), 1, scale)
-            out[rows] = result.to(out.dtype)
+            own, keys = slice(qo[i], qo[i + 1]), slice(kv[i], kv[i + 1])
+            result = attend(q[own].float(), k[keys].float(), v[keys].float(), 1, scale)
+            out[own] = result.to(out.dtype)
         return out
 
 
@@ -125,12 +130,12 @@ class ShadowPaged(Shadow):
     def plan(self, *args: Any, **kwargs: Any) -> None:
         super().plan(*args, **kwargs)
         said = self.said
-        num_rows = len(said["qo_indptr"]) - 1
+        num_windows = len(said["qo_indptr"]) - 1
         indices, last = said["paged_kv_indices"], said["paged_kv_last_page_len"]
         assert said["page_size"] == 1
         assert indices.dtype == last.dtype == torch.int32
         assert len(indices) == self.check_indptr(said["paged_kv_indptr"])
-        assert last.tolist() == [1] * num_rows
+        assert last.tolist() == [1] * num_windows
         if not self.is_graph:
             self.buffers = {
                 "qo_indptr_buf": said["qo_indptr"].clone(),
@@ -142,8 +147,8 @@ class ShadowPaged(Shadow):
         assert all(
             own[name].dtype == torch.int32 for name in own if own[name] is not None
         )
-        assert len(own["qo_indptr_buf"]) == num_rows + 1
-        assert len(own["paged_kv_last_page_len_buf"]) == num_rows
+        assert len(own["qo_indptr_buf"]) == num_windows + 1
+        assert len(own["paged_kv_last_page_len_buf"]) == num_windows
         assert len(indices) <= len(own["paged_kv_indices_buf"])
         self.total = self.total or self.q_len
         assert self.q_len <= self.total
@@ -153,8 +158,11 @@ class ShadowPaged(Shadow):
         own["paged_kv_last_page_len_buf"].copy_(last)
 
     def run(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.calls.append(partial(self._run, *args, **kwargs))
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         bound = inspect.signature(self.real.run).bind(self, *args, **kwargs).arguments
-        self.runs.append((args, kwargs))
         q, (k_pool, v_pool) = bound["q"], bound["paged_kv_cache"]
         out = bound.get("out", torch.empty_like(q))
         self.check_q(q, out)
@@ -197,13 +205,3 @@ def half_batch(name: str, heads: tuple[int, int], **given: Any) -> Batch:
     windows = WINDOWS[name]
     given = {"dtype": torch.bfloat16, **given}
     return random_batch(plan_of(windows), pool_size(windows), heads, **given)
-
-
-def assert_right(attention: FlashInferCanvasAttention, batch: Batch) -> None:
-    wanted, *pools = expected(batch.to("cpu"))
-    own = batch.copy()
-    out = attention.run(own.q, own.k, own.v, *own.pools)
-    assert out.dtype == batch.q.dtype
-    torch.testing.assert_close(out.float().cpu(), wanted, atol=1e-2, rtol=1e-2)
-    for pool, wanted_pool in zip(own.pools, pools, strict=True):
-        assert torch.equal(pool.float().cpu(), wanted_pool.float())

@@ -1,22 +1,25 @@
 """CUDA graphs on a CPU: tensor operations recorded once and replayed on their tensors.
 
-As in a graph, nothing of Python runs in a replay, and what waits for the device or
-brings values of the host is an error in a capture.
+As in a graph, no Python runs in a replay. An operation that waits for the device, or
+that brings values of the host, is an error in a capture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 from helpers.sync_detector import SyncDetector
-from sglang_dllm.attention import sdpa as canvas
-from sglang_dllm.attention.plan import AttentionPlan
-from sglang_dllm.attention.sdpa import canvas_attention
-from sglang_dllm.runtime.graphs import Capture, Limits, Run, WindowGraphs
+from sglang_dllm.attention.base import LayerPool, slots_of
+from sglang_dllm.attention.plan import AttentionPlan, KVWrites
+from sglang_dllm.attention.sdpa import SDPACanvasAttention, SDPAForward
+from sglang_dllm.runtime.graph_buckets import GraphLimits
+from sglang_dllm.runtime.graph_capture import Capture, Run
+from sglang_dllm.runtime.graphs import WindowGraphs
 
 
 class _Recorder(SyncDetector):
@@ -37,12 +40,12 @@ class _Recorder(SyncDetector):
             self.calls.append((func, args, kwargs or {}, written))
         elif any(alias is not None and alias.is_write for alias in aliases):
             self.calls.append((func, args, kwargs or {}, []))
-        return out  # the rest are views, which need no second run
+        return out  # all others are views, which need no second run
 
 
 class RecordedCapture:
-    """A capture for ``WindowGraphs``. Graphs share memory: a replay leaves nothing of
-    what another one computed."""
+    """A capture for ``WindowGraphs``. Its graphs share memory, so each replay destroys
+    the outputs of all others."""
 
     def __init__(self) -> None:
         self.num_captured = self.num_replayed = 0
@@ -69,69 +72,85 @@ class RecordedCapture:
         return replay
 
 
-class FixedAttention:
-    """Attention of windows that reads nothing but buffers of fixed size.
+@dataclass
+class FixedForward(SDPAForward):
+    """Fixed buffers of B windows.
 
-    Takes the place of ``canvas_attention`` and of what plans a backend's graphs.
+    Attributes:
+        slots: ``(B, max_canvas_len)`` int64: each canvas's slots, the first one
+            repeated behind the last.
+        canvas_lens: ``(B,)`` int64.
     """
 
-    def __init__(self, num_rows: int, canvas_len: int, window: int) -> None:
-        self.slots = torch.zeros(num_rows, canvas_len, dtype=torch.int64)
-        self.lens = torch.zeros(num_rows, dtype=torch.int64)
-        self.written = torch.zeros(num_rows * window, dtype=torch.int64)
-        self.planned: AttentionPlan | None = None
+    slots: torch.Tensor
+    canvas_lens: torch.Tensor
 
-    def plan(self, plan: AttentionPlan, graph: bool = False) -> None:
-        assert graph and len(set(plan.lens)) == 1 and plan.kept is not None
-        self.planned = plan
-        for index, row in enumerate(plan.windows):
-            assert row.kv_slots is not None
-            self.slots[index] = row.kv_slots[0]
-            self.slots[index, : row.canvas_len] = row.kv_slots
-            self.lens[index] = row.canvas_len
-        self.written[: sum(plan.lens)] = plan.kept[1]
 
-    def __call__(
+class FixedAttention(SDPACanvasAttention):
+    """SDPA whose graphs read nothing but buffers of fixed size."""
+
+    can_be_captured = True
+
+    def new_bucket(
+        self, num_windows: int, length: int, writes: KVWrites
+    ) -> FixedForward:
+        slots = torch.zeros(num_windows, self.max_canvas_len, dtype=torch.int64)
+        lens = torch.zeros(num_windows, dtype=torch.int64)
+        return FixedForward(writes, [], slots, lens)
+
+    def fill_bucket(self, bucket: SDPAForward, plan: AttentionPlan) -> None:
+        assert isinstance(bucket, FixedForward)
+        for index, slots in enumerate(slots_of(plan.windows)):
+            bucket.slots[index] = slots[0]
+            bucket.slots[index, : len(slots)] = slots
+            bucket.canvas_lens[index] = len(slots)
+
+    def attend(
         self,
+        forward: SDPAForward,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        plan: AttentionPlan,
-        k_pool: torch.Tensor,
-        v_pool: torch.Tensor,
+        pool: LayerPool,
         scale: float,
     ) -> torch.Tensor:
-        if self.planned is None or plan.windows is not self.planned.windows:
-            return canvas_attention(q, k, v, plan, k_pool, v_pool, scale)
-        num_rows = len(plan.windows)
-        written = self.written[: len(q)]
-        k_pool[written] = k
-        v_pool[written] = v
-        slots = self.slots[:num_rows]
-        sees = torch.arange(slots.shape[1]) < self.lens[:num_rows, None]
+        if not isinstance(forward, FixedForward):
+            return super().attend(forward, q, k, v, pool, scale)
+        slots = forward.slots
+        is_key = torch.arange(slots.shape[1]) < forward.canvas_lens[:, None]
         out = torch.nn.functional.scaled_dot_product_attention(
-            q.unflatten(0, (num_rows, -1)).transpose(1, 2),
-            k_pool[slots].transpose(1, 2),
-            v_pool[slots].transpose(1, 2),
-            attn_mask=sees[:, None, None],
+            q.unflatten(0, (len(slots), -1)).transpose(1, 2),
+            pool.keys[slots].transpose(1, 2),
+            pool.values[slots].transpose(1, 2),
+            attn_mask=is_key[:, None, None],
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return out.transpose(1, 2).flatten(0, 1)
 
 
-def turn_graphs_on(
-    process: Any, limits: Limits, canvas_len: int, capture: Capture
+def make_graphs(
+    runner: Any, facts: Any, limits: GraphLimits, canvas_len: int, capture: Capture
 ) -> WindowGraphs:
-    """Graphs of an ``InProcess`` for canvases up to a length, and their attention."""
-    attention = FixedAttention(max(limits.batch_sizes), canvas_len, max(limits.windows))
-    canvas.canvas_attention = attention  # type: ignore[assignment]
-    process.rounds.graphs = graphs = WindowGraphs(
-        process.runner.model,
-        process.facts,
-        attention,
-        process.runner.attn_backend,
-        limits,
-        capture,
-    )
+    """Graphs of a ModelRunner on the CPU for canvases up to a length. The runner's
+    attention is replaced by one that can be captured."""
+    upstream = runner.attn_backend
+    attention = upstream.canvas_attention = FixedAttention("cpu", canvas_len)
+    return WindowGraphs(runner.model, facts, attention, upstream, limits, capture)
+
+
+def turn_graphs_on(
+    process: Any,
+    limits: GraphLimits,
+    canvas_len: int,
+    capture: Capture,
+    **rounds: Any,
+) -> WindowGraphs:
+    """``make_graphs`` for an ``InProcess``, which uses them from then on.
+
+    Args:
+        rounds: how the engine runs rounds, as ``InProcess.new_engine`` takes it.
+    """
+    graphs = make_graphs(process.runner, process.facts, limits, canvas_len, capture)
+    process.new_engine(graphs=graphs, **rounds)
     return graphs

@@ -36,10 +36,6 @@ MEASURES = ("probability", "margin", "negative_entropy")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 PART = module._SPLIT
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device: kernels only interpreted"
-)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -304,13 +300,13 @@ def test_kernels_compile_for_datacenter_gpus(
             assert "0d3DDB7CDFD9D7BDBB" in compiled.asm["ptx"]
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_on_a_gpu_agree_with_the_plain_form(name: str) -> None:
     agrees(CASES[name], answers({name: CASES[name]}, "cuda")[name])
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gpu_at_full_size_in_any_batch_and_in_a_graph(dtype: torch.dtype) -> None:
     case = Case(random_logits(64, 151_936, dtype), 151_666)

@@ -172,16 +172,19 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any], list[Window | None]]] = {
     "dual": ("llada", {}, [FULL, *[(2, 6)] * 3, FULL, *[(6, 10)] * 3]),
     "dual shifted": ("dream", {}, [FULL, *[(1, 6)] * 3, FULL, *[(5, 10)] * 3]),
     # Windows end at 8 and, but for the canvas's end, at 12.
+    # Two forwards warm up, the third fills the cache.
     "vicinity": (
-        "llada", AROUND, [FULL, FULL, *[(1, 8)] * 2, FULL, *[(5, 10)] * 3]),
+        "llada", AROUND, [*[FULL] * 3, (1, 8), FULL, *[(5, 10)] * 3]),
     "vicinity shifted": (
-        "dream", AROUND, [FULL, FULL, *[(0, 8)] * 2, FULL, *[(4, 10)] * 3]),
-    # The warmup is the request's, not the block's. Its last forwards are full with the
-    # second block's start, which therefore is no reason for another one.
+        "dream", AROUND, [*[FULL] * 3, (0, 8), FULL, *[(4, 10)] * 3]),
+    # The cache is filled at 7, in the second block. The third iteration there would
+    # refresh it, but the block is done.
     "vicinity warm": (
-        "llada", AROUND | {"warmup": 6}, [*[FULL] * 6, *[(5, 10)] * 2]),
-    # The looks of 16 reach over all of this canvas: windows nevertheless.
-    "vicinity default": ("llada", {}, [*[FULL] * 5, *[(0, 10)] * 3]),
+        "llada", AROUND | {"warmup": 6}, [*[FULL] * 7, (5, 10)]),
+    # Filled at 5, a window at 6, and again at 7. The looks of 16 reach over all of this
+    # canvas: windows nevertheless.
+    "vicinity default": (
+        "llada", {}, [*[FULL] * 5, (0, 10), FULL, (0, 10)]),
     # Delay 2, refresh 3. The prompt waits at 1 and is computed last at 2. 3: a third
     # one. 4: from the prompt's end. 5, 6: the first block is done and waits. 7: it is
     # computed last. 8: from its end.

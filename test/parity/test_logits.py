@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.other_process import run_module
 from helpers.tiny_checkpoints import write_dream, write_llada
 from helpers.tiny_llama_checkpoints import (
     DIFFULLAMA_FLAGS,
@@ -132,17 +131,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def outcomes(
     checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """Ours, of every checkpoint and batch, from one process."""
+    """Our logits of every checkpoint and batch. One process computes them all."""
     folder = tmp_path_factory.mktemp("logits")
     jobs = [
         (str(path), FLAGS.get(name.split("-")[0], ()), random_batches(seed))
         for seed, (name, path) in enumerate(checkpoints.items())
     ]
     torch.save(jobs, folder / "job.pt")
-    script = Path(__file__).with_name("run_logits.py")
-    command = [sys.executable, script, folder / "job.pt", folder / "out.pt"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_module("helpers.run_logits", folder / "job.pt", folder / "out.pt")
     return dict(zip(checkpoints, torch.load(folder / "out.pt"), strict=True))
 
 
@@ -162,8 +158,8 @@ def test_equal_to_the_reference(
             assert worst < TOLERANCE, (variant, [len(x) for x in batch], worst)
 
 
-def test_the_logits_say_something(outcomes: dict[str, dict[str, Any]]) -> None:
-    """Guards the comparison above against logits that are all alike."""
+def test_the_logits_differ_from_each_other(outcomes: dict[str, dict[str, Any]]) -> None:
+    """The comparison above would prove nothing if all logits were alike."""
     for name in VARIANTS:
         assert outcomes[name]["logits"][0][0].std() > 0.5
     padded = outcomes["llada-padded-embedding"]["logits"][0][0]
@@ -177,7 +173,7 @@ def test_the_logits_say_something(outcomes: dict[str, dict[str, Any]]) -> None:
 def test_a_quantization_config_reaches_every_linear_layer(
     variant: str, outcomes: dict[str, dict[str, Any]]
 ) -> None:
-    """By the names that quantized checkpoints list as left out."""
+    """Quantized checkpoints list the layers they leave out by these names."""
     asked = outcomes[variant]["quantized"]
     for layer in range(2):
         for name, kind in {
@@ -204,7 +200,7 @@ def test_a_quantization_config_reaches_the_experts_and_not_the_router(
     ("variant", "name"),
     [
         ("lacks", "layers.1.mlp.down_proj.weight"),
-        # The other pieces of the fused parameter are all there.
+        # The checkpoint has the other pieces of the fused parameter.
         ("lacks-a-piece", "layers.1.self_attn.k_proj.weight"),
         ("moe-lacks", "layers.1.mlp.experts.5.up_proj.weight"),
     ],
@@ -216,7 +212,7 @@ def test_a_missing_tensor_is_named(
 
 
 def test_an_unknown_tensor_is_named(outcomes: dict[str, dict[str, Any]]) -> None:
-    """By the checkpoint's name for it, not ours."""
+    """The error uses the checkpoint's name of the tensor, not ours."""
     error = outcomes["unknown"]["error"]
     assert "model.transformer.blocks.0.router.weight" in error
     error = outcomes["moe-unknown"]["error"]

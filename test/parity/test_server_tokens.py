@@ -1,4 +1,5 @@
-"""The server's tokens equal the plain references, every algorithm, alone and mixed."""
+"""The server answers with the tokens of the plain references: each algorithm, alone and
+in crowds."""
 
 from __future__ import annotations
 
@@ -35,15 +36,15 @@ from reference.decoding import Result
 from reference.models import ReferenceModel, load
 
 NOISE = 2e-5
-"""Nats, logits or probabilities: float32 differences of batched and single forwards
-stay below."""
+"""In nats, logits or probabilities. Forwards of a batch and of one canvas round float32
+numbers differently, by less than this."""
 
 NEWLINE = 10  # the tiny tokenizers are of bytes
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One architecture: its checkpoint, how it is launched, how many cases it gets."""
+    """One architecture: its checkpoint, its launch flags and its number of cases."""
 
     sampler_family: str
     write: Callable[[Path], Path]
@@ -70,7 +71,7 @@ KINDS = {
         lambda path: write_dream(path, seed=2),
         DREAM_TOKENS["<|im_end|>"],
     ),
-    # What differs from the two above is the model, which test_logits compares.
+    # These two differ from the others in the model alone, and test_logits compares it.
     "llada-moe": Kind(
         "LLaDA",
         lambda path: write_llada_moe(path, seed=3),
@@ -135,7 +136,11 @@ class Setup:
         return self.server.generate(list(case.prompt), **case.sampling_params())
 
     def check(self, case: Case, answer: dict[str, Any]) -> bool:
-        """Equal tokens and forwards. False: decided within float32 noise."""
+        """Assert equal tokens and forwards.
+
+        Returns:
+            Whether they are. A choice that float32 noise decides may differ.
+        """
         expected, eos = self.expected(case), self.model.eos_id
         ids, ends = expected.ids, "length"
         nfe = expected.nfe
@@ -182,7 +187,7 @@ def setup(
 def crowd_of_16(
     setup: Setup, cases: list[Case], rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Answers in the order of the cases, asked at random times, 16 at once."""
+    """Ask all cases at random times, 16 at once; answers in the order of the cases."""
     answers: dict[int, dict[str, Any]] = {}
     gate = threading.Semaphore(16)
 

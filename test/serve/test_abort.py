@@ -1,4 +1,7 @@
-"""Whatever ends a request, its slots come back and nobody else notices."""
+"""However a request ends, its slots come back and the others do not notice.
+
+Every test runs on a server without and on one with prelaunch, a GPU's default.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,9 @@ import requests
 from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import write_llada
 from sglang_dllm.decoding.cache import CACHES
-from sglang_dllm.decoding.canvas import Canvas
+
+PRELAUNCH_KEY = "overlap"
+"""The YAML key that launches a round's first forward before the round begins."""
 
 BAD_LOG_LINE = re.compile(r"memory leak|Mem Leak|double free|Traceback|SIGQUIT")
 
@@ -162,15 +166,20 @@ def scrape(server: Server) -> dict[str, float]:
     return {name: float(value) for name, value in samples}
 
 
-@pytest.fixture(scope="module")
-def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """A tiny random model that commits one token a round, from left to right.
+@pytest.fixture(scope="module", params=[False, True], ids=["", "prelaunch"])
+def flags(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, ...]:
+    """A tiny random model that commits one token a step, from left to right.
 
-    A request lives for as many rounds as it has tokens, and which position comes next
-    never hangs on float32 noise, so that crowds and single requests agree exactly.
+    A request lives for as many steps as it has tokens. The next position never depends
+    on float32 noise, so crowds and single requests agree exactly.
     """
     root = tmp_path_factory.mktemp("one_by_one")
-    (root / "dllm.yaml").write_text("{block_size: 1, threshold: 0.0}")
+    prelaunch = str(request.param).lower()
+    (root / "dllm.yaml").write_text(
+        f"{{block_size: 1, threshold: 0.0, {PRELAUNCH_KEY}: {prelaunch}}}"
+    )
     return (
         write_llada(root / "llada", seed=1),
         *("--dllm-algorithm", "EntropyThreshold"),
@@ -233,7 +242,7 @@ def test_abort_all_empties_the_server(server: Server) -> None:
 
 
 def test_the_load_endpoint_says_what_runs(server: Server) -> None:
-    """CanvasBatch of one length, so that running times length is the tokens held."""
+    """All canvases have one length, so the tokens held are a multiple of it."""
     asks = [Ask(f"load-{i}", (45, 46, 47, 48), 196) for i in range(8)]
     with Watcher(server) as watcher:
         for ask, answer in send_all(server, asks):
@@ -247,8 +256,8 @@ def test_the_load_endpoint_says_what_runs(server: Server) -> None:
 
 @pytest.mark.parametrize("mode", ["in_place", "retract", "abort"])
 def test_pause_and_continue(server: Server, mode: str) -> None:
-    """SGLang frees running requests twice on a retracting pause, if their last
-    batch still holds them; and a retracted request must not repeat itself."""
+    """A retracting pause frees running requests twice if the last batch still holds
+    them. A retracted request must not repeat itself."""
     asks = [
         Ask(f"{mode}-{i}", (60 + i, 61, 62), 150 + i, stream=i % 2 == 0)
         for i in range(4)
@@ -319,78 +328,3 @@ def test_what_can_never_fit_is_refused(small_server: Server) -> None:
         response = small_server.post("/generate", **body)
         assert response.status_code == 400, (length, response.text)
     check_still_well(small_server)
-
-
-def running_request(rid: str, age: float) -> Any:
-    from array import array
-
-    from sglang.srt.managers.schedule_batch import Req
-    from sglang.srt.sampling.sampling_params import SamplingParams
-
-    req = Req(rid, "", array("q", [65]), SamplingParams(max_new_tokens=9))
-    req.time_stats.forward_entry_time = time.perf_counter() - age
-    req.dllm_algo_state = SimpleNamespace(
-        canvas=Canvas.from_prompt([65], 9, mask_id=1, eos_ids=(2,))
-    )
-    return req
-
-
-def test_a_retracted_request_whose_last_forward_failed_leaves() -> None:
-    """Its algorithm raises when the forward that ran at the pause is landed."""
-    from sglang_dllm.runtime import rounds
-
-    canvases, set_aside = ["failed", "sound"], []
-    waiting = [
-        SimpleNamespace(dllm_algo_state=SimpleNamespace(canvas=canvas, enter=None))
-        for canvas in canvases
-    ]
-    decoder = SimpleNamespace(
-        canvases=canvases, set_aside=set_aside.append, remove=lambda strays: None
-    )
-    algorithm = SimpleNamespace(decoder=decoder, land=lambda: canvases.remove("failed"))
-    scheduler = SimpleNamespace(
-        tp_worker=SimpleNamespace(dllm_algorithm=algorithm), waiting_queue=waiting
-    )
-    rounds._leave_retracted(scheduler, SimpleNamespace(reqs=[]))
-    assert set_aside == ["sound"]
-
-
-def test_the_running_timeout_ends_a_request_before_the_next_forward(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """SGLANG_REQ_RUNNING_TIMEOUT, without a server: upstream's own check marks the
-    old request in the running batch, and the next round begins without it."""
-    from sglang.srt.environ import envs
-    from sglang.srt.managers.scheduler import Scheduler
-
-    from sglang_dllm.runtime import rounds
-    from sglang_dllm.runtime.metrics import Metrics
-
-    old, young = running_request("old", 60.0), running_request("young", 1.0)
-    running = SimpleNamespace(
-        reqs=[old, young], is_empty=lambda: False, batch_is_full=True
-    )
-    released: list[Any] = []
-    streamed: list[Any] = []
-    left: list[Any] = []
-    algorithm = SimpleNamespace(
-        decoder=SimpleNamespace(remove=left.extend),
-        metrics=Metrics(None),
-        land=lambda: left.append("landed"),
-    )
-    scheduler = SimpleNamespace(
-        output_streamer=SimpleNamespace(stream_output=lambda r, _: streamed.extend(r)),
-        tp_worker=SimpleNamespace(dllm_algorithm=algorithm),
-    )
-    monkeypatch.setattr(rounds, "release_canvas_slots", lambda r, _: released.append(r))
-    with envs.SGLANG_REQ_RUNNING_TIMEOUT.override(30.0):
-        Scheduler._abort_on_running_timeout(scheduler, running)
-    rounds.finish_aborted(scheduler, running)
-    assert (released, streamed, running.reqs) == ([old], [old], [young])
-    # A forward that still runs is one of all its canvases.
-    assert left == ["landed", old.dllm_algo_state.canvas]
-    assert not running.batch_is_full
-    reason = old.finished_reason.to_json()
-    assert reason["type"] == "abort"
-    assert "timeout" in reason["message"]
-    assert not young.finished()

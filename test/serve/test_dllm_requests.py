@@ -276,7 +276,7 @@ def test_a_third_party_adds_an_algorithm_and_seeds_outlive_a_restart(
         fresh, old = (s.generate([5, 6], **sampled) for s in (server, demo_server))
         assert fresh["output_ids"] == old["output_ids"], dllm
     assert "NoSuchClass" in server.log.read_text()
-    for where in ("begin", "plan", "later_plan", "choose", "committed", "shape"):
+    for where in ("begin", "next_step", "later_step", "decide", "on_commit", "shape"):
         broken = {"dllm": {"algorithm": "Faulty", "where": where}}
         whole = {"max_new_tokens": 9, "ignore_eos": True}
         with ThreadPoolExecutor(2) as pool:

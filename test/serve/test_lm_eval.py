@@ -1,6 +1,6 @@
 """lm-eval, with its own OpenAI-compatible clients, against our server.
 
-The answers it collects must be those of benchmark/gsm8k.py on our native route.
+The answers it collects must be those of benchmark.gsm8k on our native route.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gsm8k import Client, Settings, read_problems, run
+from benchmark.gsm8k import Client, Settings, read_problems, run
 from helpers.serving_harness import Server
 from sglang_dllm.demo.problems import problems
 

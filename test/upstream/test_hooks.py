@@ -199,6 +199,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "from_server_args": [(args,), (theirs,)],
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
+        "pause_generation": [(s, "recv_req") for s in schedulers],
         "init_forward_metadata": [hook.contract],
         "forward_extend": [hook.contract],
         "_validate_one_request": [(manager, "obj", [1, 2])],

@@ -21,7 +21,7 @@ from sglang_dllm.models.tokenizers import plain_tokenizer_path
 
 @pytest.mark.parametrize("trust", [False, True])
 def test_config_classes_are_ours(tmp_path: Path, trust: bool) -> None:
-    """Also with --trust-remote-code, which is accepted and changes nothing."""
+    """--trust-remote-code is accepted and changes nothing."""
     register_configs()
     write_llada(tmp_path / "llada", n_kv_heads=2, seed=1)
     write_dream(tmp_path / "dream", seed=1)

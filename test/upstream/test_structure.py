@@ -1,4 +1,5 @@
-"""The package's shape: imports point one way, files stay small, the ledger is fresh."""
+"""The shape of the package: imports point one way, files stay small, the ledger is
+up to date."""
 
 from __future__ import annotations
 
@@ -9,38 +10,41 @@ from pathlib import Path
 
 import pytest
 
+from helpers.written_attributes import FOLDERS, written_elsewhere
 from sglang_dllm.patches import HOOKS
 from sglang_dllm.patches.__main__ import render
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "python" / "sglang_dllm"
-MAX_LINES = 420
+TEST = ROOT / "test"
+MAX_LINES = 400
 
-# What the modules of a room may import of ours; a name covers what is below it.
-_BASE = ("sglang_dllm.models.facts", "sglang_dllm.errors")
-_LEAF = ("sglang_dllm.config", *_BASE)
+# The modules of ours that each room may import; a name covers all that is below it.
+# docs/structure.md draws the same arrows.
+_BASE = ("errors", "models.facts")
+_CORE = ("decoding", "kernels", *_BASE)
 ROOMS: dict[str, tuple[str, ...]] = {
-    "config": (
-        *("sglang_dllm.config", *_BASE, "sglang_dllm.decoding"),
-        "sglang_dllm.models.tokenizers",
-    ),
-    "models/facts.py": _BASE,
     "errors.py": (),
-    "decoding": (*_BASE, "sglang_dllm.decoding", "sglang_dllm.kernels"),
     "kernels": (),
-    "attention": (*_LEAF, "sglang_dllm.attention", "sglang_dllm.kernels"),
-    "models": (*_LEAF, "sglang_dllm.models", "sglang_dllm.attention"),
-    "platform": (*_LEAF, "sglang_dllm.platform"),
-    "serving": (*_LEAF, "sglang_dllm.serving"),
-    "upstream": (*_BASE, "sglang_dllm.upstream"),
+    "models/facts.py": ("errors",),
+    "decoding": _CORE,
+    "attention": ("attention", "decoding.window", "kernels", "errors"),
+    "models": ("models", "attention.plan", "errors"),
+    "config": ("config", "models.tokenizers", *_CORE),
+    "serving": ("serving", "config", *_CORE),
+    "runtime": ("runtime", "attention", "config", *_CORE),
+    "platform": ("platform", "errors"),
+    "upstream": ("upstream", "errors"),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")
-WITHOUT_SGLANG += ("decoding", "kernels", "attention", "demo")
+WITHOUT_SGLANG += ("decoding", "kernels", "attention")
 MAY_IMPORT_PATCHES = ("plugin.py", "__main__.py", "doctor.py")
+# Folders of test/ whose modules are no tests.
+HELPERS = ("helpers", "reference")
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of everything a file imports, inside functions too."""
+    """Dotted names of all that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -76,7 +80,8 @@ def offenders(files: list[Path], *forbidden: str, but: tuple[str, ...] = ()) -> 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_point_one_way(room: str) -> None:
-    assert offenders(files_of(room), "sglang_dllm", but=ROOMS[room]) == []
+    allowed = tuple(f"sglang_dllm.{name}" for name in ROOMS[room])
+    assert offenders(files_of(room), "sglang_dllm", but=allowed) == []
 
 
 @pytest.mark.parametrize("room", WITHOUT_SGLANG)
@@ -90,11 +95,65 @@ def test_only_the_entry_points_import_patches() -> None:
     assert offenders(files, "sglang_dllm.patches") == []
 
 
-def test_the_package_imports_no_test_helper() -> None:
-    files = [*PACKAGE.rglob("*.py"), *(ROOT / "patches").rglob("*.py")]
-    helpers = {p.stem for p in (ROOT / "test").glob("*")} - {"__pycache__"}
-    found = [(f.name, n) for f in files for n in imports(f)]
-    assert [x for x in found if x[1].split(".")[0] in helpers | {"reference"}] == []
+@pytest.mark.parametrize("folder", ["python", "patches", "benchmark", "tools"])
+def test_nothing_else_imports_tests_or_their_helpers(folder: str) -> None:
+    # benchmark/ is a package of the root, which test/benchmark is named after.
+    of_tests = {p.stem for p in TEST.iterdir()} - {"benchmark"}
+    files = (ROOT / folder).rglob("*.py")
+    found = [f"{f.relative_to(ROOT)} imports {n}" for f in files for n in imports(f)]
+    assert [x for x in found if x.split()[-1].split(".")[0] in of_tests] == []
+
+
+def test_helpers_are_in_their_folders() -> None:
+    others = [
+        str(path)
+        for file in TEST.rglob("*.py")
+        if (path := file.relative_to(TEST)).parts[0] not in HELPERS
+        and not path.name.startswith("test_")
+    ]
+    assert others == ["conftest.py"]
+
+
+def test_no_test_changes_the_import_path() -> None:
+    """pyproject.toml sets it; a test that adds to it hides what it depends on."""
+    changes = {
+        str(file.relative_to(ROOT))
+        for file in TEST.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("sys.path.")
+    }
+    assert changes == set()
+
+
+def test_no_module_writes_an_attribute_of_another_modules_object() -> None:
+    assert written_elsewhere(*FOLDERS) == []
+
+
+def test_a_written_attribute_is_found_whatever_writes_it(tmp_path: Path) -> None:
+    """Guards the test above against a search that finds nothing."""
+    (tmp_path / "owner.py").write_text(
+        "class Owner:\n"
+        "    left: int\n"
+        "    def __init__(self):\n"
+        "        self.made = self.kept = 0\n"
+    )
+    (tmp_path / "writer.py").write_text(
+        "class Writer:\n"
+        "    def run(self, owner, req, other: Writer):\n"
+        "        self.mine = other.mine = owner.unknown = 1\n"
+        "        owner.made, x = 1, owner.kept\n"
+        "        self.owner.left += 1\n"
+        "        setattr(owner, 'kept', 2)\n"
+        "        del owner.made\n"
+        "        req.made = other.made = 1\n"
+    )
+    found = [text.split(": ")[1] for text in written_elsewhere(tmp_path)]
+    assert found == [
+        "owner.made, of Owner",
+        "self.owner.left, of Owner",
+        "owner.kept, of Owner",
+        "owner.made, of Owner",
+    ]
 
 
 def test_every_package_is_in_the_wheel() -> None:
@@ -107,11 +166,12 @@ def test_every_package_is_in_the_wheel() -> None:
     assert packages == {*found, "sglang_dllm.patches"}
 
 
-@pytest.mark.parametrize("folder", ["python", "patches", "benchmark", "test"])
-def test_no_file_is_long(folder: str) -> None:
+def test_no_file_is_long() -> None:
+    folders = [f for f in ROOT.iterdir() if f.is_dir() and f.name[0] not in "._"]
     long = {
         str(file.relative_to(ROOT)): lines
-        for file in (ROOT / folder).rglob("*.py")
+        for folder in folders
+        for file in folder.rglob("*.py")
         if (lines := len(file.read_text(encoding="utf-8").splitlines())) > MAX_LINES
     }
     assert long == {}

@@ -1,1 +1,1 @@
-"""Canvas attention, per backend."""
+"""Attention over whole canvases: one base, and one file for each backend."""

@@ -1,96 +1,239 @@
-"""What the backends that plan a forward ahead of its layers have in common."""
+"""One interface to attention over canvases, with its cache of plans and its buckets.
+
+A backend is a subclass in a file of its own, and one line in ``backends.BACKENDS``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import accumulate
-from typing import Any, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.attention.plan import AttentionPlan, KVWrites, same_windows
 from sglang_dllm.decoding.window import Window
 
-Tokens: TypeAlias = torch.Tensor | slice
-"""Some of the T packed tokens: a slice where they are neighbours."""
 
-Kept: TypeAlias = tuple[Tokens, torch.Tensor] | None
-"""The tokens that keep keys and values, and their slots ``(K,)`` int64."""
+@dataclass(frozen=True)
+class LayerPool:
+    """The keys and values of one layer in the KV pool of S slots.
 
-Write: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Writes k and v ``(K, H_kv, D)`` into a layer's pool at slots ``(K,)``."""
-
-
-def same_rows(a: Sequence[Window], b: Sequence[Window]) -> bool:
-    """Whether two forwards compute the same windows of the same canvases.
-
-    Slots are compared as objects, which needs no answer from the device: a canvas's
-    are made at its admission and never written to.
+    Attributes:
+        keys, values: ``(S, H_kv, D)``.
+        k_scale, v_scale: a stored number times its scale is the key or the value.
+            None means 1.
     """
-    return len(a) == len(b) and all(
-        (x.start, x.end, x.canvas_len) == (y.start, y.end, y.canvas_len)
-        and x.kv_slots is y.kv_slots
-        for x, y in zip(a, b, strict=True)
-    )
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    k_scale: float | None = None
+    v_scale: float | None = None
+
+    def write(self, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Write k and v ``(K, H_kv, D)`` to ``slots`` ``(K,)`` int64; both are only
+        read."""
+        for stored, x, scale in (
+            (self.keys, k, self.k_scale),
+            (self.values, v, self.v_scale),
+        ):
+            stored[slots] = (x if scale is None else x / scale).to(stored.dtype)
 
 
-def indptr(lens: Sequence[int]) -> torch.Tensor:
-    """``(R + 1,)`` int32 on the CPU: where each of R rows begins, and the end."""
-    return torch.tensor([0, *accumulate(lens)], dtype=torch.int32)
+@dataclass(frozen=True)
+class UpstreamLayerPool(LayerPool):
+    """A layer of SGLang's pool, which writes in its own dtype and layout.
+
+    Attributes:
+        pool, layer: SGLang's ``KVCache`` and ``RadixAttention``.
+    """
+
+    pool: Any = None
+    layer: Any = None
+
+    @classmethod
+    def of(cls, pool: Any, layer: Any) -> UpstreamLayerPool:
+        keys, values = pool.get_kv_buffer(layer.layer_id)
+        scales = layer.k_scale_float, layer.v_scale_float
+        return cls(keys, values, *scales, pool, layer)
+
+    def write(self, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        layer = self.layer
+        if layer.k_scale is not None:
+            # The pool divides its arguments in place, and full windows read them later.
+            k, v = k.clone(), v.clone()
+        self.pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)
 
 
-def tokens_of(
-    lens: Sequence[int], is_wanted: Sequence[bool], device: torch.device
-) -> Tokens:
-    """The tokens of the wanted rows, of which there is at least one."""
-    bounds = [0, *accumulate(lens)]
-    wanted = [row for row, flag in enumerate(is_wanted) if flag]
-    if wanted[-1] - wanted[0] + 1 == len(wanted):
-        return slice(bounds[wanted[0]], bounds[wanted[-1] + 1])
-    index = torch.cat([torch.arange(bounds[r], bounds[r + 1]) for r in wanted])
-    return index.to(device, non_blocking=True)
+@dataclass
+class PlannedForward:
+    """A forward that is ready to run. Backends add what their kernels read."""
+
+    kv_writes: KVWrites | None
 
 
-def slots_of(rows: Sequence[Window]) -> list[torch.Tensor]:
-    """Where the pool keeps each row's whole canvas."""
-    slots = [row.kv_slots for row in rows if row.kv_slots is not None]
-    if len(slots) != len(rows):
-        raise ValueError("a window needs the rest of its canvas's keys and values")
+Forward = TypeVar("Forward", bound=PlannedForward)
+
+
+class CanvasAttention(ABC, Generic[Forward]):
+    """Bidirectional attention of windows to their whole canvases.
+
+    Call ``plan`` before the first layer of a forward and ``run`` in every layer. A
+    forward of the same windows as the one before is not planned again.
+
+    For CUDA graphs, call ``plan(plan, graph=True)``, run the forward once to compile
+    its kernels, and capture it. From then on, call ``plan(plan, graph=True)`` before
+    each replay. There is one set of fixed buffers for each bucket of B windows of L
+    tokens. A replay reads the latest plan of its own bucket, so forwards of several
+    buckets and eager ones may alternate. Nothing else may be planned between the plan
+    of a bucket and its capture. ``plan`` itself cannot be captured, and q, k, v and the
+    pools must stay where they were at the capture.
+    """
+
+    can_be_captured: ClassVar[bool] = True
+    """Whether ``new_bucket`` and ``fill_bucket`` are implemented."""
+
+    def __init__(self, device: torch.device | str, max_canvas_len: int) -> None:
+        """
+        Args:
+            max_canvas_len: the longest canvas of a CUDA graph, in tokens.
+        """
+        self.device = torch.device(device)
+        self.max_canvas_len = max_canvas_len
+        self._eager: tuple[Sequence[Window], Forward] | None = None
+        self._buckets: dict[tuple[int, int], Forward] = {}
+        self._forward: Forward | None = None
+
+    @classmethod
+    @abstractmethod
+    def from_upstream(cls, backend: Any) -> CanvasAttention[Forward]:
+        """A new one with the settings of SGLang's attention backend.
+
+        Raises:
+            ValueError: the backend has a setting that canvases cannot be served with.
+        """
+
+    @abstractmethod
+    def plan_windows(self, plan: AttentionPlan) -> Forward:
+        """Plan a forward that runs eagerly."""
+
+    def new_bucket(self, num_windows: int, length: int, writes: KVWrites) -> Forward:
+        """Fixed buffers for graphs of ``num_windows`` windows of ``length`` tokens.
+
+        A window that is its whole canvas reads its keys from the pool like the others.
+
+        Args:
+            writes: the bucket's own; the base class fills it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be captured")
+
+    def fill_bucket(self, bucket: Forward, plan: AttentionPlan) -> None:
+        """Put a plan into the buffers of its bucket."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be captured")
+
+    @abstractmethod
+    def attend(
+        self,
+        forward: Forward,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pool: LayerPool,
+        scale: float,
+    ) -> torch.Tensor:
+        """``run`` after the fresh keys and values are written to the pool."""
+
+    def plan(self, plan: AttentionPlan, graph: bool = False) -> None:
+        """Prepare ``run`` for a forward.
+
+        Args:
+            graph: the forward is to be captured or replayed.
+
+        Raises:
+            ValueError: no graph can run these windows: they differ in length, one of
+                them has no KV slots, or a canvas is too long.
+        """
+        self._forward = self._plan_graph(plan) if graph else self._plan_eager(plan)
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pool: LayerPool,
+        scale: float,
+    ) -> torch.Tensor:
+        """The attention of one layer for the T planned tokens.
+
+        The fresh keys and values of windows with KV slots are written to the pool
+        first. A full window attends to its fresh keys and values, and a shorter one to
+        those of its whole canvas in the pool.
+
+        Args:
+            q: ``(T, H, D)`` float.
+            k, v: ``(T, H_kv, D)``, fresh, in the dtype of q; H a multiple of H_kv.
+            pool: of this layer.
+            scale: multiplies the dot products.
+
+        Returns:
+            ``(T, H, D)`` in the dtype of q.
+        """
+        forward = self._forward
+        assert forward is not None, "run without a plan"
+        if forward.kv_writes is not None:
+            tokens, slots = forward.kv_writes
+            pool.write(slots, k[tokens], v[tokens])
+        return self.attend(forward, q, k, v, pool, scale)
+
+    def _plan_eager(self, plan: AttentionPlan) -> Forward:
+        if self._eager is None or not same_windows(plan.windows, self._eager[0]):
+            # A plan that fails must not leave half of another one behind.
+            self._eager = None
+            self._eager = plan.windows, self.plan_windows(plan)
+        return self._eager[1]
+
+    def _plan_graph(self, plan: AttentionPlan) -> Forward:
+        bucket = num_windows, length = self._bucket_of(plan)
+        writes = plan.kv_writes
+        assert writes is not None
+        forward = self._buckets.get(bucket)
+        if forward is None:
+            own = KVWrites(slice(None), torch.zeros_like(writes.slots))
+            forward = self._buckets[bucket] = self.new_bucket(num_windows, length, own)
+        assert forward.kv_writes is not None
+        forward.kv_writes.slots.copy_(writes.slots)
+        self.fill_bucket(forward, plan)
+        return forward
+
+    def _bucket_of(self, plan: AttentionPlan) -> tuple[int, int]:
+        lengths = sorted(set(plan.lens))
+        if len(lengths) != 1:
+            raise ValueError(f"a graph needs windows of one length, not {lengths}")
+        slots_of(plan.windows)
+        longest = max(window.canvas_len for window in plan.windows)
+        if longest > self.max_canvas_len:
+            raise ValueError(
+                f"a graph has room for canvases of up to {self.max_canvas_len} tokens, "
+                f"not for one of {longest}"
+            )
+        return len(plan.windows), lengths[0]
+
+
+def slots_of(windows: Sequence[Window]) -> list[torch.Tensor]:
+    """The KV slots of the whole canvas of each window.
+
+    Raises:
+        ValueError: a window has none.
+    """
+    slots = [window.kv_slots for window in windows if window.kv_slots is not None]
+    if len(slots) != len(windows):
+        raise ValueError("a window needs the keys and values of the rest of its canvas")
     return slots
 
 
-def graph_bucket(plan: AttentionPlan) -> tuple[int, int]:
-    """Rows and window length of a forward that a CUDA graph can run.
-
-    Raises:
-        ValueError: the windows differ in length or not every row keeps its KV.
-    """
-    lengths = set(plan.lens)
-    if len(lengths) != 1:
-        raise ValueError(f"a graph needs windows of one length, not {sorted(lengths)}")
-    slots_of(plan.windows)
-    return len(plan.windows), lengths.pop()
-
-
-def put(k_pool: torch.Tensor, v_pool: torch.Tensor) -> Write:
-    """Writes by index into plain pools ``(S, H_kv, D)``, in their own dtype."""
-
-    def write(slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        k_pool[slots] = k.to(k_pool.dtype)
-        v_pool[slots] = v.to(v_pool.dtype)
-
-    return write
-
-
-def into_pool(pool: Any, layer: Any) -> Write:
-    """Writes through SGLang's pool, which knows its dtype, layout and scales."""
-    return partial(_set_kv_buffer, pool, layer)
-
-
-def _set_kv_buffer(
-    pool: Any, layer: Any, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> None:
-    if layer.k_scale is not None:
-        k, v = k.clone(), v.clone()  # the pool divides them by their scale in place
-    pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)
+def int32_slots(windows: Sequence[Window], device: torch.device) -> torch.Tensor:
+    """``(K,)`` int32: the KV slots of all windows' canvases, back to back."""
+    if not windows:
+        return torch.zeros(0, dtype=torch.int32, device=device)
+    return torch.cat(slots_of(windows)).to(torch.int32)

@@ -1,74 +1,120 @@
-"""The forward plan: what one forward computes of each canvas.
+"""The attention plan: which windows a packed forward computes.
 
-Set around a forward by the algorithm, read by the model and by attention; SGLang
-rebuilds its ForwardBatch from declared fields on the way, so it cannot carry ours.
+A plan travels in the ``plan`` field of its forward batch, which the runtime makes
+(``runtime.forward_batch``). The model and the hooks on SGLang's attention backends read
+it there, with ``plan_of``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from sglang_dllm.decoding.window import Window
 
+DUMMY_SLOT = 0
+"""SGLang's pools keep this slot free for the writes of padding. No canvas owns it."""
+
+Tokens: TypeAlias = torch.Tensor | slice
+"""Some of the T tokens of a packed forward: int64 indices, or a slice."""
+
+
+class KVWrites(NamedTuple):
+    """Which tokens of a forward write their keys and values to the pool, and where.
+
+    Attributes:
+        tokens: K of the T packed tokens.
+        slots: ``(K,)`` int64, of the pool.
+    """
+
+    tokens: Tokens
+    slots: torch.Tensor
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Which positions of each canvas are recomputed.
+    """The windows of one packed forward of T tokens.
 
     Attributes:
-        windows: back to back in the packed batch of T tokens.
-        logits_indices: ``(N,)`` int64 indices into T whose hidden states are wanted. A
-            head over whole canvases would cost as much as several blocks, and only
-            candidates are looked at.
+        windows: in the order of the packed tokens, back to back.
+        logits_indices: ``(N,)`` int64: the tokens whose hidden states are wanted. A
+            head over all T tokens would cost as much as several blocks.
+        num_filler_windows: so many windows at the end only fill the bucket of a CUDA
+            graph. Their outputs are not read, and they write to ``DUMMY_SLOT``.
     """
 
     windows: Sequence[Window]
     logits_indices: torch.Tensor
+    num_filler_windows: int = 0
 
     @cached_property
     def lens(self) -> list[int]:
-        """Tokens of each row."""
-        return [row.num_tokens for row in self.windows]
+        """Tokens of each window, padding included."""
+        return [window.num_tokens for window in self.windows]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return sum(self.lens)
 
     @cached_property
-    def kept(self) -> tuple[torch.Tensor | slice, torch.Tensor] | None:
-        """Which of the T tokens keep keys and values, and their slots ``(K,)``."""
+    def kv_writes(self) -> KVWrites | None:
+        """The tokens of windows with KV slots; None where no window has any.
+
+        Padding writes to ``DUMMY_SLOT``. Two equal tokens of one batch may get keys
+        that differ in the last bit, so a repeated write to a real slot would make a
+        run depend on which of the two comes last.
+        """
         tokens, slots, first = [], [], 0
-        for row in self.windows:
-            if row.kv_slots is not None:
-                tokens.append(torch.arange(first, first + row.num_tokens))
-                slots.append(row.kv_slots[row.start : row.end])
-                if row.padding:
-                    slots.append(row.kv_slots[row.end - 1].expand(row.padding))
-            first += row.num_tokens
+        num_real = len(self.windows) - self.num_filler_windows
+        for index, window in enumerate(self.windows):
+            num_tokens, kv_slots = window.num_tokens, window.kv_slots
+            if kv_slots is not None:
+                tokens.append(torch.arange(first, first + num_tokens))
+                end = window.end if index < num_real else window.start
+                own = kv_slots[window.start : end]
+                slots.append(own)
+                if len(own) < num_tokens:
+                    slots.append(
+                        kv_slots.new_full((num_tokens - len(own),), DUMMY_SLOT)
+                    )
+            first += num_tokens
         if not slots:
             return None
-        at = torch.cat(slots)
-        if len(at) == first:
-            return slice(None), at
-        return torch.cat(tokens).to(at.device), at
+        all_slots = torch.cat(slots)
+        if len(all_slots) == first:
+            return KVWrites(slice(None), all_slots)
+        # A blocking copy would wait for the forward in flight.
+        index = torch.cat(tokens).to(all_slots.device, non_blocking=True)
+        return KVWrites(index, all_slots)
 
 
-_current: AttentionPlan | None = None
+def plan_of(forward_batch: Any) -> AttentionPlan | None:
+    """The plan that a forward batch carries; None for a batch of any other model."""
+    return getattr(forward_batch, "plan", None)
 
 
-@contextmanager
-def forward_plan(plan: AttentionPlan) -> Iterator[None]:
-    """Make ``plan`` the current one; plans do not nest."""
-    global _current
-    assert _current is None, "forward plans do not nest"
-    _current = plan
-    try:
-        yield
-    finally:
-        _current = None
+def same_slots(
+    a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]
+) -> bool:
+    """Whether two lists hold the KV slots of the same canvases.
+
+    The tensors are compared by identity, which asks the device for nothing. A canvas
+    has one tensor of slots from its admission on, and nobody writes to it. The caller
+    must keep a reference to what it compares with later, since Python may give the
+    identity of a freed tensor to a new one.
+    """
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
-def current_plan() -> AttentionPlan | None:
-    """The plan of the forward that runs, or None outside of one of ours."""
-    return _current
+def same_windows(a: Sequence[Window], b: Sequence[Window]) -> bool:
+    """Whether two forwards compute the same windows of the same canvases."""
+    return same_slots([x.kv_slots for x in a], [y.kv_slots for y in b]) and all(
+        (x.start, x.end, x.canvas_len, x.padding)
+        == (y.start, y.end, y.canvas_len, y.padding)
+        for x, y in zip(a, b, strict=True)
+    )

@@ -1,90 +1,120 @@
-"""Ragged bidirectional attention of canvases' windows, on torch's SDPA."""
+"""Canvas attention on torch's ``scaled_dot_product_attention``, for CPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from sglang_dllm.attention.base import (
+    CanvasAttention,
+    LayerPool,
+    PlannedForward,
+    slots_of,
+)
 from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.decoding.window import Window
 
 
-def canvas_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    plan: AttentionPlan,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
-    """The planned tokens attend to every token of their own canvas.
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring windows of one shape, which one call computes.
 
-    Args:
-        q: ``(T, H, D)`` float, the plan's windows back to back.
-        k, v: ``(T, H_kv, D)``, fresh; H a multiple of H_kv.
-        k_pool, v_pool: ``(S, H_kv, D)``: the layer's pool, into which the fresh ones
-            of canvases that keep theirs are written first.
-        scale: multiplies the dot products.
-
-    Returns:
-        ``(T, H, D)``.
-
-    A full row attends to fresh keys and values and reads nothing from the pool.
-    Neighbouring rows of one shape run as one call; nothing is padded.
+    Attributes:
+        tokens: of the packed batch.
+        slots: ``(num_windows * canvas_len,)`` int64: their canvases in the pool. None
+            for full windows.
     """
-    if plan.kept is not None:
-        tokens, slots = plan.kept
-        k_pool[slots] = k[tokens].to(k_pool.dtype)
-        v_pool[slots] = v[tokens].to(v_pool.dtype)
-    parts: list[torch.Tensor] = []
-    first = 0
-    for (length, _, is_full), same in groupby(plan.windows, _shape):
-        rows = list(same)
-        end = first + length * len(rows)
-        if is_full:
-            keys, values = k[first:end], v[first:end]
-        else:
-            keys, values = _of_pool(k_pool, rows, k), _of_pool(v_pool, rows, v)
-        parts.append(attend(q[first:end], keys, values, len(rows), scale))
-        first = end
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    tokens: slice
+    num_windows: int
+    slots: torch.Tensor | None
+
+
+@dataclass
+class SDPAForward(PlannedForward):
+    """The calls that one forward needs in every layer."""
+
+    runs: list[_Run]
+
+
+class SDPACanvasAttention(CanvasAttention[SDPAForward]):
+    """Neighbouring windows of one shape run as one call; nothing is padded."""
+
+    can_be_captured = False  # each plan has other tensors
+
+    @classmethod
+    def from_upstream(cls, backend: Any) -> SDPACanvasAttention:
+        return cls(backend.device, max_canvas_len=0)
+
+    def plan_windows(self, plan: AttentionPlan) -> SDPAForward:
+        runs, first = [], 0
+        for (length, _, is_full), same in groupby(plan.windows, _shape):
+            windows = list(same)
+            end = first + length * len(windows)
+            slots = None if is_full else _cat(slots_of(windows))
+            runs.append(_Run(slice(first, end), len(windows), slots))
+            first = end
+        return SDPAForward(plan.kv_writes, runs)
+
+    def attend(
+        self,
+        forward: SDPAForward,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pool: LayerPool,
+        scale: float,
+    ) -> torch.Tensor:
+        """As in the base class. Values may have another head size than keys."""
+        parts = []
+        for run in forward.runs:
+            keys, values = k[run.tokens], v[run.tokens]
+            if run.slots is not None:
+                keys = _read(pool.keys, run.slots, pool.k_scale, k.dtype)
+                values = _read(pool.values, run.slots, pool.v_scale, v.dtype)
+            parts.append(attend(q[run.tokens], keys, values, run.num_windows, scale))
+        return _cat(parts)
 
 
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    num_rows: int,
+    num_windows: int,
     scale: float,
 ) -> torch.Tensor:
-    """Attention of rows of equal shape, ``(R * Q, H, D)``.
+    """Attention of B windows of one shape, ``(B * Q, H, D)``.
 
     Args:
-        q: ``(R * Q, H, D)`` for R rows.
-        k, v: ``(R * K, H_kv, D)``.
+        q: ``(B * Q, H, D)`` for windows of Q tokens.
+        k, v: ``(B * K, H_kv, D)`` for canvases of K tokens.
     """
     result = scaled_dot_product_attention(
-        q.unflatten(0, (num_rows, -1)).transpose(1, 2),
-        k.unflatten(0, (num_rows, -1)).transpose(1, 2),
-        v.unflatten(0, (num_rows, -1)).transpose(1, 2),
+        q.unflatten(0, (num_windows, -1)).transpose(1, 2),
+        k.unflatten(0, (num_windows, -1)).transpose(1, 2),
+        v.unflatten(0, (num_windows, -1)).transpose(1, 2),
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return result.transpose(1, 2).flatten(0, 1)
 
 
-def _shape(row: Window) -> tuple[int, int, bool]:
-    return row.num_tokens, row.canvas_len, row.is_full
+def _shape(window: Window) -> tuple[int, int, bool]:
+    return window.num_tokens, window.canvas_len, window.is_full
 
 
-def _of_pool(
-    pool: torch.Tensor, rows: Sequence[Window], fresh: torch.Tensor
+def _cat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``torch.cat``, without the copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _read(
+    stored: torch.Tensor, slots: torch.Tensor, scale: float | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The rows' canvases ``(R * K, H_kv, D)``, in the dtype of the fresh ones."""
-    slots = [row.kv_slots for row in rows if row.kv_slots is not None]
-    assert len(slots) == len(rows), "a window needs the rest's keys and values"
-    return pool[slots[0] if len(slots) == 1 else torch.cat(slots)].to(fresh.dtype)
+    found = stored[slots].to(dtype)
+    return found if scale is None else found * scale

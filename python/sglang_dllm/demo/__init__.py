@@ -1,4 +1,4 @@
-"""The embedded demo model: where its checkpoint lies, and how it was made."""
+"""The embedded demo model: its checkpoint, its tokenizer and its problems."""
 
 from __future__ import annotations
 

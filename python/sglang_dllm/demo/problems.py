@@ -1,8 +1,8 @@
 """Grade-school word problems with worked answers in GSM8K's style.
 
-A problem is a pure function of a seed. Whether it belongs to the training or the
-held-out split is decided by a hash of its numbers alone, so no held-out combination
-of numbers occurs in training, under any template.
+A problem is a pure function of a seed. A hash of its numbers alone decides whether it
+is for training or held out, so that no held-out combination of numbers occurs in
+training, under any template.
 
     python -m sglang_dllm.demo.problems --seed 7 --num 200 --split heldout > FILE
 """
@@ -119,7 +119,7 @@ def compare(rng: random.Random) -> Problem:
 
 
 def total(rng: random.Random) -> Problem:
-    """The sum of what two or three people have."""
+    """The sum of the things of two or three people."""
     names, things = people(rng, rng.randint(2, 3)), rng.choice(THINGS)
     amounts = [number(rng, 45) for _ in names]
     steps = [Step(amounts[0], "+", amounts[1])]
@@ -170,7 +170,8 @@ def draw(
     """The next problem of the split with at most `max_steps` steps."""
     while True:
         template = rng.choice(templates)
-        # Retried inside the template, so that a template with rare fits is not rare.
+        # A template whose draws seldom fit is tried again, so that it stays as frequent
+        # as the others.
         for _ in range(200):
             problem = template(rng)
             if (
@@ -186,6 +187,11 @@ def problems(seed: int, split: Split, max_steps: int = 3) -> Iterator[Problem]:
     rng = random.Random(f"{split}-{seed}")
     while True:
         yield draw(rng, split, max_steps)
+
+
+def heldout(num: int, seed: int = 7) -> list[Problem]:
+    """The first held-out problems of a seed."""
+    return list(islice(problems(seed, "heldout"), num))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Builds the demo tokenizer: whole words of the problems, single digits, raw bytes.
 
-Text outside the problems' vocabulary falls back to its UTF-8 bytes, so everything
+Text outside the problems' vocabulary becomes its UTF-8 bytes, so that every text
 round-trips. The special tokens and the chat template are LLaDA's.
 
     python -m sglang_dllm.demo.tokenizer --out FOLDER
@@ -26,7 +26,7 @@ START_HEADER, END_HEADER = "<|start_header_id|>", "<|end_header_id|>"
 END_TURN = "<|eot_id|>"
 SPECIAL = (BOS, EOS, START_HEADER, END_HEADER, END_TURN, MASK)
 
-# Words of prompts and greetings that no generated problem contains.
+# Words of prompts and greetings. No generated problem contains them.
 EXTRA = (
     "user assistant system Q A : Question Answer What what is How many "
     "the The a A and of to in it I you We we are was Hello hello Hi please Please"
@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
 
 
 def chat_prompt(turns: list[tuple[str, str]]) -> str:
-    """What the chat template renders, without a jinja run per training example."""
+    """The text of the chat template, without a run of jinja for each example."""
     text = "".join(
         f"{START_HEADER}{role}{END_HEADER}\n\n{content}{END_TURN}"
         for role, content in turns
@@ -51,7 +51,7 @@ def chat_prompt(turns: list[tuple[str, str]]) -> str:
 
 
 def build_tokenizer(num_problems: int = 20_000) -> Tokenizer:
-    """Collect the words of `num_problems` training problems into a byte-level BPE."""
+    """A byte-level BPE of the words of `num_problems` training problems."""
     pieces = {f"{space}{word}" for word in EXTRA.split() for space in ("", " ")}
     pieces |= {"\n", "\n\n"}
     pieces |= {f"{space}{digit}" for space in ("", " ") for digit in range(10)}
@@ -64,7 +64,7 @@ def build_tokenizer(num_problems: int = 20_000) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     entries = [*alphabet, *sorted(words - set(alphabet))]
 
-    # Without merges, a piece is one token if it is a known word, else its bytes.
+    # Without merges, a known word is one token, and any other piece its bytes.
     model = models.BPE(
         vocab={entry: i for i, entry in enumerate(entries)},
         merges=[],
@@ -81,7 +81,7 @@ def build_tokenizer(num_problems: int = 20_000) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files transformers' PreTrainedTokenizerFast loads."""
+    """Write the files that transformers' PreTrainedTokenizerFast loads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "mask_token": MASK}

@@ -1,8 +1,8 @@
-"""Flash attention of ragged rows over fresh keys or the pool's, in one Triton kernel.
+"""Flash attention of ragged windows in one Triton kernel, without a causal mask.
 
-A row's keys are either its own fresh ones, packed beside its queries, or the pool's at
-its canvas's slots. Rows of both kinds run in one launch; nothing is gathered, padded or
-scattered. There is no causal mask.
+A window reads either its fresh keys, which are packed beside its queries, or the keys
+of its canvas in the pool. Windows of both kinds run in one launch. Nothing is gathered,
+padded or scattered.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _HEAD_DIMS = (16, 32, 64, 128, 256)
 def blocks(head_dim: int, item_size: int, num_queries: int) -> dict[str, int]:
     """Sizes of a program: queries, keys, warps, pipeline stages.
 
-    Chosen to compile without spilling for compute capability 8.0 and 9.0 and to fit
-    99 KiB of shared memory, which every NVIDIA GPU since 2020 has; not tuned.
+    They compile without spilling for compute capability 8.0 and 9.0, and fit the 99 KiB
+    of shared memory that every NVIDIA GPU since 2020 has. They are not tuned.
 
     Args:
         item_size: bytes of an element of q.
-        num_queries: of the longest row and one key head.
+        num_queries: of the longest window and one key head.
     """
     if item_size == 4:
-        # Exact fp32 dots run outside the tensor cores, all in registers.
+        # Exact fp32 products run in registers, outside of the tensor cores.
         queries, keys = (64, 32) if head_dim <= 64 else (32, 16)
     else:
         queries, keys = (128, 64) if head_dim <= 128 else (64, 32)
@@ -51,23 +51,27 @@ def triton_canvas_attention(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> torch.Tensor:
-    """Attention of R rows' queries to all of their canvases' keys.
+    """Attention of the queries of B windows to all keys of their canvases.
 
     Args:
         q: ``(T, H, D)`` bf16, fp16 or fp32; D a power of two from 16 to 256.
         k, v: ``(T, H_kv, D)``, fresh, in the dtype of q; H a multiple of H_kv.
         k_pool, v_pool: ``(S, H_kv, D)``.
-        table: ``(R, 4)`` int32: a row's first token of the T, its tokens, the tokens
-            of its canvas, and where its canvas begins in ``slots``, or -1 for a row
-            whose keys are its own fresh ones.
+        table: ``(B, 4)`` int32: of each window its first token of the T, its tokens,
+            the tokens of its canvas, and where its canvas begins in ``slots``. The last
+            one is -1 for a window that reads its fresh keys.
         slots: ``(K,)`` int32, of the pool.
-        max_len: tokens of the longest row.
+        max_len: tokens of the longest window.
         scale: multiplies the dot products.
-        k_scale, v_scale: multiply the pool's numbers.
+        k_scale, v_scale: multiply the numbers of the pool.
 
     Returns:
-        ``(T, H, D)`` in the dtype of q. Sums are fp32, of a row always in the same
-        order; the order may differ between batches whose ``blocks`` differ.
+        ``(T, H, D)`` in the dtype of q. Sums are fp32. The order of a window's sum
+        depends on ``blocks`` alone, not on other windows.
+
+    Raises:
+        TypeError: the kernel does not compute in the dtype of q.
+        ValueError: it does not compute with this head size.
     """
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = k.shape[1]
@@ -78,13 +82,13 @@ def triton_canvas_attention(
             f"heads of {head_dim} (keys) and {v.shape[2]} (values); expected the same "
             f"for both, one of {_HEAD_DIMS}"
         )
-    # A head's elements are read side by side.
+    # The kernel takes no stride for the elements of a head.
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     group = num_heads // num_kv_heads
     sizes = blocks(head_dim, q.element_size(), max_len * group)
     tiles = triton.cdiv(max_len * group, sizes["QUERIES"])
-    with torch.cuda.device_of(q):  # Triton launches on the current device
+    with torch.cuda.device_of(q):  # else Triton launches on the current device
         _canvas_kernel[tiles, num_kv_heads, len(table)](
             q, k, v, k_pool, v_pool, out, table, slots,
             scale * math.log2(math.e), k_scale, v_scale,
@@ -101,7 +105,7 @@ def _attend(  # type: ignore[no-untyped-def]
     queries,  # (QUERIES, HEAD_DIM)
     k,  # at the key head's first element
     v,
-    slots,  # at the row's first slot; read only with GATHER
+    slots,  # at the window's first slot; read only with GATHER
     num_keys,
     scale,
     stride_k,
@@ -111,7 +115,7 @@ def _attend(  # type: ignore[no-untyped-def]
     KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """(QUERIES, HEAD_DIM) fp32: softmax of base 2 over a row's keys, all of them."""
+    """(QUERIES, HEAD_DIM) fp32: softmax of base 2 over all keys of one window."""
     dims = tl.arange(0, HEAD_DIM)
     peak = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((QUERIES,), dtype=tl.float32)
@@ -126,10 +130,10 @@ def _attend(  # type: ignore[no-untyped-def]
         keys = tl.load(
             k + at[None, :] * stride_k + dims[:, None], mask=is_key[None, :], other=0.0
         ).to(queries.dtype)
-        # "ieee": with fp32 inputs the default would round them to 10 bits.
+        # The default precision would round fp32 inputs to 10 bits.
         scores = tl.dot(queries, keys, input_precision="ieee") * scale
         scores = tl.where(is_key[None, :], scores, float("-inf"))
-        # The first keys are never all masked: no peak stays -inf.
+        # Some of the first keys are never masked, so no peak stays -inf.
         new_peak = tl.maximum(peak, tl.max(scores, axis=1))
         weights = tl.exp2(scores - new_peak[:, None])
         shrink = tl.exp2(peak - new_peak)
@@ -151,7 +155,7 @@ def _canvas_kernel(  # type: ignore[no-untyped-def]
     k_pool,  # (S, H_kv, HEAD_DIM)
     v_pool,
     out,  # (T, H, HEAD_DIM)
-    table,  # (R, 4) int32
+    table,  # (B, 4) int32
     slots,  # (K,) int32
     scale,  # of the scores, for exponentials of base 2
     k_scale,  # of the pool's numbers
@@ -173,18 +177,18 @@ def _canvas_kernel(  # type: ignore[no-untyped-def]
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Some queries of one row, of all heads that share a key head.
+    """Some queries of one window, of all heads that share a key head.
 
-    Packing a group's heads beside each other reads the keys once for all of them and
-    fills the tile where a window is short.
+    With these heads side by side, the keys are read once for all of them, and a short
+    window fills the tile.
     """
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
-    row = table + tl.program_id(2) * 4
-    first = tl.load(row).to(tl.int64)
-    num_tokens = tl.load(row + 1)
-    num_keys = tl.load(row + 2)
-    first_slot = tl.load(row + 3)
+    window = table + tl.program_id(2) * 4
+    first = tl.load(window).to(tl.int64)
+    num_tokens = tl.load(window + 1)
+    num_keys = tl.load(window + 2)
+    first_slot = tl.load(window + 3)
     if tile * QUERIES >= num_tokens * GROUP:
         return
     index = tile * QUERIES + tl.arange(0, QUERIES)

@@ -1,17 +1,20 @@
-"""The best token of every row of logits, and how sure the row is of it, in one pass.
+"""The best token of every row of logits and its statistics, in one pass.
 
 The published decoding rules compare float64 softmax probabilities with thresholds.
 ``logits.double().softmax(-1)`` writes the whole vocabulary in float64 to memory, four
-times the bf16 logits; here the logits are read in their own dtype and become float64
-in registers only. The formulas are those of ``decoding/statistics.py``; at 152k logits
-the measures equal the plain form's to about 1e-14 relative, the error of its long
-sums (the kernels' add in a tree: interpreted, they are some 3e-16 from 80-bit sums).
+times the size of bf16 logits. The kernels read the logits in their own dtype and
+convert them to float64 in registers only.
 
-Cost: one float64 ``exp`` per logit, for the negative entropy a second reading of the
-logits with another ``exp`` and a ``log``, since ``eps`` needs the softmax's divisor.
-The A100, H100 and H200 run float64 at half their float32 rate, consumer GPUs (RTX 30,
-40, 50) at 1/64. By count of instructions, not measured, 32 rows of 152k logits take
-some hundredths of a millisecond on the former and some tenths on the latter.
+The formulas are those of ``decoding/statistics.py``. At 152k logits the results equal
+the plain form's to about 1e-14 relative, which is the error of its long sums. The
+kernels add in a tree. Their sums, interpreted, are some 3e-16 from 80-bit sums.
+
+Cost: one float64 ``exp`` per logit. The negative entropy needs a second reading with
+another ``exp`` and a ``log``, because ``eps`` is added after the division by the
+softmax's divisor. The A100, H100 and H200 run float64 at half their float32 rate,
+consumer GPUs (RTX 30, 40, 50) at 1/64. A count of instructions, not a measurement,
+gives some hundredths of a millisecond for 32 rows of 152k logits on the former, and
+some tenths on the latter.
 """
 
 from __future__ import annotations
@@ -23,26 +26,27 @@ import torch
 import triton
 import triton.language as tl
 
-# Triton needs no guard where there is no GPU: SGLang itself imports it everywhere.
+# The import needs no guard: SGLang imports Triton on machines without a GPU too.
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-"""Of logits that the kernel takes. Float64 ones, as guidance and credit make them, go
-the plain way."""
+"""Dtypes of logits for the kernel. Guidance and Credit make float64 logits, which take
+the plain form."""
 
 _PLAIN_ELEMENTS = 2**23
-"""float64 elements (64 MiB) of the greatest temporary of the plain form."""
+"""The most float64 elements (64 MiB) of a temporary of the plain form."""
 
 _SPLIT = 4096
-"""Logits of one program, all in its registers. A row is cut by V alone, never by how
-many rows there are: its result has the same bits in every batch. 32 rows of 152k are
-1216 programs, enough for the 132 multiprocessors of an H200."""
+"""Logits of one program, all in its registers. The cuts of a row depend on V alone. If
+they depended on the number of rows, a row's result would have other bits in another
+batch.
+32 rows of 152k are 1216 programs, enough for the 132 multiprocessors of an H200."""
 
 _NO_TOKEN = tl.constexpr(2**31 - 1)
-"""Above every id: lost to any candidate in a minimum."""
+"""Above every id, so that any candidate wins a minimum against it."""
 
 
 class Want(enum.Flag):
-    """The measures to compute beside the tokens; ``Want(0)`` for tokens alone."""
+    """The statistics to compute beside the tokens. ``Want(0)`` is tokens alone."""
 
     PROBABILITY = enum.auto()
     MARGIN = enum.auto()
@@ -51,17 +55,17 @@ class Want(enum.Flag):
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Of N rows; a measure that was not wanted is None.
+    """The tokens and statistics of N rows. A statistic that was not wanted is None.
 
-    The best row has the greatest value of a measure. A row without a softmax (it has
-    a NaN or plus infinity, or nothing but minus infinity) measures minus infinity.
+    The best row has the greatest value. A row has no softmax if it has a NaN or plus
+    infinity, or minus infinity alone. All its statistics are minus infinity.
 
     Attributes:
-        tokens: (N,) int64, the greatest logit but the mask token's, the first of
-            equals. Never the mask token; of a row with a NaN any other id.
+        tokens: (N,) int64, the id of the greatest logit, the first one of equals. It is
+            never the mask token. For a row with a NaN it is any other id.
         probability: (N,) float64, of ``tokens`` in the softmax of the whole row.
-        margin: (N,) float64, between the two greatest probabilities, the mask
-            token's left out of the two but not of the softmax.
+        margin: (N,) float64, between the two greatest probabilities. The mask token
+            is none of the two, but it is in the softmax.
         negative_entropy: (N,) float64, ``sum p ln(p + eps)`` over the whole row, in
             nats.
     """
@@ -75,16 +79,19 @@ class RowStatistics:
 def row_statistics(
     logits: torch.Tensor, mask_id: int, eps: float, want: Want
 ) -> RowStatistics:
-    """Tokens and measures of each row, by the kernel for logits on a GPU.
+    """Tokens and statistics of each row. The kernel computes them on a GPU.
 
     Args:
-        logits: (N, V) float, V at least 2; rows may lie apart. The kernel takes
-            bf16, fp16 and fp32.
+        logits: (N, V) float, V at least 2. The rows need not be contiguous. The kernel
+            takes bf16, fp16 and fp32.
         mask_id: the token that no position may become.
-        eps: added to the probability in the logarithm; above 0 (so that a
-            probability of 0 adds 0), read for the entropy only. The kernel is
-            compiled for its value.
-        want: the measures to compute.
+        eps: added to the probability in the logarithm of the entropy. It must be above
+            0, or a probability of 0 would give NaN. The kernel is compiled for its
+            value.
+        want: the statistics to compute.
+
+    Raises:
+        ValueError: a shape, an id or ``eps`` is out of range.
     """
     on_gpu = logits.is_cuda and logits.dtype in KERNEL_DTYPES
     compute = triton_row_statistics if on_gpu else plain_row_statistics
@@ -94,7 +101,7 @@ def row_statistics(
 def plain_row_statistics(
     logits: torch.Tensor, mask_id: int, eps: float, want: Want
 ) -> RowStatistics:
-    """As ``row_statistics``, in torch, some rows at a time: for CPUs and as oracle."""
+    """``row_statistics`` in torch, some rows at a time, for CPUs and as an oracle."""
     _check(logits, mask_id, eps, want)
     chunks = logits.split(max(1, _PLAIN_ELEMENTS // logits.shape[1]))
     parts = [_plain_chunk(chunk, mask_id, eps, want) for chunk in chunks]
@@ -118,9 +125,10 @@ def _plain_chunk(
 ) -> RowStatistics:
     choosable = logits.clone()
     choosable[:, mask_id] = -torch.inf
-    # As argmax, the first of equals; in bf16 on a CPU argmax takes four times as long.
+    # max gives the first one of equals, as argmax does. For bf16 on a CPU argmax takes
+    # four times as long.
     tokens = choosable.max(dim=-1).indices
-    if mask_id == 0:  # the first of equals where every other logit is -inf
+    if mask_id == 0:  # a row of -inf alone would give the mask token
         tokens.clamp_(min=1)
     probability = margin = entropy = None
     if want:
@@ -130,7 +138,7 @@ def _plain_chunk(
     if Want.NEGATIVE_ENTROPY in want:
         entropy = _no_nan(torch.add(p, eps).log_().mul_(p).sum(dim=-1))
     if Want.MARGIN in want:
-        p[:, mask_id] = 0.0  # last, since the other measures read this probability
+        p[:, mask_id] = 0.0  # last, since the other statistics read this probability
         two = p.topk(2, dim=-1).values
         margin = _no_nan(two[:, 0] - two[:, 1])
     return RowStatistics(tokens, probability, margin, entropy)
@@ -143,11 +151,15 @@ def _no_nan(value: torch.Tensor) -> torch.Tensor:
 def triton_row_statistics(
     logits: torch.Tensor, mask_id: int, eps: float, want: Want
 ) -> RowStatistics:
-    """As ``row_statistics``, in Triton: two launches, with the entropy four.
+    """``row_statistics`` in Triton: two launches, or four with the entropy.
 
-    Deterministic, and a row's result does not depend on the rows beside it. Nothing
-    waits for the GPU; under the capture of a CUDA graph it must have run once before
-    with these flags and dtype, since the first run compiles.
+    It is deterministic, and a row's result does not depend on the other rows. Nothing
+    waits for the GPU. The first run with given flags and dtype compiles the kernel, so
+    it must not be in the capture of a CUDA graph.
+
+    Raises:
+        TypeError: the kernel does not take this dtype.
+        ValueError: a shape, an id or ``eps`` is out of range.
     """
     _check(logits, mask_id, eps, want)
     if logits.dtype not in KERNEL_DTYPES:
@@ -166,7 +178,7 @@ def triton_row_statistics(
     margin = floats(num_rows) if Want.MARGIN in want else None
     entropy = floats(num_rows) if Want.NEGATIVE_ENTROPY in want else None
     found = RowStatistics(tokens, probability, margin, entropy)
-    if num_rows == 0:  # an empty grid is an error of the driver
+    if num_rows == 0:  # the driver refuses an empty grid
         return found
     extrema = torch.empty(
         (num_rows, 3, num_splits), dtype=torch.float32, device=logits.device
@@ -175,7 +187,8 @@ def triton_row_statistics(
     totals = floats(num_rows, num_splits) if want else None
     softmax = floats(num_rows, 2) if entropy is not None else None
     grid, warps = (num_rows, num_splits), 8 if split == _SPLIT else 4
-    with torch.cuda.device_of(logits):  # Triton launches on the current device
+    # Triton launches on the current device, which may be another GPU.
+    with torch.cuda.device_of(logits):
         _split_kernel[grid](
             logits, extrema, first, totals,
             logits.stride(0), vocab_size, mask_id,
@@ -202,7 +215,7 @@ def triton_row_statistics(
 def _load_split(logits, stride, vocab_size, SPLIT: tl.constexpr):  # type: ignore[no-untyped-def]
     """This program's ids (SPLIT,) int32 and logits (SPLIT,) fp32, -inf past the end.
 
-    fp32 holds bf16 and fp16 exactly.
+    fp32 holds every bf16 and fp16 value exactly.
     """
     ids = tl.program_id(1) * SPLIT + tl.arange(0, SPLIT)
     row = logits + tl.program_id(0).to(tl.int64) * stride
@@ -215,7 +228,7 @@ def _split_kernel(  # type: ignore[no-untyped-def]
     logits,  # (N, V) bf16, fp16 or fp32
     extrema,  # out: (N, 3, S) fp32: greatest, second and, with the mask token, greatest
     first,  # out: (N, S) int32: id of the greatest
-    totals,  # out: (N, S) fp64: sum exp(x - peak); None where no measure is wanted
+    totals,  # out: (N, S) fp64: sum exp(x - peak), or None for tokens alone
     stride,
     vocab_size,
     mask_id,
@@ -223,16 +236,16 @@ def _split_kernel(  # type: ignore[no-untyped-def]
     SPLIT: tl.constexpr,
     MARGIN: tl.constexpr,
 ):
-    """One part of one row. A NaN is met by ``totals`` and passed over by the rest."""
+    """One part of one row. A NaN reaches ``totals`` alone."""
     ids, x = _load_split(logits, stride, vocab_size, SPLIT)
     slot = tl.program_id(0).to(tl.int64) * NUM_SPLITS + tl.program_id(1)
     three = tl.program_id(0).to(tl.int64) * 3 * NUM_SPLITS + tl.program_id(1)
-    # What a maximum makes of a NaN is the backend's choice: leave it none.
+    # The maximum of a NaN depends on the backend, so no NaN may reach it.
     comparable = tl.where(x == x, x, float("-inf"))
     is_candidate = (ids < vocab_size) & (ids != mask_id)
     candidates = tl.where(is_candidate, comparable, float("-inf"))
     best = tl.max(candidates, axis=0)
-    # Not argmax: the least id of the greatest is the first of equals by definition.
+    # argmax may return any of equals. The least id is the first one by definition.
     best_id = tl.min(tl.where(is_candidate & (candidates == best), ids, _NO_TOKEN))
     tl.store(first + slot, best_id)
     tl.store(extrema + three, best)
@@ -241,7 +254,7 @@ def _split_kernel(  # type: ignore[no-untyped-def]
         tl.store(extrema + three + NUM_SPLITS, tl.max(others, axis=0))
     if totals is not None:
         peak = tl.max(comparable, axis=0)
-        # A part of -inf alone sums to 0; exp(-inf - -inf) would make it NaN.
+        # A part of -inf alone must sum to 0. exp(-inf - -inf) would be NaN.
         shift = tl.where(peak == float("-inf"), 0.0, peak).to(tl.float64)
         total = tl.sum(tl.exp(x.to(tl.float64) - shift), axis=0)
         tl.store(extrema + three + 2 * NUM_SPLITS, peak)
@@ -274,7 +287,8 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     if totals is not None:
         peaks = tl.load(extrema + 2 * NUM_SPLITS, mask=inside, other=float("-inf"))
         sums = tl.load(totals + row * NUM_SPLITS + part, mask=inside, other=0.0)
-        # NaN if any sum is, if a peak is +inf or if all are -inf: no softmax then.
+        # The total is NaN if a sum is, if a peak is +inf or if all peaks are -inf. The
+        # row then has no softmax.
         peak = tl.max(peaks, axis=0).to(tl.float64)
         total = tl.sum(tl.exp(peaks.to(tl.float64) - peak) * sums, axis=0)
         p = tl.exp(best.to(tl.float64) - peak) / total
@@ -282,7 +296,7 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
             tl.store(probability + row, tl.where(total == total, p, float("-inf")))
         if margin is not None:
             seconds = tl.load(extrema + NUM_SPLITS, mask=inside, other=float("-inf"))
-            # The second is the winner's own second, or the best of another part.
+            # The second one is in the winner's own part or the best of another part.
             contenders = tl.where(best_ids == best_id, seconds, bests)
             second = tl.max(contenders, axis=0).to(tl.float64)
             gap = p - tl.exp(second - peak) / total
@@ -301,9 +315,9 @@ def _entropy_kernel(  # type: ignore[no-untyped-def]
     vocab_size,
     NUM_SPLITS: tl.constexpr,
     SPLIT: tl.constexpr,
-    EPS: tl.constexpr,  # an argument at run time would be rounded to fp32
+    EPS: tl.constexpr,  # a run-time argument would be rounded to fp32
 ):
-    """``sum p ln(p + eps)`` of one part of one row; -inf of a row without softmax."""
+    """``sum p ln(p + eps)`` of one part of one row, -inf for a row without softmax."""
     _, x = _load_split(logits, stride, vocab_size, SPLIT)
     row = tl.program_id(0).to(tl.int64)
     peak = tl.load(softmax + 2 * row)
@@ -315,7 +329,7 @@ def _entropy_kernel(  # type: ignore[no-untyped-def]
 
 
 def _check(logits: torch.Tensor, mask_id: int, eps: float, want: Want) -> None:
-    """Reject what no kernel can answer, by shapes alone (no read of the GPU)."""
+    """Refuse bad arguments. It reads no value from the GPU, which would wait."""
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (N, V), V > 1, not {tuple(logits.shape)}")
     if not 0 <= mask_id < logits.shape[1]:

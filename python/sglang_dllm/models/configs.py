@@ -1,4 +1,4 @@
-"""Config classes of the checkpoints, so that no remote code is ever loaded."""
+"""Config classes of the checkpoints. Without them a launch would need remote code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LLADA_MOE_ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
 class LLaDAMoEConfig(PretrainedConfig):
     """config.json of LLaDA-MoE-7B-A1B.
 
-    The published ones have ``model_type`` ``llada``, as the dense models do, and
-    come here through ``LLaDAConfig.from_dict``.
+    The published files have the ``model_type`` of the dense models, ``llada``.
+    ``LLaDAConfig.from_dict`` passes them to this class.
     """
 
     model_type = "llada_moe"
@@ -54,7 +54,7 @@ class LLaDAMoEConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
         self.rope_theta = rope_theta
-        # SGLang computes with this field where there is one, and null is no number.
+        # SGLang adds this field to a number if it exists, which fails for null.
         if kwargs.get("shared_expert_intermediate_size") is None:
             kwargs.pop("shared_expert_intermediate_size", None)
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -96,8 +96,8 @@ class LLaDAConfig(PretrainedConfig):
         self.n_kv_heads = n_kv_heads if n_kv_heads is not None else n_heads
         self.mlp_hidden_size = mlp_hidden_size or mlp_ratio * d_model
         self.max_sequence_length = max_sequence_length
-        # The embedding and the head have embedding_size rows, and entropies are
-        # defined over all of them.
+        # The embedding and the head have embedding_size rows. An entropy over fewer
+        # of them would not be the published one.
         self.vocab_size = embedding_size or vocab_size
         self.rope_theta = rope_theta
         self.rms_norm_eps = rms_norm_eps
@@ -106,7 +106,7 @@ class LLaDAConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Of a LLaDA-MoE, which shares our model_type, its own config."""
+        """The config of a LLaDA, or of a LLaDA-MoE, which has the same model_type."""
         if (config_dict.get("architectures") or [None])[0] in LLADA_MOE_ARCHITECTURES:
             return LLaDAMoEConfig.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
@@ -149,14 +149,14 @@ class DreamConfig(PretrainedConfig):
 def check_fields(
     config: Any, architecture: str, required: Mapping[str, object]
 ) -> None:
-    """Refuse what an architecture can express but our module does not compute.
+    """Refuse a config that our module would compute wrongly.
 
     Args:
-        required: by field name, the one value supported; a field that is absent or
-            null counts as having it.
+        required: the one supported value of each field. An absent field and null are
+            supported too.
 
     Raises:
-        ConfigError: naming field, value and what is expected.
+        ConfigError: names the field, its value and the supported value.
     """
     for field, wanted in required.items():
         found = getattr(config, field, wanted)

@@ -1,8 +1,8 @@
 """The bidirectional transformer that all supported architectures share.
 
-Pre-norm blocks of RMSNorm, rotary grouped-query attention without a causal mask and
-a gated SiLU MLP, in SGLang's tensor-parallel layers. The architectures differ in
-biases, norms, MLP and tensor names, which their own files hold.
+Its blocks are pre-norm: RMSNorm, rotary grouped-query attention without a causal mask,
+and a gated SiLU MLP, in SGLang's tensor-parallel layers. The architectures differ in
+biases, norms, MLP and tensor names, and each has a file for these.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix
 from torch import nn
 
-from sglang_dllm.attention.plan import current_plan
+from sglang_dllm.attention.plan import plan_of
 from sglang_dllm.models.linear import use_column_major
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
 
 @dataclass(frozen=True)
 class DenseShape:
-    """Sizes of the transformer, whatever the checkpoint's config calls them.
+    """Sizes of the transformer, under one set of names for all configs.
 
-    ``qk_norm``: an RMSNorm of each query and key head before its rotation.
+    Attributes:
+        qk_norm: each query and key head has an RMSNorm before its rotation.
     """
 
     hidden_size: int
@@ -61,10 +62,10 @@ class DenseShape:
     def from_llama_config(
         cls, config: Any, *, qkv_bias: bool, **others: Any
     ) -> DenseShape:
-        """The sizes in a config with Llama's field names, which Qwen2's are too.
+        """The sizes in a config with the field names of Llama and Qwen2.
 
         Args:
-            others: fields that the config has under another name, or not at all.
+            others: fields with another name in the config, or with none.
         """
         sizes = {
             "hidden_size": config.hidden_size,
@@ -84,7 +85,7 @@ class DenseShape:
 
 
 class Attention(nn.Module):
-    """Rotary attention of every token to every token of its canvas."""
+    """Rotary attention from every token of a window to its whole canvas."""
 
     def __init__(
         self,
@@ -143,9 +144,12 @@ class Attention(nn.Module):
         positions: torch.Tensor,
         x: torch.Tensor,
         forward_batch: ForwardBatch,
-        rows: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``rows``: the tokens whose output is wanted; None for all."""
+        """
+        Args:
+            wanted: the tokens whose output is computed; None for all.
+        """
         qkv, _ = self.qkv_proj(x)
         q, k, v = qkv.split(self.split_sizes, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -153,7 +157,7 @@ class Attention(nn.Module):
             k = self.k_norm(k.reshape(-1, self.head_dim)).view(k.shape)
         q, k = self.rotary_emb(positions, q, k)
         out = self.attn(q, k, v, forward_batch)
-        out, _ = self.o_proj(out if rows is None else out[rows])
+        out, _ = self.o_proj(out if wanted is None else out[wanted])
         return out
 
 
@@ -187,7 +191,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; the residual is carried beside ``x``."""
+    """One pre-norm transformer block. The residual travels beside ``x``."""
 
     def __init__(
         self,
@@ -211,26 +215,33 @@ class Block(nn.Module):
         x: torch.Tensor,
         forward_batch: ForwardBatch,
         residual: torch.Tensor | None,
-        rows: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``rows``: the tokens whose output is wanted; None for all."""
+        """
+        Args:
+            wanted: the tokens whose output is computed; None for all.
+        """
         if residual is None:
             residual, x = x, self.input_layernorm(x)
         else:
             x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(positions, x, forward_batch, rows)
-        residual = residual if rows is None else residual[rows]
+        x = self.self_attn(positions, x, forward_batch, wanted)
+        residual = residual if wanted is None else residual[wanted]
         x, residual = self.post_attention_layernorm(x, residual)
         return self.mlp(x), residual
 
 
 def _norm(shape: DenseShape, size: int) -> RMSNorm:
-    # All families cast to the model's dtype before multiplying by the weight.
+    # All families cast to the model's dtype before they multiply by the weight. The
+    # other order gives other logits in bf16.
     return RMSNorm(size, eps=shape.rms_norm_eps, cast_x_before_out_mul=True)
 
 
 _LAYERS = "model.layers"
-"""What quantized checkpoints, which name the layers they leave out, call the blocks."""
+"""The name of the blocks in the lists of quantized checkpoints.
+
+Such a list names the layers that are not quantized.
+"""
 
 
 class DenseDiffusionLM(nn.Module):
@@ -240,7 +251,7 @@ class DenseDiffusionLM(nn.Module):
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    """Our fused layers and what they are called apart, for the same lists."""
+    """Our fused layers and the names of their parts, for the same lists."""
 
     def __init__(
         self,
@@ -294,9 +305,9 @@ class DenseDiffusionLM(nn.Module):
         quant_config: QuantizationConfig | None,
         prefix: str,
     ) -> nn.Module:
-        """What a block does after attention, ``(T, hidden)`` to ``(T, hidden)``.
+        """A block's MLP, from ``(T, H)`` to ``(T, H)``.
 
-        Called while the model is built, with ``self.config`` already set.
+        The constructor calls it. ``self.config`` is already set then.
         """
         return GatedMLP(shape, quant_config, prefix)
 
@@ -308,23 +319,23 @@ class DenseDiffusionLM(nn.Module):
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
     ) -> LogitsProcessorOutput:
-        """Hidden states of the rows that the decoder asked for.
+        """Hidden states of the tokens that the batch's plan asks for.
 
         Args:
-            input_ids, positions: ``(T,)``, the canvases of the batch back to back.
+            input_ids, positions: ``(T,)``, the windows of the batch back to back.
 
         Returns:
-            ``hidden_states``: ``(N, H)``, normed, the rows of the current forward
-            plan; without a plan (SGLang's warm-up) the logits of all T.
+            ``hidden_states``: ``(N, H)``, normed, of the plan's ``logits_indices``.
+            Without a plan, which is SGLang's warm-up, the logits of all T tokens.
         """
         x = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
         residual = None
-        plan = current_plan()
+        plan = plan_of(forward_batch)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            # Behind the last attention no token looks at another one.
-            rows = plan.logits_indices if plan is not None and index == last else None
-            x, residual = layer(positions, x, forward_batch, residual, rows)
+            # After the last attention no token depends on another one.
+            wanted = plan.logits_indices if plan is not None and index == last else None
+            x, residual = layer(positions, x, forward_batch, residual, wanted)
         x, _ = self.norm(x, residual)
         if plan is None:
             return self.logits_processor(input_ids, x, self.lm_head, forward_batch)
@@ -332,7 +343,7 @@ class DenseDiffusionLM(nn.Module):
 
     @torch.no_grad()
     def logits(self, x: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        """The head: ``(n, V)`` float32 from hidden states ``(n, H)``."""
+        """The head, from hidden states ``(n, H)`` to logits ``(n, V)`` float32."""
         return self.logits_processor(None, x, self.lm_head, forward_batch).full_logits
 
     def load_weights(
@@ -341,5 +352,5 @@ class DenseDiffusionLM(nn.Module):
         rename: Callable[[str], str | None],
         experts: Sequence[ExpertPiece] = (),
     ) -> None:
-        """``weights.load_tensors`` into this model."""
+        """Load a checkpoint with ``weights.load_tensors``."""
         load_tensors(self, weights, rename, experts)

@@ -1,8 +1,8 @@
 """DiffuLLaMA (arXiv 2410.17891): Llama-2 weights adapted to full attention.
 
-Its config.json says ``LlamaForCausalLM``, which stays SGLang's autoregressive model:
-the launch line names this one instead, and the mask id (``docs/models.md``). The right
-shift of its logits is ``families.Family.shift``.
+Its config.json says ``LlamaForCausalLM``, and that name stays SGLang's autoregressive
+model. The launch line names this class and the mask id (``docs/models.md``). The shift
+of its logits is ``models.facts.Family.shift``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 from sglang_dllm.models.weights import rename_llama
 
-# What the architecture can express but this module does not compute.
+# The config can express other values. This module would compute them wrongly.
 _REQUIRED: dict[str, object] = {
     "attention_bias": False,
     "hidden_act": "silu",

@@ -1,7 +1,7 @@
-"""Dream-v0, Dream-Coder, DiffuCoder, d3LLM-Dream: Qwen2's tensor names.
+"""Dream-v0, Dream-Coder, DiffuCoder, d3LLM-Dream, with Qwen2's tensor names.
 
-The right shift of its logits is not here but in which rows a decoder reads
-(``families.Family.shift``).
+The shift of its logits is ``models.facts.Family.shift``. The denoiser applies it when
+it chooses the rows of logits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What is known of each model architecture: one frozen row, looked up by name.
+"""Facts of the model architectures, one frozen row for each name.
 
-Mask and EOS ids are never here: they come from the checkpoint's config.json.
+Mask and EOS ids are not here. They come from the checkpoint's config.json.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ class Family:
 
     Attributes:
         architecture: the name in config.json's ``architectures``.
-        sampler_family: whose published samplers, and their defaults, decode the
-            model; they differ in rules of every algorithm that exists for both.
-        shift: position i is predicted by the logits of row ``i - shift`` (the
-            first position by its own). LLaDA 0; Dream 1, kept from its
-            autoregressive initialisation.
-        eot_token: the token that ends a chat turn; an ordinary one to every sampler.
+        sampler_family: the published samplers and defaults that decode the model.
+            Every algorithm that exists for both has different rules for each.
+        shift: logits row ``i - shift`` predicts position i, and row 0 predicts
+            position 0. It is 0 for LLaDA. It is 1 for Dream, which was initialised
+            from an autoregressive model.
+        eot_token: the token that ends a chat turn. To the samplers it is an ordinary
+            token.
     """
 
     architecture: str
@@ -51,12 +52,12 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A family together with the ids and sizes of one checkpoint.
+    """A family with the ids and sizes of one checkpoint.
 
     Attributes:
-        eot_token_id: of ``Family.eot_token``; None until ``with_tokenizer``, or where
-            the tokenizer has no such token.
-        newline_ids: ids whose text is or ends with a newline; empty until
+        eot_token_id: the id of ``Family.eot_token``. None before ``with_tokenizer``,
+            or if the tokenizer has no such token.
+        newline_ids: ids whose text is or ends with a newline. Empty before
             ``with_tokenizer``.
     """
 
@@ -91,7 +92,7 @@ class ModelFacts:
         return cls(family, mask_id, eos_ids, hf_config.vocab_size)
 
     def with_tokenizer(self, tokenizer: Any) -> ModelFacts:
-        """The facts completed by what only the tokenizer knows."""
+        """These facts with the ids that only the tokenizer knows."""
         vocabulary = tokenizer.get_vocab()
         return replace(
             self,
@@ -100,8 +101,8 @@ class ModelFacts:
         )
 
 
-# AdaBlock-dLLM's delimiters of Dream's vocabulary: a newline, alone or behind
-# punctuation. LLaDA's is the newline alone.
+# AdaBlock-dLLM's delimiters in Dream's vocabulary: a newline, alone or after
+# punctuation. In LLaDA's vocabulary the delimiter is the newline alone.
 _QWEN_NEWLINES = (
     *(198, 271, 280, 319, 340, 382, 401, 532, 624, 630, 692, 698, 921, 1248, 1837),
     *(1939, 2219, 2533, 3276, 3876, 4894, 5267, 14750, 68327),
@@ -114,5 +115,5 @@ def _newline_ids(tokenizer: Any, sampler_family: SamplerFamily) -> tuple[int, ..
         if all("\n" in tokenizer.decode([i]) for i in found) and found:
             return tuple(found)
     ids = tokenizer.encode("\n", add_special_tokens=False)
-    # SentencePiece puts a space of its own before the newline.
+    # SentencePiece adds a space token before the newline, which is no delimiter.
     return tuple(i for i in ids if tokenizer.decode([i]) == "\n")

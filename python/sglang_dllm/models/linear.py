@@ -1,7 +1,8 @@
-"""Matrix products on a CPU: oneDNN's, over weights that lie column by column.
+"""Matrix products on a CPU: oneDNN's, over column-major weights.
 
-As fast as oneDNN's packed weights and faster than torch's default product with rows,
-by a seventh at a hundred tokens; no second copy has to follow updates of the weights.
+They are as fast as oneDNN's packed weights, and a seventh faster than torch's default
+product at a hundred tokens. Packed weights would be a second copy, which an update of
+the weights would not reach.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from torch import nn
 
 _KEPT_KERNELS = "16"
-"""oneDNN keeps a kernel for each number of rows, 1024 unless told. One is made in some
-30 us; kept ones lie between a step's tensors, and the next step's do not fit where the
-last one's were: a server of ragged batches would grow by hundreds of megabytes."""
+"""The number of kernels that oneDNN keeps, one for each batch size (its default: 1024).
+
+Batches are ragged, so a server meets hundreds of sizes. Kept kernels lie between the
+tensors of a step and fragment the heap, which then grows by hundreds of megabytes. A
+new kernel takes some 30 us.
+"""
 
 
 class ColumnMajorLinear(UnquantizedLinearMethod):
-    """``x W^T + b`` in float32 on a CPU; W ``(N, K)`` has the strides ``(1, N)``."""
+    """``x W^T + b`` in float32 on a CPU. W ``(N, K)`` has the strides ``(1, N)``."""
 
     def apply(
         self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
@@ -31,9 +35,9 @@ class ColumnMajorLinear(UnquantizedLinearMethod):
 
 
 def use_column_major(model: nn.Module) -> None:
-    """Give the model's plain float32 layers on a CPU this layout and this product.
+    """Give a model's plain float32 layers on a CPU this layout and this product.
 
-    Whoever loads or reads weights by index sees no difference.
+    Code that loads or reads the weights by index sees no difference.
     """
     if not torch.backends.mkldnn.is_available():
         return
@@ -45,5 +49,5 @@ def use_column_major(model: nn.Module) -> None:
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             weight.data = weight.data.t().contiguous().t()
             layer.quant_method = ColumnMajorLinear()
-            # oneDNN reads it at its first product.
+            # oneDNN reads the variable at its first product.
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_KERNELS)

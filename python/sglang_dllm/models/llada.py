@@ -1,4 +1,4 @@
-"""LLaDA-8B (Base, Instruct), LLaDA-1.5, d3LLM-LLaDA: OLMo's tensor names."""
+"""LLaDA-8B (Base, Instruct), LLaDA-1.5 and d3LLM-LLaDA, with OLMo's tensor names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 
 _TOP = {"wte": "embed_tokens", "ln_f": "norm", "ff_out": "lm_head"}
-# A block's ff_out is the MLP's down projection; the top-level one is the head.
+# ff_out is the MLP's down projection in a block, and the head at the top level.
 _IN_BLOCK = {
     "attn_norm": "input_layernorm",
     "ff_norm": "post_attention_layernorm",
@@ -29,7 +29,7 @@ _IN_BLOCK = {
 _TOP_NAME = re.compile(r"(\w+)\.(\w+)")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(\w+)\.(.+)")
 
-# What the architecture can express but this module does not compute.
+# The config can express other values. This module would compute them wrongly.
 _REQUIRED = {
     "rope": True,
     "alibi": False,
@@ -66,7 +66,7 @@ class LLaDAModelLM(DenseDiffusionLM):
         },
         orig_to_new_suffix={f".{x}": f".{ours}" for x, ours in _IN_BLOCK.items()},
     )
-    """For SGLang, our names of the layers that a quantized checkpoint lists."""
+    """A checkpoint's layer names and ours, for the lists of quantized checkpoints."""
 
     def __init__(
         self,

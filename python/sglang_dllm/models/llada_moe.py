@@ -1,7 +1,7 @@
 """LLaDA-MoE-7B-A1B (arXiv 2509.24389): LLaDA with routed experts in every layer.
 
-The experts are SGLang's fused layer: its kernels on CUDA, its plain torch path on a
-machine without.
+The experts are SGLang's fused layer. It has kernels on CUDA and a plain torch path on
+other devices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 from sglang_dllm.models.weights import rename_llama
 
-# What the architecture can express but this module does not compute.
+# The config can express other values. This module would compute them wrongly.
 _REQUIRED: dict[str, object] = {
     "attention_bias": False,
     "clip_qkv": None,
@@ -41,8 +41,8 @@ _REQUIRED: dict[str, object] = {
 class RoutedExperts(nn.Module):
     """``sum_e p_e * expert_e(x)`` over the ``num_experts_per_tok`` likeliest experts.
 
-    ``p`` is the float32 softmax over all experts; with ``norm_topk_prob`` the chosen
-    ones are scaled to sum to one.
+    ``p`` is the float32 softmax over all experts. With ``norm_topk_prob`` the chosen
+    probabilities are scaled to sum to one.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RoutedExperts(nn.Module):
         prefix: str,
     ) -> None:
         super().__init__()
-        # Small, and decisive for which weights are used at all: never quantized.
+        # The gate stays unquantized: an error in it would choose another expert.
         self.gate = ReplicatedLinear(
             config.hidden_size,
             config.num_experts,
@@ -78,13 +78,13 @@ class RoutedExperts(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: ``(T, hidden)``, possibly overwritten -> ``(T, hidden)``."""
+        """From ``(T, H)`` to ``(T, H)``. ``x`` may be overwritten."""
         scores, _ = self.gate(x)
         return self.experts(x, self.topk(x, scores))
 
 
 class LLaDAMoEModelLM(DenseDiffusionLM):
-    """LLaDA-MoE: Llama blocks with normed query and key heads, and experts."""
+    """LLaDA-MoE: Llama blocks with normed query and key heads and with experts."""
 
     def __init__(
         self,
@@ -124,4 +124,4 @@ class LLaDAMoEModelLM(DenseDiffusionLM):
 
 
 class LLaDAMoEModel(LLaDAMoEModelLM):
-    """The same, by the name of its inner module, which some config.json carry."""
+    """The same model. Some config.json name its inner module."""

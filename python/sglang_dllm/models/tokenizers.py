@@ -1,7 +1,8 @@
-"""Tokenizers that checkpoints define by remote code, in transformers' own classes.
+"""Tokenizers of checkpoints with remote code, in transformers' own classes.
 
-SGLang loads the tokenizer in processes that load no plugin, so registering a class
-would not reach them: the stand-in is saved as a folder every process can read.
+SGLang loads the tokenizer in processes that load no plugin, so a registered class would
+not exist there. The stand-in is therefore saved as a folder that every process can
+read.
 """
 
 from __future__ import annotations
@@ -14,28 +15,29 @@ from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 STAND_INS: dict[str, type[PreTrainedTokenizerBase]] = {
-    # Dream's class is Qwen2's byte-level BPE; its special tokens are in its files.
+    # Dream's class is Qwen2's byte-level BPE. Its special tokens are in its files.
     "DreamTokenizer": Qwen2Tokenizer,
 }
 
 
 def plain_tokenizer_path(path: str, revision: str | None = None) -> str:
-    """``path``, or a folder with the same tokenizer that needs no remote code.
+    """``path``, or a folder of the same tokenizer that needs no remote code.
 
     Args:
         path: tokenizer folder or hub name.
-        revision: of the hub repository.
+        revision: a revision of the hub repository.
     """
     name = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
     stand_in = STAND_INS.get(str(name))
     if stand_in is None:
         return path
     tokenizer = stand_in.from_pretrained(path, revision=revision)
-    # Saved under the tokenizer's own content: a changed checkpoint is a new folder.
+    # The folder is named by the content. A changed checkpoint must not find the old
+    # tokenizer.
     state = f"{tokenizer.backend_tokenizer.to_str()}{tokenizer.chat_template}"
     folder = _cache() / hashlib.sha256(state.encode()).hexdigest()[:16]
     if not (folder / "tokenizer_config.json").exists():
-        # Written beside its place and renamed, for launches at the same time.
+        # Renamed when complete, or a second launch could read half a tokenizer.
         partial = folder.with_suffix(f".{os.getpid()}")
         tokenizer.save_pretrained(partial)
         try:

@@ -1,8 +1,8 @@
-"""From a checkpoint's tensors to SGLang's fused parameters, with nothing left over.
+"""From a checkpoint's tensors to SGLang's fused parameters.
 
 SGLang keeps query, key and value in one parameter, gate and up in another, and all
-experts of a layer in two; checkpoints keep each by itself. A parameter is complete only
-when all of its pieces have come.
+experts of a layer in two. Checkpoints keep each in a tensor of its own. A missing or
+unknown tensor is an error, since a model with a random parameter would still answer.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from sglang.srt.model_loader.weight_utils import default_weight_loader
 from torch import nn
 
 ExpertPiece = tuple[str, str, int, str]
-"""``FusedMoE.make_expert_params_mapping``'s: our part, theirs, expert, shard."""
+"""Our part, theirs, expert, shard: of ``FusedMoE.make_expert_params_mapping``."""
 
 _FUSED: dict[str, dict[str, str | int]] = {
     "qkv_proj": {"q_proj": "q", "k_proj": "k", "v_proj": "v"},
     "gate_up_proj": {"gate_proj": 0, "up_proj": 1},
 }
-# Quantized layers have these whether or not a checkpoint does: scales of the KV cache,
-# and the order of an expert's inputs.
+# Quantized layers always have these parameters, and a checkpoint may lack them: scales
+# of the KV cache, and the order of an expert's inputs.
 _OPTIONAL = re.compile(r".*\.attn\.[kv]_scale|.*\.experts\..*g_idx.*")
 
 
 def rename_llama(name: str) -> str | None:
-    """Our name of a tensor in Llama's layout; Qwen2's and OLMoE's are the same."""
+    """Our name of a tensor in the layout of Llama, Qwen2 and OLMoE."""
     if "rotary_emb.inv_freq" in name:
         return None
     return name.removeprefix("model.")
@@ -43,14 +43,14 @@ def load_tensors(
     """Load a checkpoint's tensors under our names.
 
     Args:
-        module: the model, its parameters written in place.
-        weights: name and tensor pairs of the checkpoint, in any order.
-        rename: from a checkpoint's name to ours, with ``q_proj`` and the like
-            unfused; None for a tensor to ignore.
-        experts: how a layer's fused experts are named in the checkpoint.
+        module: the model. Its parameters are written in place.
+        weights: pairs of name and tensor in any order.
+        rename: from a checkpoint's name to ours, where ``q_proj`` and the like are not
+            fused. None for a tensor to ignore.
+        experts: the names of a layer's experts in the checkpoint.
 
     Raises:
-        ValueError: a tensor of ours is missing, or one of theirs unknown.
+        ValueError: a parameter has no tensor, or a tensor has no parameter.
     """
     loaders = {
         name: loader
@@ -64,7 +64,7 @@ def load_tensors(
             continue
         if name not in loaders:
             layer, _, leaf = name.rpartition(".")
-            # GPTQ's tools write a bias for every layer, zero where there is none.
+            # GPTQ's tools write a zero bias for a layer that has none.
             if leaf == "bias" and f"{layer}.qweight" in loaders and not tensor.any():
                 continue
             raise ValueError(f"unknown tensor {their_name!r} in the checkpoint")
@@ -77,7 +77,7 @@ def load_tensors(
 def _pieces(
     name: str, parameter: nn.Parameter, experts: Sequence[ExpertPiece]
 ) -> Iterator[tuple[str, Callable[[torch.Tensor], object]]]:
-    """Unfused names of a parameter, each with what loads it."""
+    """The unfused names of a parameter, each with its loader."""
     load = partial(
         getattr(parameter, "weight_loader", default_weight_loader), parameter
     )

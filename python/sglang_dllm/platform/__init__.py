@@ -1,1 +1,1 @@
-"""The torch-CPU platform for machines without an accelerator."""
+"""SGLang on plain torch, for machines without an accelerator."""

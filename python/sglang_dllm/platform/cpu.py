@@ -1,6 +1,6 @@
-"""A torch-only CPU platform for SGLang: no sgl-kernel CPU build needed.
+"""A CPU platform for SGLang on plain torch.
 
-SGLang's own CPU engine wants that build, which no registry carries.
+SGLang's own CPU engine needs a CPU build of sgl-kernel, which no registry has.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 _KV_POOL_FRACTION = 0.1
-"""Share of the machine's memory for weights and KV pool; the rest is not ours."""
+"""Share of the machine's memory for weights and KV pool."""
 
 _MAX_TOTAL_TOKENS = 32_768
-"""KV slots of the pool, where the user sets none: some 60 canvases of 512."""
+"""KV slots of the pool if the user sets no number: some 60 canvases of 512."""
 
 
 class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -24,18 +24,18 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     _enum = PlatformEnum.OOT
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Fill in what the user left open with values that work on a CPU."""
+        """Set the flags that the user did not give to values that work on a CPU."""
         if server_args.device != "cpu":
             return
-        # _handle_cpu_backends has already turned "not given" into intel_amx,
-        # which needs the CPU build of sgl-kernel.
+        # SGLang's _handle_cpu_backends has replaced "not given" by intel_amx, which
+        # fails without the CPU build of sgl-kernel.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"
-        # float16, SGLang's choice for float32 checkpoints, is some 30 times
-        # slower than float32 on a CPU.
+        # SGLang would choose float16 for a float32 checkpoint. On a CPU that is some
+        # 30 times slower.
         if server_args.dtype == "auto":
             server_args.dtype = "float32"
-        # Without this the scheduler polls, and an idle server takes a whole core.
+        # Otherwise the scheduler polls, and an idle server takes a whole core.
         server_args.sleep_on_idle = True
         if server_args.mem_fraction_static is None:
             server_args.mem_fraction_static = _KV_POOL_FRACTION
@@ -43,13 +43,13 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.max_total_tokens = _MAX_TOTAL_TOKENS
 
     def init_backend(self) -> None:
-        """Give SGLang's layers the operators of ``platform.operators``."""
+        """Register the operators of ``platform.operators`` for SGLang's layers."""
         from sglang_dllm.platform.operators import register
 
         register(self.get_dispatch_key_name())
 
     def get_device(self, local_rank: int = 0) -> str:
-        # SGLang asks an out-of-tree platform for the value of --device.
+        # SGLang takes the value of --device from an out-of-tree platform.
         return "cpu"
 
     def get_torch_profiler_activity_str(self) -> str:

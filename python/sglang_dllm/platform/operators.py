@@ -1,7 +1,7 @@
-"""Elementwise layers on a CPU with fewer passes over memory than SGLang's own.
+"""Elementwise layers for a CPU, with fewer passes over memory than SGLang's own.
 
-Same arithmetic, in place where SGLang's native forms allocate. On a small model these
-layers take as long as its matrix products.
+The arithmetic is the same. It works in place where SGLang's native forms allocate. In a
+small model these layers take as long as the matrix products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sglang.srt.layers.utils.multi_platform import MultiPlatformOp
 
 
 def register(platform_key: str) -> None:
-    """Make the platform's layers use these; before a model is built."""
+    """Make SGLang's layers use these. Call it before a model is built."""
     MultiPlatformOp.register_oot_forward(RMSNorm, rms_norm, platform_key)
     MultiPlatformOp.register_oot_forward(SiluAndMul, silu_and_mul, platform_key)
     MultiPlatformOp.register_oot_forward(RotaryEmbedding, rotate, platform_key)
@@ -29,9 +29,9 @@ def rms_norm(
     *others: Any,
     **named: Any,
 ) -> Any:
-    """``x / rms(x) * weight``; with a residual, of their sum, and the sum beside it.
+    """``x / rms(x) * weight``. With a residual: the same of their sum, and the sum.
 
-    Only the plain float32 layer; every other goes SGLang's way.
+    A layer that is not plain float32 takes SGLang's own form.
     """
     is_plain = (
         x.dtype == layer.weight.dtype == torch.float32
@@ -62,7 +62,10 @@ def rotate(
     *others: Any,
     **named: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary embedding of whole heads, halves paired (NeoX style), in float32."""
+    """Rotary embedding of whole heads in float32, with paired halves (NeoX style).
+
+    Any other layer takes SGLang's own form.
+    """
     is_plain = (
         layer.is_neox_style
         and layer.rotary_dim == layer.head_size
@@ -84,7 +87,10 @@ def rotate(
 
 
 def _is_behind(key: torch.Tensor, query: torch.Tensor) -> bool:
-    """Whether their rows follow each other in memory, as parts of one product do."""
+    """True if each row of the key follows the query's row in memory.
+
+    Both are then parts of one product, and one pass rotates them together.
+    """
     return (
         query.ndim == key.ndim == 2
         and query.stride() == key.stride()
@@ -93,7 +99,7 @@ def _is_behind(key: torch.Tensor, query: torch.Tensor) -> bool:
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """``(T, heads * D)`` by ``(T, 1, D / 2)``."""
+    """Rotate ``x`` ``(T, H * D)`` by ``cos`` and ``sin`` ``(T, 1, D / 2)``."""
     heads = x.unflatten(-1, (-1, 2 * cos.shape[-1]))
     out = torch.empty_like(heads, memory_format=torch.contiguous_format)
     first, second = heads.chunk(2, dim=-1)

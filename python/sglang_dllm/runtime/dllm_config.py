@@ -1,4 +1,4 @@
-"""SGLang's DllmConfig for a full-attention model: decided once per process."""
+"""SGLang's DllmConfig for a full-attention model. Each process decides it once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 SGLANG_NAME = "sglang_dllm"
-"""What SGLang's table of algorithms calls ours, all of which one object runs: a
-third party's algorithm may have the name of one of SGLang's own."""
+"""The name of ``FullAttnAlgorithm`` in SGLang's table of algorithms.
+
+One object runs all of our algorithms, and none is in that table by its own name: a
+third party's algorithm may be called like one of SGLang's."""
 
 
 class FullAttnDllmConfig(DllmConfig):
@@ -22,8 +24,9 @@ class FullAttnDllmConfig(DllmConfig):
 
     Attributes:
         needs_full_prefill: True; SGLang's own block-causal models have no such field.
-        decode: what requests are decoded with.
-        facts: what the checkpoint's config says (mask id, EOS ids, vocabulary).
+        decode: the default algorithm and options, from flags and YAML.
+        facts: mask id, EOS ids and vocabulary, from the checkpoint's config. The engine
+            has them completed by the tokenizer.
     """
 
     needs_full_prefill = True
@@ -38,19 +41,17 @@ class FullAttnDllmConfig(DllmConfig):
         super().__init__(
             algorithm=SGLANG_NAME,
             algorithm_config={},
-            # SGLang's own models have blocks of one size; with us it only bounds the
-            # page size from above, and no page size is wrong.
+            # SGLang refuses a page that is longer than the block. We have no block of
+            # one size, and every page size works.
             block_size=page_size,
             mask_id=facts.mask_id,
             max_running_requests=max_reqs,
-            # Per-request decoding state travels from round to round on the
-            # request, which SGLang does in this mode only.
+            # Only in this mode does SGLang keep dllm_algo_state on the request from
+            # round to round.
             first_done_first_out_mode=True,
         )
         self.decode = decode
         self.facts = facts
-        # Completed by the scheduler, which has a tokenizer.
-        self.complete_facts: ModelFacts | None = None
 
 
 def hf_config_of(server_args: Any) -> Any:
@@ -73,7 +74,7 @@ def _decode_config(algorithm: str, architecture: str, path: str | None) -> Decod
 
 
 def decode_config(server_args: Any, hf_config: Any) -> DecodeConfig:
-    """What requests are decoded with, from flags and YAML.
+    """The default algorithm and options of a server, from flags and YAML.
 
     Raises:
         ConfigError: one of them is wrong.
@@ -94,7 +95,7 @@ def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
     return FullAttnDllmConfig(
         decode_config(server_args, hf_config),
         ModelFacts.from_hf_config(hf_config),
-        # Only a hint for SGLang's buffers; admission asks the scheduler's own limit.
+        # SGLang sizes buffers by it. Admission asks for the scheduler's own limit.
         max_reqs=server_args.max_running_requests or 1,
         page_size=server_args.page_size or 1,
     )

@@ -1,137 +1,205 @@
-"""The object SGLang's worker calls to run a round."""
+"""The denoising engine: it runs rounds over canvases and owns the forward in flight.
+
+It knows nothing of SGLang. Admission gives it canvases, a ``ModelForward`` runs the
+model, and emission reads the ``Canvas`` records after a round.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from sglang.srt.dllm.algorithm.base import DllmAlgorithm
-from sglang.srt.layers.logits_processor import LogitsProcessorOutput
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-from sglang_dllm.attention.plan import forward_plan
+from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.denoiser import Denoiser, Group
 from sglang_dllm.decoding.logits import Logits
-from sglang_dllm.runtime.graphs import WindowGraphs
-from sglang_dllm.runtime.metrics import Metrics
-from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
+from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.statistics import Statistic
+
+Statistics = tuple[Statistic, ...]
 
 
-class FullAttnAlgorithm(DllmAlgorithm):
-    """Runs a round: some forwards over canvases, each followed by what it commits.
+class ModelForward(Protocol):
+    """Runs the model on packed forwards."""
 
-    Attributes:
-        decoder: the canvases; None until the scheduler has made it.
-        metrics: what ended requests are counted in.
-        batch: of the round that the scheduler has begun.
-        graphs: run forwards of windows; None where there are none.
-        num_steps: that the round commits, unless a canvas is done before.
-        runs_ahead: launch the next round's first forward before the round ends, so
-            that the device runs it while the scheduler does its part. Only where no
-            canvas is done, and worth it only where a launch does not wait.
-    """
-
-    decoder: Denoiser | None = None
-    metrics: Metrics
-    batch: CanvasScheduleBatch
-    graphs: WindowGraphs | None = None
-    num_steps = 1
-    runs_ahead = False
-    _logits: Logits | None = None
-    """Of the forward that runs."""
-    _forward_batch: Any = None
-    _in_graph = False
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.arrivals: list[Group] = []
-
-    def run(
-        self, model_runner: Any, forward_batch: Any, algo_states: Any = None
-    ) -> tuple[Any, list[Any], None, None, bool]:
-        """A round of denoising steps.
+    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+        """Start a forward. The host does not wait for it.
 
         Args:
-            forward_batch: made from ``batch``.
-        """
-        if self._logits is None:
-            self._forward_batch = forward_batch
-        # Else the forward that runs has one already. SGLang made this one, with
-        # positions as if a window were the end of its canvas.
-        for _ in range(self.num_steps):
-            if self._has_ended():
-                break
-            if self._logits is None:
-                self._launch(model_runner)
-            self.land()
-        if self.runs_ahead and not self._has_ended():
-            self._launch(model_runner)
-        return LogitsProcessorOutput(None), [], None, None, self._in_graph
+            statistics: the ones that the forward may compute along with the logits.
 
-    def land(self) -> None:
-        """Commit what the forward that runs decides, if one does. CanvasBatch may leave
-        the decoder only after that."""
-        if self._logits is None:
-            return
-        assert self.decoder is not None
-        logits, self._logits = self._logits, None
-        self.decoder.commit(logits)
-        del logits  # they may be many, and the next forward needs the memory
-        self._join_arrivals()
-        self._stage()
-        self.decoder.sync()
+        Returns:
+            The logits of the tokens ``packed.logits_indices``.
+        """
+        ...
+
+    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
+        """Prepare the inputs of the next forward, if ``packed`` is its packing.
+
+        The engine calls this before the host waits, so that the launch behind the
+        wait is short. It may do nothing.
+        """
+        ...
+
+
+class Metrics(Protocol):
+    """Counts requests that ended."""
+
+    def ended(self, canvas: Canvas) -> None: ...
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A forward that is launched and not committed yet.
+
+    Attributes:
+        logits: of its candidates.
+    """
+
+    logits: Logits
+
+
+class DenoisingEngine:
+    """The canvases of all admitted requests, and the forward that runs over them.
+
+    The scheduler's thread is the only user. A canvas may join or leave the denoiser
+    only while no forward is in flight, because a commit reads the packing that the
+    forward was launched with. So a new canvas waits among the arrivals, and whoever
+    takes a canvas out finishes the forward first.
+
+    Attributes:
+        denoiser: decides what the canvases commit.
+        model: runs forwards.
+        metrics: counts canvases when they are released.
+        steps_per_round: the most steps of one round.
+        prelaunch: whether a round ends with the launch of the next round's first
+            forward. The device then runs it while the scheduler hands out tokens.
+        in_flight: None while no forward runs.
+        canvases: all that were admitted and neither released nor parked. A canvas
+            that failed stays here until it is released.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        model: ModelForward,
+        metrics: Metrics,
+        steps_per_round: int = 1,
+        prelaunch: bool = False,
+    ) -> None:
+        self.denoiser = denoiser
+        self.model = model
+        self.metrics = metrics
+        self.steps_per_round = steps_per_round
+        self.prelaunch = prelaunch
+        self.in_flight: InFlight | None = None
+        self.canvases: list[Canvas] = []
+        self._arrivals: list[Group] = []
 
     def admit(self, group: Group) -> None:
-        """Take a canvas in: now, or when the forward in flight is committed."""
-        self.arrivals.append(group)
-        if self._logits is None:
+        """Take a canvas in, from ``Denoiser.prepare`` or from ``park``.
+
+        It joins before the next forward is packed. Where a forward is in flight, it
+        joins after that one's commit.
+        """
+        self._arrivals.append(group)
+        self.canvases += group.records
+
+    def run_round(self) -> None:
+        """Run up to ``steps_per_round`` steps, fewer where a canvas is done or failed.
+
+        Raises:
+            Exception: the forward failed. No forward is in flight then. Such an error
+                is not the fault of an algorithm, and the device may be unusable after
+                it, so it ends the scheduler as with every other model.
+        """
+        if self.in_flight is None and self._arrivals:
             self._join_arrivals()
-            assert self.decoder is not None
-            self.decoder.sync()
+            self.denoiser.sync()
+        for _ in range(self.steps_per_round):
+            if not self._can_go_on():
+                break
+            if self.in_flight is None:
+                self._launch()
+            self.finish_in_flight()
+        if self.prelaunch and self._can_go_on():
+            self._launch()
+
+    def finish_in_flight(self) -> None:
+        """Commit the forward in flight, if there is one, and plan the next step."""
+        if self.in_flight is None:
+            return
+        logits, self.in_flight = self.in_flight.logits, None
+        self.denoiser.commit(logits)
+        # The logits may be large, and the next forward needs their memory.
+        del logits
+        self._join_arrivals()
+        expected = self.denoiser.expect()
+        if expected is not None:
+            self.model.stage(expected, self.denoiser.statistics)
+        self.denoiser.sync()
+
+    def release(self, canvases: Sequence[Canvas]) -> None:
+        """Forget canvases whose requests ended, and count what they did.
+
+        Their KV slots may be freed afterwards, not before.
+        """
+        if not canvases:
+            return
+        self._take_out(canvases)
+        self.denoiser.remove(canvases)
+        for canvas in canvases:
+            self.metrics.ended(canvas)
+
+    def park(self, canvases: Sequence[Canvas]) -> list[Group | None]:
+        """Take out canvases whose requests were retracted, with all their state.
+
+        Returns:
+            For each canvas a group for ``admit``. None for a canvas that failed, which
+            has no state any more.
+        """
+        if not canvases:
+            return []
+        waiting = self._take_out(canvases)
+        decoding = set(map(id, self.denoiser.canvases))
+        return [
+            self.denoiser.park(canvas)
+            if id(canvas) in decoding
+            else waiting.get(id(canvas))
+            for canvas in canvases
+        ]
+
+    def _take_out(self, canvases: Sequence[Canvas]) -> dict[int, Group]:
+        """Strike canvases off the lists, after the forward in flight.
+
+        Returns:
+            The groups of those that were still among the arrivals, by the canvas's id.
+        """
+        self.finish_in_flight()
+        leaving = set(map(id, canvases))
+        self.canvases = [c for c in self.canvases if id(c) not in leaving]
+        arrivals, self._arrivals = self._arrivals, []
+        waiting = {}
+        for group in arrivals:
+            (canvas,) = group.records
+            if id(canvas) in leaving:
+                waiting[id(canvas)] = group
+            else:
+                self._arrivals.append(group)
+        return waiting
 
     def _join_arrivals(self) -> None:
-        assert self.decoder is not None
-        for group in self.arrivals:
-            self.decoder.join(group)
-        self.arrivals.clear()
+        for group in self._arrivals:
+            self.denoiser.join(group)
+        self._arrivals = []
 
-    def _stage(self) -> None:
-        """Before the host waits: what the next forward reads, so that in most steps
-        nothing but a launch is left to do then."""
-        assert self.decoder is not None
-        expected = self.decoder.expect()
-        if self.graphs is None or expected is None:
-            return
-        if expected is not self.batch.layout:
-            return
-        plan = self.batch.plan()
-        if self.graphs.accepts(plan):
-            self.graphs.stage(plan, self._forward_batch, self.decoder.statistics)
-
-    def _has_ended(self) -> bool:
-        """Whether a canvas has something to be handed out before all go on."""
-        return any(c.done or c.failure for c in self.batch.canvases)
-
-    def _launch(self, model_runner: Any) -> None:
-        """Run the next forward, which the host does not wait for."""
-        decoder = self.decoder
-        assert decoder is not None
-        if self.batch.prepare(decoder.pack()):
-            self._forward_batch = ForwardBatch.init_new(
-                self.batch, model_runner, return_hidden_states_before_norm=False
-            )
-        forward_batch, plan = self._forward_batch, self.batch.plan()
-        forward_batch.input_ids = self.batch.layout.input_ids
-        forward_batch.positions = self.batch.layout.positions
-        self._in_graph = self.graphs is not None and self.graphs.accepts(plan)
-        if self.graphs is not None and self._in_graph:
-            self._logits = self.graphs.run(plan, forward_batch, decoder.statistics)
-            return
-        with forward_plan(plan):
-            out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
-        # The forward batch tells SGLang's head nothing but the kind of forward.
-        self._logits = Logits.of_hidden(
-            out.logits_output.hidden_states,
-            partial(model_runner.model.logits, forward_batch=forward_batch),
-            decoder.facts.vocab_size,
+    def _can_go_on(self) -> bool:
+        """Whether no canvas waits for the end of the round."""
+        return bool(self.canvases) and not any(
+            canvas.done or canvas.failure is not None for canvas in self.canvases
         )
+
+    def _launch(self) -> None:
+        packed = self.denoiser.pack()
+        logits = self.model.launch(packed, self.denoiser.statistics)
+        self.in_flight = InFlight(logits)

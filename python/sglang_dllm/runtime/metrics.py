@@ -1,4 +1,4 @@
-"""What ``/metrics`` says of denoising, beside SGLang's own figures."""
+"""Prometheus counters of denoising, beside SGLang's own metrics."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ COUNTERS = {
         "Forwards over a whole canvas, of requests with a cache",
     ),
 }
-"""Field of ``Canvas``: the counter's name and what it counts."""
+"""The counter of each field of ``Canvas``: its name and its help text."""
 
 
 class Metrics:
-    """Prometheus counters with SGLang's labels; nothing where metrics are off."""
+    """Counters with SGLang's labels. They count nothing where metrics are off."""
 
     def __init__(self, collector: Any) -> None:
-        """``collector``: the scheduler's, None without ``--enable-metrics``."""
+        """Register the counters.
+
+        Args:
+            collector: the scheduler's. None without ``--enable-metrics``.
+        """
         self._counters = {}
         if collector is None:
             return
-        # After SGLang has said where processes share their figures.
+        # Imported late: SGLang first sets where its processes share their counts.
         from prometheus_client import Counter
 
         for field, (name, text) in COUNTERS.items():
@@ -41,6 +45,6 @@ class Metrics:
             self._counters[field] = counter.labels(**collector.labels)
 
     def ended(self, canvas: Canvas) -> None:
-        """Count what a request did, finished or aborted."""
+        """Add the counts of a request that finished or was aborted."""
         for field, counter in self._counters.items():
             counter.inc(getattr(canvas, field))

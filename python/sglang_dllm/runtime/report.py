@@ -1,18 +1,18 @@
-"""What a response's meta_info says of a request's denoising."""
+"""The denoising report: fields of a response's meta_info."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sglang_dllm.config.resolve import Decoding
 from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.resolved import Decoding
 
 CHANNEL = "dllm_report"
 """Key under which reports travel in ``Req.customized_info``."""
 
 
 class RequestReport:
-    """A view of a canvas's counters, read when an output is sent."""
+    """Reads the counters of a canvas each time an output is sent."""
 
     def __init__(self, canvas: Canvas, decoding: Decoding) -> None:
         self.canvas = canvas
@@ -39,8 +39,8 @@ class RequestReport:
 class _OncePerOutput:
     """Stands in for SGLang's list of one value per token.
 
-    SGLang slices it by the tokens of each output it sends; ours answers any slice
-    with one report, so that an output with no token has one too.
+    SGLang slices the list by the tokens of each output that it sends. This one answers
+    every slice with one report, so that an output without a token has a report too.
     """
 
     def __init__(self, report: RequestReport) -> None:
@@ -51,9 +51,10 @@ class _OncePerOutput:
 
 
 def into_meta_info(meta_info: dict[str, Any]) -> None:
-    """Turn the accumulated reports of a response into plain fields, in place.
+    """Turn the reports of a response into plain fields, in place.
 
-    ``tokens_per_forward`` is visible tokens over forwards (TPF).
+    The last report counts. ``tokens_per_forward`` (TPF) is the number of visible
+    tokens divided by the number of forwards.
     """
     reports = meta_info.pop(CHANNEL, None)
     if not reports:

@@ -1,9 +1,10 @@
-"""A forward batch of canvases' windows, ragged and unpadded."""
+"""SGLang's batch of a round and of a forward, and the slots of a request."""
 
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ScheduleBatch
@@ -12,82 +13,93 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.utils.common import ceil_align
 
-from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.packing import PackedForward
-from sglang_dllm.decoding.window import Window
 
 
 class CanvasScheduleBatch(ScheduleBatch):
-    """The denoising steps of several canvases in one round.
+    """Windows of canvases, ragged and unpadded.
 
-    ``dllm_config`` stays None: with it SGLang would number the positions and look
-    for slots by blocks of one size. ``is_dllm`` alone routes the result to us.
+    A window appears to SGLang as the end of its canvas: that many new tokens behind a
+    prefix. SGLang sizes its ``ForwardBatch`` by it. The attention plan says which
+    positions are computed.
+
+    ``dllm_config`` stays None: with it SGLang would number the positions and look for
+    slots by blocks of one size. ``is_dllm`` alone routes the result to our hook.
     """
-
-    layout: PackedForward
-    _planned_rows: list[Window]
 
     def is_dllm(self) -> bool:
         return True
 
-    @property
-    def canvases(self) -> list[Canvas]:
-        return [req.dllm_algo_state.canvas for req in self.reqs]
+    @classmethod
+    def of_round(cls, scheduler: Any, reqs: Sequence[Req]) -> Self:
+        """The batch that the scheduler sees: the requests, and sizes for its metrics.
 
-    def prepare(self, layout: PackedForward) -> bool:
-        """Set what the next forward reads. Returns False where only ids changed.
-
-        A window appears to SGLang as the end of its canvas: as many new tokens behind
-        a prefix that fills up the canvas. Its forward batch is made from that; what
-        attends to what is the plan's business.
+        It has no tokens. The engine packs forwards itself.
         """
-        is_new = getattr(self, "layout", None) is not layout
-        self.layout = layout
-        if not is_new:
-            return False
-        rows = layout.rows
-        self._planned_rows = [
-            Window(
-                *row.canvas.window,
-                len(row.canvas),
-                row.canvas.kv_slots if row.canvas.has_cache else None,
-            )
-            for row in rows
-        ]
-        lens = layout.lens
-        # A guided canvas has a second row. It shares the first one's slots: a forward
-        # attends to its fresh keys and values, and nothing is kept in the pool.
-        indices = [req.req_pool_idx for req in self.reqs]
-        pool_indices = dict(zip(map(id, self.canvases), indices, strict=True))
-        owners = torch.tensor([pool_indices[id(row.canvas)] for row in rows])
+        batch = cls._new(scheduler, scheduler.tp_worker.model_runner, list(reqs))
+        canvases = [req.dllm_algo_state.canvas for req in reqs]
+        # A canvas that has not joined yet has no window. Its first one is full.
+        lens = [_window_len(canvas) or len(canvas) for canvas in canvases]
+        batch._set_sizes([len(canvas) for canvas in canvases], lens, canvases)
+        batch.input_ids = torch.empty(sum(lens), dtype=torch.int64, device=batch.device)
+        return batch
+
+    @classmethod
+    def of_forward(cls, runner: Any, packed: PackedForward) -> Self:
+        """The batch from which SGLang makes the forward batch of a packed forward."""
+        batch = cls._new(runner, runner, [])
+        canvases = packed.canvases
+        batch._set_sizes([len(canvas) for canvas in canvases], packed.lens, canvases)
+        batch.input_ids = packed.input_ids
+        # The unconditional window of a guided canvas has the slots of the first one.
+        # Its forward attends to fresh keys and values, and keeps none in the pool.
+        batch.out_cache_loc = torch.cat(
+            [
+                _slots_of(canvas)[window.start : window.end]
+                for canvas, window in zip(canvases, packed.windows, strict=True)
+            ]
+        )
+        return batch
+
+    @classmethod
+    def _new(cls, owner: Any, runner: Any, reqs: list[Req]) -> Self:
+        batch: Self = cls.init_new(
+            reqs,
+            owner.req_to_token_pool,
+            owner.token_to_kv_pool_allocator,
+            getattr(owner, "tree_cache", None),
+            runner.model_config,
+            False,
+            owner.spec_algorithm,
+        )
+        return batch
+
+    def _set_sizes(
+        self, canvas_lens: list[int], lens: list[int], canvases: Sequence[Canvas]
+    ) -> None:
+        """Set what SGLang reads of each window: its length and its canvas's."""
+        owners = torch.tensor([canvas.req_pool_index for canvas in canvases])
         self.forward_mode = ForwardMode.DLLM_EXTEND
-        self.input_ids = self.prefill_input_ids_cpu = layout.input_ids
-        self.prefix_lens = [len(row.canvas) - row.length for row in rows]
+        # SGLang would say so of a batch without requests.
+        self.is_prefill_only = False
+        self.prefix_lens = [a - b for a, b in zip(canvas_lens, lens, strict=True)]
         self.extend_lens = lens
         self.extend_num_tokens = sum(lens)
         self.extend_logprob_start_lens = lens
-        self.seq_lens_cpu = torch.tensor([len(row.canvas) for row in rows])
-        self.seq_lens_sum = int(self.seq_lens_cpu.sum())
+        self.seq_lens_cpu = torch.tensor(canvas_lens)
+        self.seq_lens_sum = sum(canvas_lens)
         self.seq_lens = self.seq_lens_cpu.to(self.device, non_blocking=True)
         self.orig_seq_lens = self.seq_lens.to(torch.int32)
         self.req_pool_indices_cpu = owners
         self.req_pool_indices = owners.to(self.device, non_blocking=True)
-        self.out_cache_loc = torch.cat(
-            [row.canvas.kv_slots[slice(*row.canvas.window)] for row in rows]
-        )
-        self.multimodal_inputs = [None] * len(rows)
-        return True
-
-    def plan(self) -> AttentionPlan:
-        """The forward that ``prepare`` was told of."""
-        return AttentionPlan(self._planned_rows, self.layout.logits_indices)
+        self.multimodal_inputs = [None] * len(lens)
 
 
 def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
-    """Take a request slot and the canvas's KV slots, all or nothing.
+    """Take a request slot and the KV slots of a canvas, all or nothing.
 
-    Freed by ``release_canvas_slots`` only.
+    ``release_canvas_slots`` frees them, nothing else does.
     """
     allocator = scheduler.token_to_kv_pool_allocator
     pool = scheduler.req_to_token_pool
@@ -100,7 +112,8 @@ def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
         return False
     (index,) = alloc_req_slots(pool, [req], scheduler.tree_cache)
     pool.write((index, slice(0, canvas_len)), slots[:canvas_len].to(torch.int32))
-    canvas.kv_slots = slots[:canvas_len]
+    # A view would keep the allocator's whole list of free slots in memory.
+    canvas.place(slots[:canvas_len].clone(), index)
     req.kv = ReqKvInfo(kv_allocated_len=canvas_len, swa_evicted_seqlen=0)
     req.kv_committed_len = canvas_len
     req.prefix_indices = torch.empty((0,), dtype=torch.int64)
@@ -108,12 +121,25 @@ def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
 
 
 def release_canvas_slots(req: Req, scheduler: Any) -> None:
-    """Give back what ``try_alloc_canvas_slots`` took. Nothing enters a prefix tree:
-    with bidirectional attention a prompt's KV belongs to its canvas alone."""
+    """Free the slots that ``try_alloc_canvas_slots`` took.
+
+    Nothing enters a prefix tree: with bidirectional attention the keys and values of
+    a prompt belong to its canvas alone.
+    """
     release_kv_cache(req, scheduler.tree_cache, is_insert=False)
     req.dllm_algo_state = None
 
 
 def fill_ids(canvas: Canvas) -> array[int]:
-    """The canvas as SGLang keeps token ids on a request."""
+    """The token ids of a canvas in SGLang's type."""
     return array("q", canvas.ids.tolist())
+
+
+def _slots_of(canvas: Canvas) -> torch.Tensor:
+    assert canvas.kv_slots is not None, "admission places a canvas first"
+    return canvas.kv_slots
+
+
+def _window_len(canvas: Canvas) -> int:
+    start, end = canvas.window
+    return end - start

@@ -1,6 +1,6 @@
 """GSM8K-style accuracy and tokens per forward through the real server.
 
-By default the demo model on its held-out problems. A real checkpoint:
+It asks the demo model its held-out problems by default. A real checkpoint is asked by
 
     pytest test/registered/dllm --gsm8k-model d3LLM/d3LLM_LLaDA \
         --gsm8k-data test.jsonl --gsm8k-prompt plain --gsm8k-max-new-tokens 256 \
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gsm8k import Client, Settings, last_number, read_problems, run
+from benchmark.gsm8k import Client, Settings, last_number, read_problems, run
 from helpers.serving_harness import Server
 
 # The shipped weights get about 84 % (docs/demo_model.md).
@@ -26,7 +26,7 @@ DEMO_OPTIONS = {"threshold": 0.1}
 
 
 def heldout_file(folder: Path, num: int) -> Path:
-    from sglang_dllm.demo.evaluate import heldout
+    from sglang_dllm.demo.problems import heldout
 
     file = folder / "heldout.jsonl"
     rows = [{"question": p.question, "answer": p.answer} for p in heldout(num, seed=7)]

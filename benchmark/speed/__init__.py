@@ -1,0 +1,1 @@
+"""Speed and memory, each measured against something else in the same run."""

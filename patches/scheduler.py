@@ -1,0 +1,37 @@
+"""sglang.srt.managers.scheduler
+
+Upstream: a pause begins between two forwards, and weights may be updated during it.
+Ours: a forward may be in flight between two rounds; it is committed before the pause.
+Goes when: upstream lets a dLLM algorithm finish its work before a pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_dllm.patches.dllm_scheduler import is_ours
+from sglang_dllm.upstream.hooks import Hook
+
+
+def _pause_generation(
+    original: Callable[..., Any], scheduler: Any, recv_req: Any
+) -> Any:
+    if not is_ours(scheduler):
+        return original(scheduler, recv_req)
+    from sglang_dllm.runtime.rounds import before_pause
+
+    before_pause(scheduler)
+    return original(scheduler, recv_req)
+
+
+HOOKS = (
+    Hook(
+        target="sglang.srt.managers.scheduler.Scheduler.pause_generation",
+        fn=_pause_generation,
+        why="a forward that is in flight across an update of the weights would join "
+        "hidden states of the old model with the head of the new one",
+        contract=("self", "recv_req"),
+        remove_when="upstream lets a dLLM algorithm finish its work before a pause",
+    ),
+)

@@ -1,0 +1,326 @@
+"""Admission: a waiting request gets its canvas, its slots and its place in the engine.
+
+Requests are checked when they arrive (``serving``). They are checked again here, as
+SGLang has doors that those checks do not see, and one bad request must not end the
+scheduler. A request that fails here is answered alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import (
+    FINISH_ABORT,
+    FINISH_LENGTH,
+    Req,
+    ScheduleBatch,
+)
+
+from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, request_options
+from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.denoiser import Group
+from sglang_dllm.errors import ConfigError, RequestError
+from sglang_dllm.models.facts import ModelFacts
+from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.report import RequestReport
+from sglang_dllm.runtime.schedule_batch import (
+    fill_ids,
+    release_canvas_slots,
+    try_alloc_canvas_slots,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Denoising:
+    """The state that a request carries in ``dllm_algo_state``.
+
+    Attributes:
+        group: the canvas with its state, ready for the engine. None while the engine
+            has it.
+        stop_ids: the tokens at which SGLang's own rules may end the request.
+    """
+
+    canvas: Canvas
+    group: Group | None
+    stop_ids: frozenset[int]
+
+
+@dataclass
+class RoundLoad:
+    """The windows and tokens of one forward over all active canvases.
+
+    Attributes:
+        max_tokens: the most tokens of a forward. One canvas may have more.
+    """
+
+    max_tokens: int
+    windows: int = 0
+    tokens: int = 0
+
+    def add(self, canvas: Canvas) -> None:
+        self.windows += canvas.num_windows
+        self.tokens += canvas.num_windows * len(canvas)
+
+    def has_room(self, canvas: Canvas, scheduler: Any) -> bool:
+        num_tokens = self.tokens + canvas.num_windows * len(canvas)
+        # SGLang limits the windows of a forward by --max-running-requests.
+        num_free = scheduler.get_num_allocatable_reqs(self.windows)
+        return num_free >= canvas.num_windows and num_tokens <= self.max_tokens
+
+
+def admit(
+    scheduler: Any, engine: DenoisingEngine, running_batch: ScheduleBatch
+) -> list[Req]:
+    """Move waiting requests to the running batch, in the scheduler's order.
+
+    A canvas is admitted while a request slot and its KV slots are free, and while a
+    forward over all canvases stays within --max-running-requests windows and
+    --max-prefill-tokens tokens. A canvas that runs alone may exceed the tokens. The
+    first request that does not fit waits and holds back the rest, so that none
+    starves. One that does not fit into an empty engine never will; it is refused.
+
+    Returns:
+        The admitted requests.
+    """
+    if not scheduler.waiting_queue:
+        return []
+    scheduler.policy.calc_priority(scheduler.waiting_queue)
+    load = RoundLoad(min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens))
+    for req in running_batch.reqs:
+        load.add(req.dllm_algo_state.canvas)
+    admitted: list[Req] = []
+    ended: list[Req] = []
+    for req in scheduler.waiting_queue:
+        canvas = canvas_of(req, scheduler, engine)
+        if canvas is None:
+            ended.append(req)
+            continue
+        fits = not load.windows or load.has_room(canvas, scheduler)
+        if fits and try_alloc_canvas_slots(req, canvas, scheduler):
+            enter(req, engine)
+            admitted.append(req)
+            load.add(canvas)
+        elif load.windows:
+            break
+        else:
+            _end(req, RequestError(f"a canvas of {len(canvas)} tokens does not fit"))
+            ended.append(req)
+    taken = {id(req) for req in (*admitted, *ended)}
+    scheduler.waiting_queue = [r for r in scheduler.waiting_queue if id(r) not in taken]
+    running_batch.reqs = running_batch.reqs + admitted
+    if ended:
+        scheduler.output_streamer.stream_output(ended, False)
+    return admitted
+
+
+def enter(req: Req, engine: DenoisingEngine) -> None:
+    """Give the canvas of a request that has its slots to the engine."""
+    state: Denoising = req.dllm_algo_state
+    assert state.group is not None, "the engine has this canvas already"
+    req.set_extend_range(0, len(state.canvas))
+    engine.admit(state.group)
+    state.group = None
+
+
+def leave(reqs: Collection[Req], scheduler: Any, engine: DenoisingEngine) -> None:
+    """Take the canvases of ended requests out of the engine and free their slots."""
+    # In this order: the forward in flight still writes to the slots.
+    engine.release([req.dllm_algo_state.canvas for req in reqs])
+    for req in reqs:
+        release_canvas_slots(req, scheduler)
+
+
+def park_retracted(
+    scheduler: Any, engine: DenoisingEngine, running_batch: ScheduleBatch
+) -> None:
+    """Take the canvases of retracted requests out of the engine.
+
+    SGLang has freed their slots and moved the requests back to its queue. Each keeps
+    its state and goes on when it is admitted again. A canvas whose request is in no
+    queue was aborted meanwhile.
+    """
+    running = {id(req.dllm_algo_state.canvas) for req in running_batch.reqs}
+    strays = [canvas for canvas in engine.canvases if id(canvas) not in running]
+    if not strays:
+        return
+    waiting = {
+        id(req.dllm_algo_state.canvas): req.dllm_algo_state
+        for req in scheduler.waiting_queue
+        if req.dllm_algo_state is not None
+    }
+    retracted = [canvas for canvas in strays if id(canvas) in waiting]
+    for canvas, group in zip(retracted, engine.park(retracted), strict=True):
+        waiting[id(canvas)].group = group
+    engine.release([canvas for canvas in strays if id(canvas) not in waiting])
+
+
+def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | None:
+    """The canvas of a waiting request. It is made once and kept.
+
+    Returns:
+        None where the request ends without one: it was aborted, it asks for nothing,
+        it cannot be served, or its algorithm failed.
+    """
+    if req.finished() or req.to_finish is not None:
+        req.update_finish_state(0)
+        return None
+    if req.sampling_params.max_new_tokens == 0:
+        # SGLang's n > 1 first asks for an empty answer, to warm a prefix cache.
+        req.finished_reason = FINISH_LENGTH(length=0)
+        return None
+    try:
+        if req.dllm_algo_state is None:
+            req.dllm_algo_state = start(req, scheduler, engine)
+    except Exception as error:  # a third party's code may raise anything
+        _end(req, error)
+        return None
+    canvas: Canvas = req.dllm_algo_state.canvas
+    if canvas.failure is not None:
+        # It failed in the forward that was in flight when it was retracted.
+        req.finished_reason = failed(canvas.failure)
+        return None
+    return canvas
+
+
+def failed(message: str) -> FINISH_ABORT:
+    """The end of a request whose algorithm failed: status 500."""
+    return FINISH_ABORT(message, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _end(req: Req, error: Exception) -> None:
+    """End a request that cannot start: 400 for a wrong field, 500 for a failure."""
+    req.dllm_algo_state = None
+    if isinstance(error, RequestError | ConfigError):
+        logger.warning("request %s is refused: %s", req.rid, error)
+        req.finished_reason = FINISH_ABORT(
+            str(error), HTTPStatus.BAD_REQUEST, "BadRequestError"
+        )
+    else:
+        logger.error("request %s could not start", req.rid, exc_info=error)
+        req.finished_reason = failed(str(error))
+
+
+def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
+    """Make the canvas of a request, with nothing decoded and its first step planned.
+
+    Raises:
+        RequestError, OptionError: a field is wrong or too large for this server.
+        Exception: whatever a third party's algorithm raises.
+    """
+    facts = engine.denoiser.facts
+    params = req.sampling_params
+    _check_ids("input_ids", req.origin_input_ids, facts)
+    _check_fields(req, scheduler)
+    request = request_options(params.custom_params)
+    decoding = scheduler.dllm_config.decode.resolve(request)
+    decoding = decoding.finalized(params.max_new_tokens, facts)
+    delimiters = getattr(decoding.options, "delimiter_ids", None)
+    _check_ids("delimiter_ids", delimiters or [0], facts)
+    canvas = decoding.new_canvas(
+        req.origin_input_ids,
+        params.max_new_tokens,
+        facts,
+        sampling=_sampling(req, facts.vocab_size),
+        ignore_eos=params.ignore_eos,
+        ends_at_eos=not params.ignore_eos,
+    )
+    _check_windows(canvas, scheduler)
+    req.full_untruncated_fill_ids = fill_ids(canvas)
+    report = RequestReport(canvas, decoding)
+    req.customized_info = report.as_customized_info()
+    stop_ids = _stop_ids(scheduler.tokenizer).union(
+        params.stop_token_ids or (), req.eos_token_ids or ()
+    )
+    group = engine.denoiser.prepare(canvas, decoding)
+    return Denoising(canvas, group, stop_ids)
+
+
+def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:
+    """Refuse ids that the embedding or the logits do not have."""
+    if not ids or min(ids) < 0 or max(ids) >= facts.vocab_size:
+        raise RequestError(
+            f"{field}: expected 1 or more token ids, 0 to {facts.vocab_size - 1}"
+        )
+
+
+def _check_fields(req: Req, scheduler: Any) -> None:
+    """Refuse a request that the scheduler could not survive or would serve wrongly."""
+    ids, params = req.origin_input_ids, req.sampling_params
+    custom = params.custom_params or {}
+    if not isinstance(custom, dict) or not isinstance(
+        custom.get(CUSTOM_PARAMS_KEY) or {}, dict
+    ):
+        raise RequestError(f"custom_params={custom!r} is not allowed; expected objects")
+    if type(params.max_new_tokens) is not int or params.max_new_tokens < 1:
+        raise RequestError(
+            f"max_new_tokens={params.max_new_tokens!r} is not allowed; "
+            "expected an integer, 1 or more"
+        )
+    if req.return_logprob or req.grammar is not None:
+        raise RequestError("log probabilities and grammars are not supported")
+    canvas_len = len(ids) + params.max_new_tokens
+    page_size = scheduler.page_size
+    pool = scheduler.max_total_num_tokens // page_size * page_size
+    most = min(scheduler.max_req_len, pool)
+    if canvas_len > most:
+        raise RequestError(
+            f"max_new_tokens={params.max_new_tokens} does not fit: prompt and answer "
+            f"have {canvas_len} tokens; expected at most {most}"
+        )
+
+
+def _check_windows(canvas: Canvas, scheduler: Any) -> None:
+    """Refuse guidance whose second window fits into no forward.
+
+    Both windows share the KV slots of one canvas. SGLang's buffers hold as many tokens
+    of a forward as the pool has slots, and --max-running-requests windows.
+    """
+    num_tokens = canvas.num_windows * len(canvas)
+    if canvas.num_windows > scheduler.max_running_requests:
+        raise RequestError("guidance needs --max-running-requests of 2 or more")
+    if num_tokens > scheduler.max_total_num_tokens:
+        raise RequestError(
+            f"a forward of {num_tokens} tokens does not fit; expected at most "
+            f"{scheduler.max_total_num_tokens}"
+        )
+
+
+def _sampling(req: Req, vocab_size: int) -> SamplingOptions:
+    params = req.sampling_params
+    seed = params.sampling_seed
+    if seed is None:
+        seed = _seed_of(req.rid)
+    elif type(seed) is not int or not -(1 << 63) <= seed < 1 << 63:
+        raise RequestError(
+            f"sampling_seed={seed!r} is not allowed; expected a 64-bit integer"
+        )
+    return SamplingOptions(
+        # SamplingParams.normalize turns temperature 0 into top_k 1.
+        temperature=0.0 if params.top_k == 1 else float(params.temperature),
+        top_p=float(params.top_p),
+        top_k=int(params.top_k) if params.top_k < vocab_size else 0,
+        seed=seed,
+    )
+
+
+@lru_cache(maxsize=1)
+def _stop_ids(tokenizer: Any) -> frozenset[int]:
+    """The stop tokens of a tokenizer. It takes long to name them, so it does once."""
+    if tokenizer is None:
+        return frozenset()
+    more = tokenizer.additional_stop_token_ids or ()
+    return frozenset({tokenizer.eos_token_id, *more} - {None})
+
+
+def _seed_of(rid: str) -> int:
+    """The seed of a request that names none: the same on every tensor-parallel rank."""
+    digest = hashlib.blake2b(rid.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -1,0 +1,64 @@
+"""The object that SGLang's worker calls to run a round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.graphs import window_graphs
+from sglang_dllm.runtime.metrics import Metrics
+from sglang_dllm.runtime.model_forward import RunnerForward
+
+
+class FullAttnAlgorithm(DllmAlgorithm):
+    """Owns the engine and runs its rounds.
+
+    SGLang makes this object before it loads the model and the tokenizer. So the engine
+    is built when the scheduler first asks for it, in its first loop.
+    """
+
+    _engine: DenoisingEngine | None = None
+
+    def engine_of(self, scheduler: Any) -> DenoisingEngine:
+        """The engine of the scheduler that owns this object."""
+        if self._engine is None:
+            self._engine = build_engine(scheduler)
+        return self._engine
+
+    def run(
+        self, model_runner: Any, forward_batch: Any, algo_states: Any = None
+    ) -> tuple[Any, list[Any], None, None, bool]:
+        """One round of denoising steps.
+
+        The arguments are SGLang's and not used: the engine packs its own forwards, and
+        the first of a round may be in flight already.
+        """
+        assert self._engine is not None, (
+            "a round runs before the scheduler's first loop"
+        )
+        self._engine.run_round()
+        in_graph = getattr(self._engine.model, "in_graph", False)
+        return LogitsProcessorOutput(None), [], None, None, in_graph
+
+
+def build_engine(scheduler: Any) -> DenoisingEngine:
+    """The engine of a scheduler whose model and tokenizer are loaded."""
+    config = scheduler.dllm_config
+    facts = config.facts.with_tokenizer(scheduler.tokenizer)
+    runner = scheduler.tp_worker.model_runner
+    graphs = window_graphs(runner, scheduler.server_args, facts)
+    prelaunch = config.decode.prelaunch
+    if prelaunch is None:
+        # On a CPU a launch is the forward itself and would only delay the tokens.
+        prelaunch = scheduler.device != "cpu"
+    return DenoisingEngine(
+        Denoiser(facts, scheduler.device),
+        RunnerForward(runner, facts.vocab_size, graphs),
+        Metrics(scheduler.metrics_collector),
+        config.decode.steps_per_round,
+        prelaunch,
+    )

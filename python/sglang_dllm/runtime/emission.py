@@ -1,0 +1,52 @@
+"""Emission: the committed prefix of a canvas becomes the output of its request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, BaseFinishReason, Req
+
+from sglang_dllm.runtime.admission import Denoising
+
+
+class FinishEos(BaseFinishReason):
+    """The answer ended with an EOS, which is not part of the output."""
+
+    def to_json(self) -> dict[str, Any]:
+        # Without a matched token the detokenizer cuts nothing off the output.
+        return {"type": "stop", "matched": None}
+
+
+def emit(req: Req) -> int:
+    """Append the tokens that became final to the output, up to the request's end.
+
+    Tokens are appended one by one, so that an EOS, a stop string or a stop token ends
+    the request at the first match in canvas order. A round may have committed more
+    behind it; that is dropped.
+
+    Returns:
+        The number of new tokens.
+    """
+    state: Denoising = req.dllm_algo_state
+    canvas, params = state.canvas, req.sampling_params
+    has_text_stops = bool(params.stop_strs or params.stop_regex_strs)
+    before = len(req.output_ids)
+    for token in canvas.take_committed_prefix().tolist():
+        if token in canvas.eos_ids and not params.ignore_eos:
+            req.finished_reason = FinishEos()
+            break
+        req.output_ids.append(token)
+        is_last = len(req.output_ids) >= params.max_new_tokens
+        if is_last or has_text_stops or token in state.stop_ids:
+            _check_end(req, token)
+            if req.finished():
+                break
+    return len(req.output_ids) - before
+
+
+def _check_end(req: Req, token: int) -> None:
+    """Apply SGLang's own stop rules: at each token, stops come before the length."""
+    if req._check_str_based_finish(1) or req._check_token_based_finish([token]):
+        return
+    if len(req.output_ids) >= req.sampling_params.max_new_tokens:
+        req.finished_reason = FINISH_LENGTH(length=len(req.output_ids))

@@ -1,0 +1,77 @@
+"""The SGLang side of a forward: from a packed forward to the model or to a graph."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.runtime.engine import Statistics
+from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
+from sglang_dllm.runtime.graphs import WindowGraphs
+from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
+
+
+class RunnerForward:
+    """A ``ModelForward`` over SGLang's ModelRunner.
+
+    Attributes:
+        runner: SGLang's ModelRunner.
+        graphs: run forwards of windows. None where there are none.
+        vocab_size: V of the logits.
+        in_graph: whether the last forward ran in a graph.
+    """
+
+    def __init__(
+        self, runner: Any, vocab_size: int, graphs: WindowGraphs | None = None
+    ) -> None:
+        self.runner = runner
+        self.vocab_size = vocab_size
+        self.graphs = graphs
+        self.in_graph = False
+        self._packed: PackedForward | None = None
+        self._template: Any = None
+
+    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+        """Start a forward: in a graph where one holds it, else through the runner."""
+        if packed is not self._packed:
+            self._prepare(packed)
+        plan = AttentionPlan(packed.windows, packed.logits_indices)
+        batch = self._batch_of(packed, plan)
+        self.in_graph = self.graphs is not None and self.graphs.accepts(plan)
+        if self.graphs is not None and self.in_graph:
+            return self.graphs.run(plan, batch, statistics)
+        out = self.runner.forward(batch, pp_proxy_tensors=None)
+        # SGLang's head reads nothing of the forward batch but the kind of forward.
+        head = partial(self.runner.model.logits, forward_batch=batch)
+        return Logits.of_hidden(out.logits_output.hidden_states, head, self.vocab_size)
+
+    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
+        """Fill the inputs of the graph that will run ``packed``.
+
+        A packing that was not launched yet is left to ``launch``: its windows moved.
+        """
+        if self.graphs is None or packed is not self._packed:
+            return
+        plan = AttentionPlan(packed.windows, packed.logits_indices)
+        if self.graphs.accepts(plan):
+            self.graphs.stage(plan, self._batch_of(packed, plan), statistics)
+
+    def _prepare(self, packed: PackedForward) -> None:
+        """Make SGLang's forward batch of a new packing."""
+        batch = CanvasScheduleBatch.of_forward(self.runner, packed)
+        self._template = ForwardBatch.init_new(
+            batch, self.runner, return_hidden_states_before_norm=False
+        )
+        self._packed = packed
+
+    def _batch_of(
+        self, packed: PackedForward, plan: AttentionPlan
+    ) -> CanvasForwardBatch:
+        return CanvasForwardBatch.of(
+            self._template, packed.input_ids, packed.positions, plan
+        )

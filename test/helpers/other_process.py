@@ -1,0 +1,36 @@
+"""Runs a helper module in a process of its own.
+
+SGLang's parallel state is global: one process holds one model runner at a time, and a
+test that makes one must not leave it to the tests behind.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TEST = Path(__file__).parents[1]
+ROOT = TEST.parent
+
+
+def run_module(module: str, *args: str | Path, timeout: float = 400) -> str:
+    """``python -m module args``, with test/ and the repository's root on its path.
+
+    Returns:
+        The standard output.
+
+    Raises:
+        AssertionError: the process failed; the message has the end of its output.
+    """
+    path = os.pathsep.join([str(TEST), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout

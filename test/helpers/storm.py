@@ -1,0 +1,158 @@
+"""A storm of random requests on one server: streams, aborts, hang-ups, pauses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from typing import Any
+
+import psutil
+import requests
+
+from helpers.random_settings import Case
+from helpers.serving_harness import Server
+
+NUM_CLIENTS = 12
+ENDS = [*["whole"] * 4, *["stream"] * 4, "abort", "abort stream", "hang up", "refused"]
+"""How a request may end. Its client aborts it by its id, closes the connection, or
+asks for an option that is out of range; or the request runs to its end."""
+
+
+@dataclass
+class Storm:
+    """Clients that ask one server at random until a time is over.
+
+    Args:
+        server: asked by ``NUM_CLIENTS`` clients at once.
+        cases: the requests to choose from; each is first asked alone.
+        seed: of all random choices.
+    """
+
+    server: Server
+    cases: list[Case]
+    seed: int
+    alone: list[list[int]] = field(default_factory=list)
+    """The tokens of each case, from a server that does nothing else."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Answers by the way they ended, and ``compared`` and ``equal`` tokens."""
+    different: list[tuple[Case, list[int], list[int]]] = field(default_factory=list)
+    """Cases with the tokens they got alone and in the storm."""
+    num_retractions: int = 0
+    _ids: count[int] = field(default_factory=count)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask_alone(self) -> None:
+        for case in self.cases:
+            answer = self.server.generate(list(case.prompt), **case.sampling_params())
+            self.alone.append(answer["output_ids"])
+
+    def run(self, seconds: float) -> None:
+        """Raises what any of the clients raises, and waits until all have ended."""
+        deadline = time.monotonic() + seconds
+        with ThreadPoolExecutor(NUM_CLIENTS + 1) as pool:
+            clients = [
+                pool.submit(self._client, random.Random(f"{self.seed}-{i}"), deadline)
+                for i in range(NUM_CLIENTS)
+            ]
+            operator = random.Random(f"{self.seed}-operator")
+            clients.append(pool.submit(self._pause_at_times, operator, deadline))
+            for client in clients:
+                client.result()
+
+    def _client(self, rng: random.Random, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            self._ask(rng.randrange(len(self.cases)), rng.choice(ENDS), rng.random())
+            time.sleep(rng.random() ** 4)
+
+    def _pause_at_times(self, rng: random.Random, deadline: float) -> None:
+        """Pauses of the scheduler, with the running requests kept or retracted."""
+        while time.monotonic() < deadline:
+            time.sleep(min(3 + 5 * rng.random(), max(deadline - time.monotonic(), 0)))
+            mode = rng.choice(["in_place", "retract"])
+            self.num_retractions += mode == "retract"
+            assert self.server.post("/pause_generation", mode=mode).ok
+            time.sleep(0.3 * rng.random())
+            assert self.server.post("/continue_generation").ok
+
+    def _ask(self, index: int, end: str, delay: float) -> None:
+        case, before = self.cases[index], self.num_retractions
+        body = self._body(case, is_stream=end in ("stream", "abort stream", "hang up"))
+        if end == "refused":
+            body["sampling_params"]["custom_params"]["dllm"]["max_forwards"] = -1
+            assert self.server.post("/generate", **body).status_code == 400
+            return self._note(end)
+        if end == "hang up":
+            self._hang_up(body, delay)
+            return self._note(end)
+        timer = threading.Timer(
+            delay * 0.3, self.server.post, ["/abort_request"], {"rid": body["rid"]}
+        )
+        if end.startswith("abort"):
+            timer.start()
+        response = self.server.post("/generate", **body)
+        timer.cancel()
+        if end.startswith("abort") and "was aborted" in response.text:
+            # SGLang's answer where the abort comes before the scheduler has it.
+            return self._note("abort")
+        answer = last_answer(response)
+        reason = answer["meta_info"]["finish_reason"]["type"]
+        assert reason in ("stop", "length") or end.startswith("abort"), answer
+        self._note(reason if reason == "abort" else end)
+        # A retracted canvas starts its cache anew, and may choose other tokens.
+        if "cache" not in case.options or before == self.num_retractions:
+            self._compare(index, answer["output_ids"], is_whole=reason != "abort")
+
+    def _body(self, case: Case, is_stream: bool) -> dict[str, Any]:
+        return {
+            "rid": f"storm-{self.seed}-{next(self._ids)}.",
+            "input_ids": list(case.prompt),
+            "sampling_params": case.sampling_params(),
+            "stream": is_stream,
+        }
+
+    def _hang_up(self, body: dict[str, Any], delay: float) -> None:
+        with contextlib.suppress(requests.RequestException):
+            url, timeout = self.server.base_url + "/generate", (30, delay * 0.3 + 0.01)
+            with requests.post(url, json=body, stream=True, timeout=timeout) as answer:
+                next(answer.iter_lines())
+
+    def _compare(self, index: int, ids: list[int], is_whole: bool) -> None:
+        wanted = self.alone[index] if is_whole else self.alone[index][: len(ids)]
+        with self._lock:
+            self.counts["compared"] += 1
+            if ids == wanted:
+                self.counts["equal"] += 1
+            else:
+                self.different.append((self.cases[index], self.alone[index], ids))
+
+    def _note(self, end: str) -> None:
+        with self._lock:
+            self.counts[end] += 1
+
+
+def last_answer(response: requests.Response) -> dict[str, Any]:
+    """Of a stream or of a plain answer; tokens of a stream do not change."""
+    assert response.status_code == 200, response.text
+    if not response.headers["content-type"].startswith("text/event-stream"):
+        return dict(response.json())
+    lines = [x[6:] for x in response.text.splitlines() if x.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    events = [json.loads(line) for line in lines]
+    for one, later in pairwise(events):
+        ids = one["output_ids"]
+        assert later["output_ids"][: len(ids)] == ids, "a streamed token changed"
+    return dict(events[-1])
+
+
+def resident_mib(server: Server) -> float:
+    """Memory of the server's processes in MiB."""
+    parent = psutil.Process(server.process.pid)
+    processes = [parent, *parent.children(recursive=True)]
+    return sum(process.memory_info().rss for process in processes) / 2**20

@@ -1,0 +1,148 @@
+"""A denoising engine with a toy model, for tests without SGLang."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+from helpers.toy_model import EOS, MASK, Request, ToyModel, facts_of, held, resolve
+from sglang_dllm.decoding.algorithm import Algorithm
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.denoiser import Denoiser, Group
+from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.runtime.engine import DenoisingEngine, Statistics
+
+FACTS = facts_of("llada")
+LENGTH = 12
+"""Tokens of every answer."""
+
+
+class WatchedDenoiser(Denoiser):
+    """Notes its calls. A canvas that joins or leaves during a forward is an error."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__(FACTS)
+        self.events = events
+        self.is_packed = False
+
+    def pack(self) -> PackedForward:
+        self.is_packed = True
+        return super().pack()
+
+    def commit(self, logits: Logits) -> None:
+        self.events.append("commit")
+        assert self.is_packed, "no forward was packed"
+        self.is_packed = False
+        super().commit(logits)
+
+    def join(self, group: Group) -> None:
+        assert not self.is_packed, "a canvas joins during a forward"
+        self.events.append("join")
+        super().join(group)
+
+    def remove(self, canvases: Any) -> None:
+        assert not self.is_packed, "a canvas leaves during a forward"
+        super().remove(canvases)
+
+    def park(self, canvas: Canvas) -> Group:
+        assert not self.is_packed, "a canvas leaves during a forward"
+        return super().park(canvas)
+
+    def expect(self) -> PackedForward | None:
+        self.events.append("expect")
+        return super().expect()
+
+    def sync(self) -> None:
+        self.events.append("sync")
+        super().sync()
+
+
+class ToyForward:
+    """A toy model as a ``ModelForward``; all its windows are full."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.model = ToyModel(3)
+        self.events = events
+        self.num_windows: list[int] = []
+
+    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+        self.events.append("launch")
+        self.num_windows.append(len(packed.lens))
+        rows = [self.model(ids) for ids in packed.input_ids.split(packed.lens)]
+        return held(torch.cat(rows)[packed.logits_indices], statistics)
+
+    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
+        self.events.append("stage")
+
+
+class Ended:
+    """Metrics: how often each canvas was counted."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def ended(self, canvas: Canvas) -> None:
+        self.counts[id(canvas)] += 1
+
+
+class ToyEngine:
+    """An engine with everything that it was given."""
+
+    def __init__(self, steps_per_round: int = 1, prelaunch: bool = False) -> None:
+        self.events: list[str] = []
+        self.denoiser = WatchedDenoiser(self.events)
+        self.model = ToyForward(self.events)
+        self.metrics = Ended()
+        self.engine = DenoisingEngine(
+            self.denoiser, self.model, self.metrics, steps_per_round, prelaunch
+        )
+
+    def prepare(
+        self, number: int, algorithm: str | Algorithm = "LLaDA", **options: Any
+    ) -> tuple[Canvas, Group]:
+        """A canvas and its group. The number makes its prompt."""
+        prompt = (1, number % 9, number)[: 1 + number % 3]
+        canvas = Canvas.from_prompt(
+            prompt, LENGTH, mask_id=MASK, eos_ids=(EOS,), ignore_eos=True
+        )
+        if isinstance(algorithm, Algorithm):
+            parsed = algorithm.options(**options)
+        else:
+            request = Request(self.model.model, prompt, LENGTH, algorithm, options)
+            decoding = resolve("llada", request)
+            algorithm, parsed = decoding.algorithm, decoding.options
+        return canvas, self.denoiser.prepare(canvas, algorithm, parsed)
+
+    def add(self, number: int, *args: Any, **options: Any) -> Canvas:
+        canvas, group = self.prepare(number, *args, **options)
+        self.engine.admit(group)
+        return canvas
+
+    def launches(self) -> int:
+        return self.events.count("launch")
+
+    def run_to_end(self) -> None:
+        """Rounds with the scheduler's part: what is done or failed is released."""
+        for _ in range(500):
+            if not self.engine.canvases:
+                return
+            self.engine.run_round()
+            self.engine.release(
+                [c for c in self.engine.canvases if c.done or c.failure is not None]
+            )
+        raise AssertionError("no end")
+
+
+def outcome(canvas: Canvas) -> tuple[list[int], int]:
+    assert canvas.failure is None
+    return canvas.ids.tolist(), canvas.num_forwards
+
+
+def alone(number: int, *args: Any, **options: Any) -> tuple[list[int], int]:
+    setup = ToyEngine()
+    canvas = setup.add(number, *args, **options)
+    setup.run_to_end()
+    return outcome(canvas)

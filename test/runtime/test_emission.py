@@ -1,0 +1,175 @@
+"""Emission: stops cut the output where they match, and cost the others nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.fake_scheduler import FakeScheduler, end_of
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.runtime.admission import Denoising
+from sglang_dllm.runtime.emission import emit
+
+prelaunched = pytest.mark.parametrize("prelaunch", [False, True])
+
+
+class Letters:
+    """A tokenizer: token 0 is ``a``."""
+
+    eos_token_id = 5
+    additional_stop_token_ids = None
+    is_fast = True
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [ord(letter) - 97 for letter in text]
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "".join(chr(97 + token) for token in ids)
+
+
+def committed(req: Any, *tokens: int) -> Canvas:
+    """The canvas of a request, with these tokens committed."""
+    canvas = Canvas.from_prompt([1], 9, mask_id=3, eos_ids=(5,))
+    for position, token in enumerate(tokens):
+        if token >= 0:
+            canvas.ids[1 + position] = token
+            canvas.masked[1 + position] = False
+    req.dllm_algo_state = Denoising(canvas, None, frozenset({5, 8}))
+    return canvas
+
+
+@pytest.fixture
+def scheduler() -> FakeScheduler:
+    return FakeScheduler(tokenizer=Letters())
+
+
+def test_only_the_contiguous_prefix_goes_out(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=9)
+    canvas = committed(req, 0, 1, -1, 2)
+    assert emit(req) == 2 and list(req.output_ids) == [0, 1]
+    assert emit(req) == 0
+    canvas.ids[3], canvas.masked[3] = 4, False
+    assert emit(req) == 2 and list(req.output_ids) == [0, 1, 4, 2]
+    assert not req.finished()
+
+
+def test_an_eos_is_no_output(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=9, ignore_eos=False)
+    committed(req, 0, 5, 1, 2)
+    assert emit(req) == 1 and list(req.output_ids) == [0]
+    assert end_of(req)[0] == "stop"
+
+
+def test_an_eos_that_is_ignored_is_output(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=4)
+    committed(req, 0, 5, 1, 2)
+    assert emit(req) == 4
+    assert end_of(req)[0] == "length"
+
+
+@pytest.mark.parametrize(
+    ("stops", "kept"),
+    [
+        ({"stop": "bc"}, [0, 1, 2]),
+        ({"stop": ["zz", "c"]}, [0, 1, 2]),
+        ({"stop_regex": "c.?e"}, [0, 1, 2, 4]),
+        ({"stop_token_ids": [8], "ignore_eos": False}, [0, 1, 2, 4, 8]),
+    ],
+)
+def test_the_first_match_ends_the_output(
+    scheduler: FakeScheduler, stops: dict[str, Any], kept: list[int]
+) -> None:
+    """A round may have committed more behind it, which nobody sees."""
+    req = scheduler.queue("one", length=9, **stops)
+    committed(req, 0, 1, 2, 4, 8, 2, 7, 0, 1)
+    assert emit(req) == len(kept)
+    assert list(req.output_ids) == kept
+    assert req.finished() and end_of(req)[0] == "stop"
+
+
+def test_a_stop_comes_before_the_length(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=3, stop="c")
+    committed(req, 0, 1, 2)
+    assert emit(req) == 3
+    assert end_of(req)[0] == "stop"
+
+
+def rounds_of(prelaunch: bool, **stops: Any) -> dict[str, Any]:
+    """Two requests, the second with or without stops, until the first has ended."""
+    scheduler = FakeScheduler(
+        steps_per_round=4, prelaunch=prelaunch, tokenizer=Letters()
+    )
+    plain = scheduler.queue("plain", length=16, dllm={"steps": 16})
+    other = scheduler.queue("other", (16), (4,), dllm={"steps": 16}, **stops)
+    rounds = 0
+    while not plain.finished():
+        rounds += 1
+        scheduler.loop()
+        assert rounds < 50
+        if rounds == 1:
+            in_flight = scheduler.engine.in_flight
+    scheduler.loop_to_end()
+    assert scheduler.free_slots == (100, 4)
+    return {
+        "rounds": rounds,
+        "prelaunched": in_flight is not None,
+        "tokens": list(plain.output_ids),
+        "other": list(other.output_ids),
+        "launches": scheduler.toy.launches(),
+    }
+
+
+@prelaunched
+@pytest.mark.parametrize(
+    "stops",
+    [
+        {"stop": "never in it"},
+        {"stop_regex": "never in it"},
+        {"stop_token_ids": [10_000]},
+    ],
+)
+def test_stops_of_one_leave_the_rounds_of_the_others(
+    stops: dict[str, Any], prelaunch: bool
+) -> None:
+    """Nearly every evaluation sends stops. They once made rounds of one step, without
+    a prelaunch, for every request."""
+    assert rounds_of(prelaunch, **stops) == rounds_of(prelaunch)
+    assert rounds_of(prelaunch)["rounds"] == 4
+    assert rounds_of(prelaunch)["prelaunched"] == prelaunch
+
+
+@prelaunched
+def test_a_stop_costs_at_most_the_rest_of_its_round(prelaunch: bool) -> None:
+    plain = rounds_of(prelaunch)
+    # The token that comes first in the answer of the second request.
+    letter = chr(97 + plain["other"][0])
+    found = rounds_of(prelaunch, stop=letter)
+    assert found["other"] == plain["other"][:1]
+    assert found["tokens"] == plain["tokens"]
+
+
+@prelaunched
+def test_a_request_that_waits_for_its_commit_sends_nothing(prelaunch: bool) -> None:
+    scheduler = FakeScheduler(prelaunch=prelaunch)
+    scheduler.queue("one", length=8)
+    scheduler.loop()
+    scheduler.engine.canvases[0].masked[:] = True
+    scheduler.engine.run_round = lambda: None  # type: ignore[method-assign]
+    before = dict(scheduler.sent)
+    scheduler.loop()
+    assert scheduler.sent == before
+    assert scheduler.metrics_reporter.num_generated_tokens == sum(
+        counts[-1] for counts in before.values()
+    )
+
+
+def test_numbers_of_numpy_do_not_reach_the_output(scheduler: FakeScheduler) -> None:
+    """SGLang's process borders pack plain integers only."""
+    req = scheduler.queue("one", length=9)
+    committed(req, 0, 1)
+    emit(req)
+    assert not any(isinstance(token, np.integer) for token in req.output_ids)
+    assert SimpleNamespace(ids=list(req.output_ids)).ids == [0, 1]

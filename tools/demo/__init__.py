@@ -1,0 +1,1 @@
+"""The training and the evaluation of the demo model."""
