@@ -84,11 +84,14 @@ def attention_by(name: str, batch: Batch) -> CanvasAttention[Any]:
 
 
 @pytest.mark.parametrize("scales", [(None, None), (2.0, 0.5)], ids=["plain", "scaled"])
+@pytest.mark.parametrize("windows", ["interleaved", "full, kept"])
 @pytest.mark.parametrize("name", ["sdpa", "flashinfer", "triton"])
 def test_keys_go_through_the_pool_and_come_back(
-    name: str, scales: tuple, plain_kernels: None
+    name: str, windows: str, scales: tuple, plain_kernels: None
 ) -> None:
-    batch = half_batch("interleaved", (4, 2))
+    """The pool divides its arguments in place. Where all tokens are written, it would
+    get views of the keys that full windows read afterwards."""
+    batch = half_batch(windows, (4, 2))
     # Powers of two: the pool holds the oracle's numbers, divided.
     k_scale, v_scale = scales
     stored = replace(

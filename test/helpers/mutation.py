@@ -27,7 +27,7 @@ from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[2]
 TARGET = Path("python/sglang_dllm/decoding")
-COPIED = ("python", "test", "pyproject.toml")
+COPIED = ("benchmark", "python", "test", "pyproject.toml")
 
 OPERATORS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),

@@ -99,3 +99,21 @@ def steps_of(
     model: ScriptedModel, algorithm: str, *args: Any, **options: Any
 ) -> list[Any]:
     return decode(model, algorithm, *args, **options)[1]
+
+
+def first_steps(
+    family: str, algorithm: str, *crowd: tuple[ScriptedModel, Any], sampling: Any = None
+) -> list[Any]:
+    """The positions that the first forward of a batch commits, by canvas.
+
+    Args:
+        crowd: the model and the options of each request.
+    """
+    draws = sampling or SamplingOptions()
+    requests = [
+        Request(model, (1,), len(model.frames[0]), algorithm, options, draws)
+        for model, options in crowd
+    ]
+    decode_batch(family, requests)
+    seen = [model.seen[1][1:] for model, _ in crowd]
+    return [[i for i, token in enumerate(ids) if token != MASK] for ids in seen]

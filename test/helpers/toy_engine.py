@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from helpers.toy_model import EOS, MASK, Request, ToyModel, facts_of, held, resolve
+from helpers.toy_model import Request, ToyModel, facts_of, held, resolve
 from sglang_dllm.decoding.algorithm import Algorithm
+from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.denoiser import Denoiser, Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.runtime.engine import DenoisingEngine, Statistics
 
 FACTS = facts_of("llada")
@@ -101,20 +103,22 @@ class ToyEngine:
         )
 
     def prepare(
-        self, number: int, algorithm: str | Algorithm = "LLaDA", **options: Any
+        self,
+        number: int,
+        algorithm: str | Algorithm[Any, Any] = "LLaDA",
+        **options: Any,
     ) -> tuple[Canvas, Group]:
         """A canvas and its group. The number makes its prompt."""
         prompt = (1, number % 9, number)[: 1 + number % 3]
-        canvas = Canvas.from_prompt(
-            prompt, LENGTH, mask_id=MASK, eos_ids=(EOS,), ignore_eos=True
-        )
         if isinstance(algorithm, Algorithm):
+            cache = CACHES["none"]
             parsed = algorithm.options(**options)
+            decoding = Decoding(algorithm, parsed, cache, cache.options())
         else:
             request = Request(self.model.model, prompt, LENGTH, algorithm, options)
             decoding = resolve("llada", request)
-            algorithm, parsed = decoding.algorithm, decoding.options
-        return canvas, self.denoiser.prepare(canvas, algorithm, parsed)
+        canvas = decoding.new_canvas(prompt, LENGTH, FACTS, ignore_eos=True)
+        return canvas, self.denoiser.prepare(canvas, decoding)
 
     def add(self, number: int, *args: Any, **options: Any) -> Canvas:
         canvas, group = self.prepare(number, *args, **options)

@@ -70,9 +70,6 @@ def same_tokens_and_forwards(a: Result, b: Result) -> bool:
     return (a.ids, a.nfe, a.commit_order) == (b.ids, b.nfe, b.commit_order)
 
 
-# --- checkpoints and models -------------------------------------------------------
-
-
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_llada_layout(tmp_path: Path, bias: bool, num_shards: int) -> None:
@@ -204,9 +201,6 @@ def test_decoding_is_eventful(tmp_path: Path, write: Callable[..., Path]) -> Non
     assert 5 < eos_wins < 200
     assert 1 < mask_wins < 200
     assert len(torch.cat(rows).argmax(-1).unique()) > 60
-
-
-# --- loops ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -45,9 +45,6 @@ def assert_same(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5, equal_nan=True)
 
 
-# --- memories ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_windows_of_an_unchanged_canvas(tmp_path: Path, name: str) -> None:
     """The rows of the full forward; the whole canvas is a window like any other."""
@@ -149,8 +146,6 @@ def test_what_was_not_computed_decides_nothing() -> None:
         with pytest.raises(AssertionError, match="position 3 is outside"):
             decode(name, Short("llada", frame), cache="dual")
 
-
-# --- schedules --------------------------------------------------------------------
 
 # Eight tokens behind a prompt of two, in blocks [2, 6) and [6, 10). The first is a bit
 # surer than the next and so on, so every forward commits the lowest one left.
@@ -333,9 +328,6 @@ def test_where_there_is_no_cache() -> None:
     ):
         with pytest.raises(ValueError):
             run(name, says(family, 0.5), [], 1, options)
-
-
-# --- for all of them --------------------------------------------------------------
 
 
 def toy_run(family: str, name: str, seed: int, **options: Any) -> Result:

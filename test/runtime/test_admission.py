@@ -65,7 +65,7 @@ def test_a_bad_request_is_answered_alone(
     assert scheduler.free_slots == (100, 4)
 
 
-def register(monkeypatch: pytest.MonkeyPatch, algorithm: Algorithm) -> None:
+def register(monkeypatch: pytest.MonkeyPatch, algorithm: Algorithm[Any, Any]) -> None:
     """Let requests name a third party's algorithm."""
     found = {**algorithms(), algorithm.name: algorithm}
     monkeypatch.setattr("sglang_dllm.config.resolve.algorithms", lambda: found)
@@ -76,14 +76,15 @@ class Raising(LeftToRight):
 
     where = ""
 
-    def complete(self, options: Any, facts: Any) -> Any:
-        return self._or_fail("complete", options)
+    def finalize(self, options: Any, answer_len: int, facts: Any) -> Any:
+        return self._or_fail("finalize", options)
 
     def is_guided(self, options: Any) -> bool:
         return bool(self._or_fail("is_guided", False))
 
-    def begin(self, canvases: Any) -> Any:
-        return self._or_fail("begin", {})
+    def begin(self, batch: Any, options: Any) -> Any:
+        self._or_fail("begin", None)
+        return super().begin(batch, options)
 
     def _or_fail(self, here: str, value: Any) -> Any:
         if self.where == here:
@@ -92,7 +93,7 @@ class Raising(LeftToRight):
 
 
 @prelaunched
-@pytest.mark.parametrize("where", ["complete", "is_guided", "begin"])
+@pytest.mark.parametrize("where", ["finalize", "is_guided", "begin"])
 def test_an_algorithm_that_cannot_start_is_a_500(
     where: str, prelaunch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +113,7 @@ def test_an_algorithm_that_cannot_start_is_a_500(
 
 
 @prelaunched
-@pytest.mark.parametrize("where", ["choose", "committed", "later_plan"])
+@pytest.mark.parametrize("where", ["decide", "on_commit", "later_step"])
 def test_an_algorithm_that_fails_later_is_a_500(
     where: str, prelaunch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,9 +201,10 @@ def test_what_does_not_fit_into_an_empty_engine_is_refused(
 ) -> None:
     """It would hold back the queue for ever."""
     scheduler = FakeScheduler()
-    monkeypatch.setattr(
-        "sglang_dllm.runtime.admission._check_fields", lambda *args: None
-    )
+    for check in ("_check_fields", "_check_windows"):
+        monkeypatch.setattr(
+            f"sglang_dllm.runtime.admission.{check}", lambda *args: None
+        )
     large, behind = scheduler.queue("large", length=150), scheduler.queue("behind")
     scheduler.loop_to_end()
     assert end_of(large)[1] == 400 and "does not fit" in end_of(large)[2]

@@ -222,7 +222,7 @@ def raising(*args: Any, **kwargs: Any) -> Any:
 
 @prelaunched
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("where", ["choose", "shape", "committed", "later_plan"])
+@pytest.mark.parametrize("where", ["decide", "shape", "on_commit", "later_step"])
 def test_an_algorithm_that_fails_ends_its_own_canvases(
     where: str, steps: int, prelaunch: bool
 ) -> None:
@@ -250,7 +250,7 @@ def test_a_round_ends_when_a_canvas_fails(prelaunch: bool) -> None:
     """The request is answered at once, and no forward waits for its release."""
     setup = ToyEngine(5, prelaunch)
     sound = setup.add(1, "LLaDA", steps=12)
-    failed = setup.add(2, FAULTY, where="choose")
+    failed = setup.add(2, FAULTY, where="decide")
     setup.engine.run_round()
     assert failed.failure is not None and sound.num_forwards == 1
     assert setup.engine.in_flight is None
@@ -267,7 +267,7 @@ def test_a_canvas_that_cannot_join_fails_alone(
     first = setup.add(4, LEFT)
     setup.engine.run_round()
     second, group = setup.prepare(5, LEFT)
-    monkeypatch.setattr(type(group.canvases), "joined", raising)
+    monkeypatch.setattr(type(group), "joined", raising)
     setup.engine.admit(group)
     setup.engine.run_round()
     assert second.failure is not None and "told to fail" in second.failure
@@ -282,7 +282,7 @@ def test_a_canvas_that_fails_while_it_is_parked_has_no_group(prelaunch: bool) ->
     """A retraction commits the forward in flight, and the algorithm may fail in it."""
     setup = ToyEngine(1, prelaunch)
     sound = setup.add(1, "LLaDA", steps=12)
-    failing_later = setup.add(4, FAULTY, where="later_plan")
+    failing_later = setup.add(4, FAULTY, where="later_step")
     setup.engine.run_round()
     groups = setup.engine.park([failing_later, sound])
     assert groups[1] is not None
@@ -349,7 +349,7 @@ def test_a_prepared_canvas_changes_nothing() -> None:
     setup = ToyEngine(1, prelaunch=True)
     sound = setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
-    for where in ("begin", "plan"):
+    for where in ("begin", "next_step"):
         with pytest.raises(RuntimeError, match=f"told to fail in {where}"):
             setup.prepare(4, FAULTY, where=where)
     assert setup.engine.canvases == [sound]

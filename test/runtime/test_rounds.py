@@ -139,7 +139,7 @@ def test_a_retracted_request_whose_algorithm_failed_leaves(
     options = {"algorithm": "Faulty", "where": "nowhere"}
     failing = scheduler.queue("failing", dllm=options)
     scheduler.loop()
-    monkeypatch.setattr(Faulty, "choose", lambda *args: 1 / 0)
+    monkeypatch.setattr(Faulty, "decide", lambda *args: 1 / 0)
     scheduler.retract_all()
     scheduler.loop_to_end()
     assert end_of(failing)[:2] == ("abort", 500)
@@ -178,7 +178,7 @@ def test_a_failure_at_a_pause_is_answered_behind_it(
     sound = scheduler.queue("sound", 8, (1, 0))
     failing = scheduler.queue("failing", dllm={"algorithm": "Faulty", "where": ""})
     scheduler.loop()
-    monkeypatch.setattr(Faulty, "choose", lambda *args: 1 / 0)
+    monkeypatch.setattr(Faulty, "decide", lambda *args: 1 / 0)
     rounds.before_pause(scheduler)
     scheduler.loop_to_end()
     assert end_of(failing)[:2] == ("abort", 500)

@@ -21,10 +21,7 @@ import requests
 
 from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import write_llada
-from sglang_dllm.decoding.cache import CACHES
-
-PRELAUNCH_KEY = "overlap"
-"""The YAML key that launches a round's first forward before the round begins."""
+from sglang_dllm.decoding.caches.registry import CACHES
 
 BAD_LOG_LINE = re.compile(r"memory leak|Mem Leak|double free|Traceback|SIGQUIT")
 
@@ -66,7 +63,7 @@ def random_asks(seed: int, num: int, longest: int) -> list[Ask]:
             length=longest if i % 13 == 0 else rng.choice([8, 16, 33, 64, 100, 200]),
             stream=rng.random() < 0.5,
             end=ends[i % len(ends)],
-            cache=rng.choice(["none", "none", *CACHES[1:]]),
+            cache=rng.choice(["none", "none", *list(CACHES)[1:]]),
             delay=rng.random() * 3,
         )
         for i in range(num)
@@ -178,7 +175,7 @@ def flags(
     root = tmp_path_factory.mktemp("one_by_one")
     prelaunch = str(request.param).lower()
     (root / "dllm.yaml").write_text(
-        f"{{block_size: 1, threshold: 0.0, {PRELAUNCH_KEY}: {prelaunch}}}"
+        f"{{block_size: 1, threshold: 0.0, prelaunch: {prelaunch}}}"
     )
     return (
         write_llada(root / "llada", seed=1),

@@ -1,4 +1,4 @@
-"""What good requests get: limits, seeds, streams, stops, usage, defaults."""
+"""Good requests are answered well: limits, seeds, streams, stops, usage, defaults."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_a_mask_token_in_the_prompt_is_text(demo_server: Server) -> None:
 
 
 def test_fields_without_effect_are_accepted(demo_server: Server) -> None:
-    """What stock clients send by default, and OpenAI fields about the account."""
+    """Clients send these by default, or they are OpenAI fields about the account."""
     answer = demo_server.post(
         "/v1/chat/completions",
         messages=MESSAGES,

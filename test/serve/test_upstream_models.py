@@ -147,7 +147,7 @@ print(hasattr(DllmConfig.from_server_args, "__wrapped__"))
 def test_the_environment_variable_decides_whether_hooks_load(
     env: dict[str, str],
 ) -> None:
-    """What the comparison below rests on: one side has hooks, the other none."""
+    """The comparison below rests on it: one side has hooks, the other none."""
     out = subprocess.run(
         [sys.executable, "-c", _HOOKED],
         env={**os.environ, **env},

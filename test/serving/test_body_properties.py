@@ -83,7 +83,7 @@ many = settings(
 
 
 def refusal_of(path: str, body: Any) -> str | None:
-    """What the check says of a body, None where it passes it on."""
+    """The refusal of a body, None where it passes."""
     try:
         check_body(path, body, MODEL)
     except BadRequest as refusal:

@@ -1,4 +1,4 @@
-"""The door and the body checks, without a server."""
+"""The checks of a request and of a body, without a server."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def llama_manager() -> SimpleNamespace:
 
 @pytest.fixture(autouse=True)
 def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What hooks look up: the checkpoint's config, and the server's global state."""
+    """The state that hooks look up: the checkpoint's config and the server's state."""
     monkeypatch.setattr(
         "sglang_dllm.upstream.launch.architecture_of",
         lambda args: args.hf_config.architectures[0],
@@ -212,7 +212,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
 
 
 def call(hook: Hook, act: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
-    """What a hook returns or yields around an original of its target's kind."""
+    """The values that a hook returns or yields around an original of its kind."""
 
     async def coroutine(*args: Any) -> Any:
         return act(*args)

@@ -150,7 +150,7 @@ def launch(*arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]
     )
     assert done.stdout, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return {**found, "stderr": done.stderr}
 
 
 def test_a_large_gguf_file_costs_no_memory(tmp_path: Path) -> None:
@@ -169,16 +169,20 @@ def test_a_repository_is_not_asked_for_its_config_by_us() -> None:
     assert found == {**found, "ours": [], "reads": [], "error": None}
 
 
-def test_a_repository_is_asked_as_often_as_without_us(tmp_path: Path) -> None:
-    """Also with an algorithm, when we look at the config too. A cached repository
-    stands for the hub: each call would be a request."""
-    snapshot = tmp_path / "models--someone--a-model" / "snapshots" / ("0" * 40)
+def cached_repository(cache: Path, **config: Any) -> None:
+    """The hub's cache of someone/a-model, which has a config.json only."""
+    snapshot = cache / "models--someone--a-model" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     (snapshot / "config.json").write_text(json.dumps(config))
+
+
+def test_a_repository_is_asked_as_often_as_without_us(tmp_path: Path) -> None:
+    """Also with an algorithm, when we look at the config too. A cached repository
+    stands for the hub: each call would be a request."""
+    cached_repository(tmp_path, architectures=["LlamaForCausalLM"], model_type="llama")
     reads = [
         launch(
             *("launch", "--model-path", "someone/a-model", "--device", "cpu"),
@@ -210,6 +214,14 @@ def test_sglangs_own_diffusion_model_is_sglangs_own(tmp_path: Path) -> None:
     assert found["error"] is None
 
 
-def test_a_model_of_ours_without_an_algorithm_is_told_so(tmp_path: Path) -> None:
-    found = launch("launch", "--model-path", str(demo_path()), "--device", "cpu")
+@pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "repository"])
+def test_a_model_of_ours_needs_an_algorithm(is_folder: bool, tmp_path: Path) -> None:
+    config = json.loads((demo_path() / "config.json").read_text())
+    cached_repository(tmp_path, **config)
+    path = str(demo_path()) if is_folder else "someone/a-model"
+    found = launch(
+        *("launch", "--model-path", path, "--device", "cpu"),
+        env={"HF_HUB_CACHE": str(tmp_path)},
+    )
     assert found["error"] == "SystemExit: 2"
+    assert "LLaDAModelLM is a diffusion model: add --dllm-algorithm" in found["stderr"]

@@ -41,8 +41,8 @@ class CanvasScheduleBatch(ScheduleBatch):
         canvases = [req.dllm_algo_state.canvas for req in reqs]
         # A canvas that has not joined yet has no window. Its first one is full.
         lens = [_window_len(canvas) or len(canvas) for canvas in canvases]
-        batch._set_sizes([len(canvas) for canvas in canvases], lens, canvases)
-        batch.input_ids = torch.empty(sum(lens), dtype=torch.int64, device=batch.device)
+        ids = torch.empty(sum(lens), dtype=torch.int64, device=batch.device)
+        batch._set_windows(canvases, lens, ids)
         return batch
 
     @classmethod
@@ -50,16 +50,15 @@ class CanvasScheduleBatch(ScheduleBatch):
         """The batch from which SGLang makes the forward batch of a packed forward."""
         batch = cls._new(runner, runner, [])
         canvases = packed.canvases
-        batch._set_sizes([len(canvas) for canvas in canvases], packed.lens, canvases)
-        batch.input_ids = packed.input_ids
         # The unconditional window of a guided canvas has the slots of the first one.
         # Its forward attends to fresh keys and values, and keeps none in the pool.
-        batch.out_cache_loc = torch.cat(
+        slots = torch.cat(
             [
                 _slots_of(canvas)[window.start : window.end]
                 for canvas, window in zip(canvases, packed.windows, strict=True)
             ]
         )
+        batch._set_windows(canvases, packed.lens, packed.input_ids, slots)
         return batch
 
     @classmethod
@@ -75,10 +74,23 @@ class CanvasScheduleBatch(ScheduleBatch):
         )
         return batch
 
-    def _set_sizes(
-        self, canvas_lens: list[int], lens: list[int], canvases: Sequence[Canvas]
+    def _set_windows(
+        self,
+        canvases: Sequence[Canvas],
+        lens: list[int],
+        input_ids: torch.Tensor,
+        slots: torch.Tensor | None = None,
     ) -> None:
-        """Set what SGLang reads of each window: its length and its canvas's."""
+        """Set what SGLang reads of each window: its tokens, its canvas and its slots.
+
+        Args:
+            canvases: the canvas of each window.
+            lens: tokens of each window, T together.
+            input_ids: ``(T,)`` int64.
+            slots: ``(T,)`` int64: of the pool. None for a batch that runs no forward.
+        """
+        canvas_lens = [len(canvas) for canvas in canvases]
+        self.input_ids, self.out_cache_loc = input_ids, slots
         owners = torch.tensor([canvas.req_pool_index for canvas in canvases])
         self.forward_mode = ForwardMode.DLLM_EXTEND
         # SGLang would say so of a batch without requests.

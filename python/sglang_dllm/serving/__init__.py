@@ -1,1 +1,1 @@
-"""What we add to the HTTP surface."""
+"""Checks of the requests that SGLang's routes and its Python engine take."""

@@ -117,7 +117,7 @@ def _check_messages(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     """SGLang's own models check the fields of these routes."""
     body = _without_nulls(body)
     if "custom_params" in body:
-        # Those models would drop it without a word.
+        # These models would drop it without a word.
         other = "it on /v1/chat/completions, /v1/completions or /generate"
         raise refused("custom_params", body["custom_params"], other)
     return {"temperature": model.temperature, **body}

@@ -1,4 +1,4 @@
-"""Which model a launch is about. A launch that is not ours must read nothing more."""
+"""The model of a launch. A launch that is not ours must read nothing more."""
 
 from __future__ import annotations
 
