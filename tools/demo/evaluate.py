@@ -1,6 +1,6 @@
 """Held-out accuracy of the demo checkpoint against its tokens per forward.
 
-python -m tools.demo.evaluate --table FILE.md --chart FILE.png
+    python -m tools.demo.evaluate --table FILE.md --chart FILE.png
 """
 
 from __future__ import annotations
