@@ -1,5 +1,7 @@
 """Held-out accuracy of the demo checkpoint against its tokens per forward.
 
+The loop of decode.py answers the problems, without a server:
+
     python -m tools.demo.evaluate --table FILE.md --chart FILE.png
 """
 
