@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,8 @@ def run_command(
         The exit status. A failure prints one line and gives 1.
     """
     args = parser.parse_args(arguments)
+    # A server has a process group of its own. It would outlive a killed benchmark.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         figures = measure(args)
     except (BenchmarkError, RuntimeError, OSError, ValueError) as error:

@@ -154,14 +154,19 @@ def run(script: str, json_path: Path) -> Figures | None:
     command = [sys.executable, "-m", f"benchmark.speed.{script}", *COMMANDS[script]]
     began = time.perf_counter()
     env = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*command, "--json", str(json_path)],
         cwd=ROOT,
         env=env,
         stdout=subprocess.DEVNULL,
     )
+    try:
+        status = process.wait()
+    finally:
+        process.terminate()  # a benchmark that goes on would keep its server
+        process.wait()
     print(f"{script}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    if done.returncode or not json_path.exists():
+    if status or not json_path.exists():
         return None
     figures: Figures = json.loads(json_path.read_text())
     return figures

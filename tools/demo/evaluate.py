@@ -1,6 +1,8 @@
 """Held-out accuracy of the demo checkpoint against its tokens per forward.
 
-python -m tools.demo.evaluate --table FILE.md --chart FILE.png
+The loop of decode.py answers the problems, without a server:
+
+    python -m tools.demo.evaluate --table FILE.md --chart FILE.png
 """
 
 from __future__ import annotations
