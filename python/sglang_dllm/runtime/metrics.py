@@ -10,11 +10,11 @@ COUNTERS = {
     "num_forwards": ("sglang:dllm_forwards_total", "Denoising steps of ended requests"),
     "num_committed": ("sglang:dllm_committed_tokens_total", "Tokens they committed"),
     "tokens_computed": (
-        "sglang:dllm_rows_computed_total",
+        "sglang:dllm_tokens_computed_total",
         "Canvas positions whose hidden states were computed, summed over forwards",
     ),
     "tokens_cached": (
-        "sglang:dllm_rows_reused_total",
+        "sglang:dllm_tokens_cached_total",
         "Canvas positions of which cached keys and values were used instead",
     ),
     "full_refreshes": (
