@@ -15,7 +15,7 @@ from sglang_dllm.upstream.hooks import Hook
 
 
 def is_ours(scheduler: Any) -> bool:
-    """Whether a scheduler serves a full-attention model."""
+    """True if a scheduler serves a full-attention model."""
     return getattr(scheduler.dllm_config, "needs_full_prefill", False)
 
 

@@ -89,8 +89,8 @@ def attention_by(name: str, batch: Batch) -> CanvasAttention[Any]:
 def test_keys_go_through_the_pool_and_come_back(
     name: str, windows: str, scales: tuple, plain_kernels: None
 ) -> None:
-    """The pool divides its arguments in place. Where all tokens are written, it would
-    get views of the keys that full windows read afterwards."""
+    """The pool divides its arguments in place. If all tokens are written, it gets
+    views of the keys that full windows read afterwards."""
     batch = half_batch(windows, (4, 2))
     # Powers of two: the pool holds the oracle's numbers, divided.
     k_scale, v_scale = scales

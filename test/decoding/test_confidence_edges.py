@@ -52,7 +52,7 @@ def test_fast_dllm_shares_on_dream() -> None:
     assert got == [[0, 4], [3], [2], [1], [5], [6]]
     got = steps_of(ScriptedModel("dream", word(*[0.95] * 7)), "FastDLLM", steps=3)
     assert [len(step) for step in got] == [3, 2, 2]
-    # Of 4 in 2 steps the ranks are those of the 2 considered.
+    # 4 tokens in 2 steps: only the ranks of the 2 considered count.
     frame = word(0.9, 0.1, 0.2, 0.3)
     got = steps_of(ScriptedModel("dream", frame), "FastDLLM", steps=2, factor=1.0)
     assert got == [[0, 3], [1, 2]]

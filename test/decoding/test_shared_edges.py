@@ -22,7 +22,7 @@ from helpers.toy_model import decode as decode_batch
 from sglang_dllm.decoding.canvas import SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 
-# What makes every step commit one position, the best. Dream's schedule has its own.
+# Options that make every step commit one position, the best. Dream has a schedule.
 ONE_A_STEP: dict[str, dict[str, Any]] = {
     "LLaDA": {},
     "Dream": {},

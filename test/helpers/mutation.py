@@ -153,7 +153,7 @@ class Mutant:
 
 
 def passes(copy: Path, tests: list[str], seconds: float) -> bool:
-    """Whether the tests pass on a copy of the tree; not if they take too long."""
+    """True if the tests pass on a copy of the tree; not if they take too long."""
     options = "-q -x -p no:cacheprovider --hypothesis-profile quick --timeout 0"
     try:
         done = subprocess.run(

@@ -6,8 +6,8 @@ and not computed. For each, OUT gets the error, or the float32 logits, the class
 computes every layer, and where the checkpoint's tensors went.
 
 SGLang's configs choose the methods, its methods make the parameters, its loader and
-ours fill them. What only CUDA can do is replaced by plain torch that multiplies with
-the dequantized weight: see ``install_shadows``.
+ours fill them. Plain torch replaces the products that only CUDA can do. It multiplies
+with the dequantized weight: see ``install_shadows``.
 """
 
 from __future__ import annotations

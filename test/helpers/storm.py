@@ -138,7 +138,7 @@ class Storm:
 
 
 def last_answer(response: requests.Response) -> dict[str, Any]:
-    """Of a stream or of a plain answer; tokens of a stream do not change."""
+    """The answer of a stream or of a plain response; a stream changes no token."""
     assert response.status_code == 200, response.text
     if not response.headers["content-type"].startswith("text/event-stream"):
         return dict(response.json())

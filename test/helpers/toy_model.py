@@ -44,7 +44,7 @@ class ToyModel:
         return logits
 
     def shifted(self, family: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What the references call logits: row i predicts position i."""
+        """The logits of the references: row i predicts position i."""
 
         def logits(ids: torch.Tensor) -> torch.Tensor:
             raw = self(ids)

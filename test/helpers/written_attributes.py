@@ -64,7 +64,7 @@ def written(node: ast.AST) -> tuple[ast.expr, str] | None:
 
 
 def annotations(function: ast.AST) -> dict[str, str]:
-    """Of a function's parameters: the class that each is annotated with."""
+    """The class that each parameter of a function is annotated with."""
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return {}
     spec = function.args

@@ -133,7 +133,7 @@ CASES = _cases()
 
 
 def answers(names: dict[str, Case], device: str) -> dict[str, dict]:
-    """What the kernels say of each case, as plain containers of CPU tensors."""
+    """The results of the kernels for each case, as plain containers of CPU tensors."""
     said = {}
     for name, case in names.items():
         logits = case.logits if device == "cpu" else case.logits.to(device)

@@ -282,7 +282,7 @@ def test_single_block_invariants(family: str, early_stop: bool) -> None:
 
 
 def check_result(result: Result, toy: ToyModel, length: int, early_stop: bool) -> None:
-    """What holds for any answer, whatever the loop and its options."""
+    """Check what holds for any answer, whatever the loop and its options."""
     assert len(result.ids) == len(result.commit_order) == length
     assert TOY_MASK not in result.ids
     assert result.nfe == toy.num_calls == len(result.trace) <= 2 * length

@@ -196,7 +196,7 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any], list[Window | None]]] = {
     "delayed ready at a refresh": (
         "dream", {"refresh_interval": 6},
         [FULL, *[(1, 10)] * 3, FULL, (1, 10), *[(5, 10)] * 2]),
-    # What is done is computed last in the very next forward: no block ever waits.
+    # A finished block is computed last in the very next forward: no block ever waits.
     "delayed by nothing": (
         "llada", {"cache_delay_iter": 0, "refresh_interval": 100},
         [FULL, *[(2, 10)] * 4, *[(6, 10)] * 3]),

@@ -139,7 +139,7 @@ class Setup:
         """Assert equal tokens and forwards.
 
         Returns:
-            Whether they are. A choice that float32 noise decides may differ.
+            True if they are. A choice that float32 noise decides may differ.
         """
         expected, eos = self.expected(case), self.model.eos_id
         ids, ends = expected.ids, "length"

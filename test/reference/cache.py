@@ -16,7 +16,7 @@ In all of them a window of a shifted model (Dream, DiffuLLaMA) starts one row ea
 since the row before the first position is the one that predicts it; and the forward in
 which `max_forwards` commits every mask left is full, those masks being anywhere.
 
-Where this differs from the published code, on purpose:
+Departures from the published code, on purpose:
 
 (a) Fast-dLLM's loop (June 2025) runs at least two forwards a block, the second over a
     block that the first may have finished. Ours tests first: the same tokens.
@@ -145,7 +145,7 @@ class Delayed:
         self.blocks = [(0, prompt_len), *answer]
         # Number of the forward before which a block was first seen without a mask.
         self.done_at: list[int | None] = [0] + [None] * len(answer)
-        # Of an empty prompt there is nothing to compute.
+        # An empty prompt has nothing to compute.
         self.cached = [prompt_len == 0] + [False] * len(answer)
         self.cached_end = 0  # positions before it are cached
 
@@ -182,7 +182,7 @@ class Delayed:
         return ready_end
 
     def _some_waits(self, masked: list[int]) -> bool:
-        """Whether some block is done but not cached."""
+        """True if some block is done but not cached."""
         for (start, end), done_at, cached in zip(
             self.blocks, self.done_at, self.cached, strict=True
         ):

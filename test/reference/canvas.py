@@ -1,4 +1,4 @@
-"""What the reference algorithms share: the canvas, `x0` and its confidence, draws.
+"""Common parts of the reference algorithms: the canvas, `x0` and its confidence, draws.
 
 A `Canvas` runs forwards and writes tokens; which positions are written is decided by
 the algorithms (`reference.samplers`, `reference.confidence`). The rules are those of
@@ -50,7 +50,7 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class Guess:
-    """What one forward says of one masked position."""
+    """The prediction of one forward for one masked position."""
 
     token: int  # x0
     confidence: float

@@ -216,7 +216,7 @@ def ada_block(
     window_size = int(WINDOW_SHARE * max_new_tokens)
     while rest := canvas.masked():  # all before them are done: a block starts here
         start = rest[0]
-        # Where it ends is seen after this forward, which is full: the start is new.
+        # This forward shows where the block ends. It is full, since the start is new.
         logits = canvas.forward((start, len(canvas.ids)))
         window = canvas.guesses(logits, rest[:window_size])
         ends = {i: g.confidence for i, g in window.items() if g.token in delimiters}

@@ -10,7 +10,7 @@ Logits come from any callable `logits_fn(ids: (L,) int64) -> (L, V)` whose row i
 predicts position i (Dream's right shift is already in it, see `reference.models`), so
 recorded or random logits can be replayed.
 
-Where this differs from the published code, on purpose:
+Departures from the published code, on purpose:
 
 (a) The number of blocks is ceil(G/B) and the last block is short, its `total` being
     its own size. (Published: floor; the tail is never decoded.)

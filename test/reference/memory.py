@@ -1,4 +1,4 @@
-"""What a cached forward is: a few rows of the canvas over a memory of all the others.
+"""A cached forward: a few rows of the canvas over a memory of all the others.
 
 A *full* forward computes every row and remembers its keys and values. A *window*
 [lo, hi) computes the rows lo to hi - 1 only. Their fresh keys and values replace the
@@ -74,7 +74,7 @@ def check_computed(row: torch.Tensor, position: int) -> None:
 class TokenMemory:
     """The memory of a toy model: the token each position was last computed with.
 
-    What a real model remembers of a position, its keys and values in every layer, here
+    The memory of a real model, the keys and values of a position in every layer, here
     is that token alone; exact for a model of one layer.
     """
 

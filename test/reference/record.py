@@ -1,4 +1,4 @@
-"""What a reference run leaves behind: its answer and what every forward did."""
+"""The record of a reference run: its answer and what every forward did."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Window = tuple[int, int]  # rows [lo, hi) of the canvas
 
 @dataclass(frozen=True)
 class Forward:
-    """What one forward saw and did. Positions count from the start of the answer."""
+    """The input and the effect of one forward. Positions count from the answer's start."""
 
     candidates: list[int]
     committed: list[int]

@@ -139,7 +139,7 @@ def dream(
 
 
 def _value(alg: str, guess: Guess, mask_id: int) -> float:
-    """What Dream ranks a position by; more is better."""
+    """The value by which Dream ranks a position; more is better."""
     probs = guess.probs
     if alg == "maskgit_plus":
         return float(probs[guess.token])

@@ -1,4 +1,4 @@
-"""Which attention of ours serves which attention backend of SGLang: the one table.
+"""Our attention for each attention backend of SGLang: the one table.
 
 The hooks (``patches.attention_backends``) and the CUDA graphs (``runtime.graphs``) read
 it. Classes are named by strings, since FlashInfer cannot be imported everywhere.

@@ -92,7 +92,7 @@ class CanvasAttention(ABC, Generic[Forward]):
     """
 
     can_be_captured: ClassVar[bool] = True
-    """Whether ``new_bucket`` and ``fill_bucket`` are implemented."""
+    """True if ``new_bucket`` and ``fill_bucket`` are implemented."""
 
     def __init__(self, device: torch.device | str, max_canvas_len: int) -> None:
         """

@@ -72,7 +72,7 @@ class _PlannedWrapper:
         wrapper._pin_memory_int_workspace_buffer.zero_()
 
     def matches(self, shape: Shape, slots: list[torch.Tensor]) -> bool:
-        """Whether the last plan was for this shape and the slots of these canvases."""
+        """True if the last plan was for this shape and the slots of these canvases."""
         return shape == self._shape and same_slots(slots, self._slots)
 
     def plan(
@@ -295,7 +295,7 @@ class FlashInferCanvasAttention(CanvasAttention[FlashInferForward]):
         return _PlannedWrapper(wrapper, self._workspace.is_cuda)
 
     def _split_fits(self, num_windows: int, length: int) -> bool:
-        """Whether the workspace holds the partial results of a graph with split keys.
+        """True if the workspace holds the partial results of a graph with split keys.
 
         For a graph, FlashInfer reserves fp32 partial results for as many tiles as any
         lengths could need, and its plan fails where they do not fit. A batch of that

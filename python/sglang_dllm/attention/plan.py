@@ -24,7 +24,7 @@ Tokens: TypeAlias = torch.Tensor | slice
 
 
 class KVWrites(NamedTuple):
-    """Which tokens of a forward write their keys and values to the pool, and where.
+    """The tokens of a forward that write their keys and values to the pool, and where.
 
     Attributes:
         tokens: K of the T packed tokens.
@@ -101,7 +101,7 @@ def plan_of(forward_batch: Any) -> AttentionPlan | None:
 def same_slots(
     a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]
 ) -> bool:
-    """Whether two lists hold the KV slots of the same canvases.
+    """True if two lists hold the KV slots of the same canvases.
 
     The tensors are compared by identity, which asks the device for nothing. A canvas
     has one tensor of slots from its admission on, and nobody writes to it. The caller
@@ -112,7 +112,7 @@ def same_slots(
 
 
 def same_windows(a: Sequence[Window], b: Sequence[Window]) -> bool:
-    """Whether two forwards compute the same windows of the same canvases."""
+    """True if two forwards compute the same windows of the same canvases."""
     return same_slots([x.kv_slots for x in a], [y.kv_slots for y in b]) and all(
         (x.start, x.end, x.canvas_len, x.padding)
         == (y.start, y.end, y.canvas_len, y.padding)

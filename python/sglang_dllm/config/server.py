@@ -98,7 +98,7 @@ class ServerConfig(BaseModel):
 
 
 def decodes(algorithm: str | None, architecture: str | None) -> bool:
-    """Whether ``--dllm-algorithm`` and the model make a server of ours.
+    """True if ``--dllm-algorithm`` and the model make a server of ours.
 
     A model of ours under the algorithm of another plugin is that plugin's.
     """

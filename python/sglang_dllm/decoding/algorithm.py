@@ -1,4 +1,4 @@
-"""What a decoding algorithm is: options, a step to plan, a decision for many canvases.
+"""The interface of a decoding algorithm: options, next step, decision.
 
 An algorithm object has no state of its own. It keeps what it knows of its canvases in
 tensors with one row a canvas. Each denoising step calls ``next_step`` for all canvases
@@ -73,7 +73,7 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
         return options
 
     def is_guided(self, options: OptionsT) -> bool:
-        """Whether each forward also computes the unconditional canvas."""
+        """True if each forward also computes the unconditional canvas."""
         return False
 
     def begin(
@@ -88,7 +88,7 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
 
     @abstractmethod
     def next_step(self, batch: CanvasBatch[OptionsT, StateT]) -> Step:
-        """What the next forward decides.
+        """Name the candidates of the next forward.
 
         May call ``batch.fill`` and write to ``batch.state``. Canvases that are done
         are in the batch too; nobody looks at their step.

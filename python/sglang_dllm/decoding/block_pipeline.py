@@ -148,7 +148,7 @@ def next_pipeline_step(batch: Batch) -> Step:
     candidates = masked & (batch.positions < end[:, None])
     start = first_true(candidates) // blocks.size * blocks.size
     can_be_forced = active & has_masks
-    # Where there is none, a range that begins behind every position and is empty.
+    # Without such a block, the range begins behind every position and is empty.
     far = scalar_tensor(FAR, live.device)
     forced_start = torch.where(can_be_forced, blocks.start, far).amin(dim=1)
     state.forced_start = forced_start
@@ -171,7 +171,7 @@ def note_committed(
 
 
 def _stops(options: PipelineOptions, canvas: Canvas) -> bool:
-    """Whether an EOS ends the canvas."""
+    """True if an EOS ends the canvas."""
     return options.early_stop and not canvas.ignore_eos
 
 

@@ -33,7 +33,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the host learns of a canvas after a step.
+    """The news of a canvas after a step.
 
     Attributes:
         num_forwards, num_committed, cut_short, done, num_candidates, window: as in
@@ -137,7 +137,7 @@ class Canvas:
 
     @property
     def is_guided(self) -> bool:
-        """Whether each forward computes the unconditional canvas too."""
+        """True if each forward computes the unconditional canvas too."""
         return self.num_windows == 2
 
     def place(self, kv_slots: torch.Tensor, req_pool_index: int) -> None:

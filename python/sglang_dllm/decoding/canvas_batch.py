@@ -41,7 +41,7 @@ class SamplingRows(TensorRows):
 
 @dataclass
 class CanvasRows(TensorRows):
-    """What the denoiser knows of each canvas.
+    """The tensors of the denoiser.
 
     Attributes:
         ids: ``(R, A)`` int64: the answers; the mask token where ``masked``.

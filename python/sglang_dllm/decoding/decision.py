@@ -1,4 +1,4 @@
-"""What an algorithm decides on, and what it decides."""
+"""The inputs of a decision, and the decision."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class StepInputs(Generic[OptionsT, StateT]):
 
 @dataclass(frozen=True)
 class Decision:
-    """What an algorithm decided.
+    """The answer of an algorithm for one step.
 
     Attributes:
         accepted: ``(N,)`` bool: the candidates to commit. An algorithm must accept at

@@ -38,7 +38,7 @@ from sglang_dllm.models.facts import ModelFacts
 logger = logging.getLogger(__name__)
 
 MAX_FORWARDS = 100_000
-"""Of one request; the most steps that any option asks for."""
+"""The most forwards of one request, and the most steps that any option asks for."""
 
 _NOT_OURS = (HeadError, torch.OutOfMemoryError, torch.AcceleratorError)
 """Failures of the forward or the device. With tensor parallelism one rank may have them
@@ -161,7 +161,7 @@ class Denoiser:
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
-        """What the algorithms in use read of the logits, in one order."""
+        """The statistics that the algorithms in use read, in one order."""
         groups = self._groups.values()
         return tuple(sorted({s for group in groups for s in group.statistics}))
 

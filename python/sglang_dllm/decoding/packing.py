@@ -155,7 +155,7 @@ class PackedForward:
         return len(self.windows) - len(self._key)
 
     def is_of(self, canvases: Sequence[Canvas]) -> bool:
-        """Whether these are the same canvases, with the same windows."""
+        """True if these are the same canvases, with the same windows."""
         return self._key == _key_of(canvases)
 
     def expect(self, batches: Sequence[Batch]) -> None:

@@ -14,7 +14,7 @@ from sglang_dllm.decoding.statistics import without_token
 
 
 class Stream(IntEnum):
-    """What random numbers of a position are for."""
+    """The purpose of a random number."""
 
     TOKEN = 1
     ORDER = 2

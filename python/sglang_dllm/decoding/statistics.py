@@ -1,4 +1,4 @@
-"""What the algorithms read from the logits of a position."""
+"""Measures of the logits of a position."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _WANTED = {
 def measure(
     logits: torch.Tensor, mask_id: int, statistic: Statistic
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of ``(N, V)`` logits the best token but the mask, and a measure.
+    """The best token but the mask of each row of ``(N, V)`` logits, and a measure.
 
     Returns:
         tokens ``(N,)`` int64 and values ``(N,)`` float64, minus infinity of a row
@@ -75,7 +75,7 @@ def row_chunks(
 
 
 def fits_at_once(num_rows: int, vocab_size: int) -> bool:
-    """Whether the rows make up one chunk."""
+    """True if the rows make up one chunk."""
     return num_rows * vocab_size <= HEAD_ELEMENTS
 
 

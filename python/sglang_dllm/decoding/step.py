@@ -1,4 +1,4 @@
-"""What the next forward of a batch of canvases decides."""
+"""One denoising step of a batch of canvases."""
 
 from __future__ import annotations
 

@@ -32,5 +32,5 @@ class Window:
 
     @property
     def is_full(self) -> bool:
-        """Whether the window is the whole canvas, which needs no keys of the pool."""
+        """True if the window is the whole canvas, which needs no keys of the pool."""
         return self.end - self.start == self.canvas_len

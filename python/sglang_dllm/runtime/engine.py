@@ -99,8 +99,8 @@ class DenoisingEngine:
     def admit(self, group: Group) -> None:
         """Take a canvas in, from ``Denoiser.prepare`` or from ``park``.
 
-        It joins before the next forward is packed. Where a forward is in flight, it
-        joins after that one's commit.
+        It joins before the next forward is packed. If a forward is in flight, it joins
+        after the commit of that forward.
         """
         self._arrivals.append(group)
         self.canvases += group.records
@@ -194,7 +194,7 @@ class DenoisingEngine:
         self._arrivals = []
 
     def _can_go_on(self) -> bool:
-        """Whether no canvas waits for the end of the round."""
+        """True if no canvas waits for the end of the round."""
         return bool(self.canvases) and not any(
             canvas.done or canvas.failure is not None for canvas in self.canvases
         )

@@ -47,7 +47,7 @@ class PaddedWindows:
         )
 
     def matches(self, plan: AttentionPlan, shape: tuple[int, int]) -> bool:
-        """Whether these are the windows of another plan, too."""
+        """True if these are the windows of another plan, too."""
         return self.shape == shape and same_windows(plan.windows, self.windows)
 
 

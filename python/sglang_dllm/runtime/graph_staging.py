@@ -69,7 +69,7 @@ class StagedForward:
     statistics: tuple[Statistic, ...]
 
     def matches(self, plan: AttentionPlan, statistics: tuple[Statistic, ...]) -> bool:
-        """Whether a plan is the staged one, up to logits indices cut off at the end."""
+        """True if a plan is the staged one, up to logits indices cut off at the end."""
         return (
             statistics == self.statistics
             and same_windows(plan.windows, self.plan.windows)
@@ -78,6 +78,6 @@ class StagedForward:
 
 
 def _is_prefix(part: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Whether a tensor is a view of the first entries of another one. No value is
+    """True if a tensor is a view of the first entries of another one. No value is
     compared, which would wait for the device."""
     return part.data_ptr() == whole.data_ptr() and len(part) <= len(whole)

@@ -115,7 +115,7 @@ class WindowGraphs:
         return {bucket: graph.statistics for bucket, graph in self._graphs.items()}
 
     def accepts(self, plan: AttentionPlan) -> bool:
-        """Whether a graph can run a forward: every window reads the KV pool, a bucket
+        """True if a graph can run a forward: every window reads the KV pool, a bucket
         holds them, and some logits are wanted."""
         return (
             not self._has_failed
@@ -140,8 +140,8 @@ class WindowGraphs:
             statistics: to compute with it.
 
         Returns:
-            The logits of the plan's ``logits_indices``. Where those of a bucket are too
-            many to be held at once, head and statistics are computed when asked for.
+            The logits of the plan's ``logits_indices``. If a bucket has too
+            many logits to hold at once, the head runs when it is asked for.
         """
         if self._staged is None or not self._staged.matches(plan, statistics):
             self.stage(plan, forward_batch, statistics)

@@ -59,7 +59,7 @@ def _cached_config(server_args: Any) -> Any:
 
 
 def is_of_another_plugin(algorithm: str | None) -> bool:
-    """Whether a plugin other than ours brought SGLang an algorithm of this name."""
+    """True if a plugin other than ours brought SGLang an algorithm of this name."""
     from sglang.srt.dllm.algorithm import algo_name_to_cls
 
     found = algo_name_to_cls.get(algorithm)

@@ -124,7 +124,7 @@ class FastDLLM(Algorithm[FastDLLMOptions, FastDLLMState]):
 
 
 def _takes_whole_canvas(batch: Batch) -> bool:
-    """Whether these canvases, which share a cache strategy, go without blocks."""
+    """True if these canvases, which share a cache strategy, go without blocks."""
     is_dream = batch.facts.family.sampler_family == "Dream"
     return is_dream and not batch.records[0].has_cache
 
@@ -148,8 +148,8 @@ def before_first_failure(
 ) -> torch.Tensor:
     """Fast-dLLM's factor rule, as a mask ``(N,)``.
 
-    Of the n candidates considered the one of rank i, from 1, fails below
-    ``1 - factor / (i + 1)``; the first never does. A failure of the last one alone
+    n candidates are considered. The one of rank i, from 1, fails below
+    ``1 - factor / (i + 1)``; the first never fails. A failure of the last one alone
     does not count, as in the published loop.
 
     Args:

@@ -35,7 +35,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 class ByEntropy(Algorithm[OptionsT, PipelineState]):
     """A pipeline of blocks in which every position that is certain enough is accepted.
 
-    What ``FullAttnMultiBlock`` and ``EntropyThreshold`` have in common.
+    The common part of ``FullAttnMultiBlock`` and ``EntropyThreshold``.
     """
 
     state = PipelineState
@@ -112,8 +112,8 @@ def certain_enough(
     """d3LLM's rule: which candidates to commit.
 
     LLaDA accepts entropies up to the threshold and the lowest one of the canvas;
-    Dream accepts those below it. Where nothing inside the forced block was accepted,
-    its lowest one is.
+    Dream accepts those below it. If nothing inside the forced block was accepted, its
+    lowest one is accepted too.
 
     Args:
         entropy: ``(N,)`` float64 nats; the candidates of all canvases, packed.

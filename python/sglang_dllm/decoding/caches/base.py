@@ -1,4 +1,4 @@
-"""What a cache strategy is: it chooses the window of each canvas's next forward.
+"""The interface of a cache strategy: it chooses the windows of the next forward.
 
 Full attention lets the keys and values of every token depend on all tokens. Whatever a
 forward does not compute again is therefore an approximation.
@@ -98,9 +98,9 @@ def next_windows(
 ) -> Windows:
     """The windows of the next forward, inside the canvases.
 
-    Where the model predicts a position from the token before it (``Family.shift``), a
-    window begins one token early, as in dInfer. Otherwise the first position of the
-    window would have no token that predicts it.
+    A model with a shift predicts a position from the token before it. Its windows begin
+    one token early, as in dInfer. Otherwise no token would predict the first position
+    of a window.
     """
     windows, is_full = strategy.choose(batch, state, step)
     last = is_last_forward(batch)
