@@ -9,7 +9,7 @@ Window = tuple[int, int]  # rows [lo, hi) of the canvas
 
 @dataclass(frozen=True)
 class Forward:
-    """The input and the effect of one forward. Positions count from the answer's start."""
+    """The input and the effect of one forward; positions from the answer's start."""
 
     candidates: list[int]
     committed: list[int]
