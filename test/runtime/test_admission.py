@@ -82,6 +82,10 @@ class Raising(LeftToRight):
     def is_guided(self, options: Any) -> bool:
         return bool(self._or_fail("is_guided", False))
 
+    @property
+    def statistics(self) -> Any:  # type: ignore[override]
+        return self._or_fail("statistics", ())
+
     def begin(self, batch: Any, options: Any) -> Any:
         self._or_fail("begin", None)
         return super().begin(batch, options)
@@ -93,7 +97,7 @@ class Raising(LeftToRight):
 
 
 @prelaunched
-@pytest.mark.parametrize("where", ["finalize", "is_guided", "begin"])
+@pytest.mark.parametrize("where", ["finalize", "is_guided", "statistics", "begin"])
 def test_an_algorithm_that_cannot_start_is_a_500(
     where: str, prelaunch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
