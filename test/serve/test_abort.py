@@ -21,7 +21,7 @@ import requests
 
 from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import write_llada
-from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.caches import ALL_CACHES
 
 PRELAUNCH_KEY = "overlap"
 """The YAML key that launches a round's first forward before the round begins."""
@@ -66,7 +66,7 @@ def random_asks(seed: int, num: int, longest: int) -> list[Ask]:
             length=longest if i % 13 == 0 else rng.choice([8, 16, 33, 64, 100, 200]),
             stream=rng.random() < 0.5,
             end=ends[i % len(ends)],
-            cache=rng.choice(["none", "none", *CACHES[1:]]),
+            cache=rng.choice(["none", "none", *ALL_CACHES[1:]]),
             delay=rng.random() * 3,
         )
         for i in range(num)
