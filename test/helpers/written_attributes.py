@@ -5,7 +5,8 @@
 prints them and their number, by default for this tree. Only names are compared, as an
 object's type is not known without running it: ``x.ids = ...`` counts if ``x`` is not
 ``self`` and ``ids`` is an attribute of a class of another module of these folders. A
-parameter that is annotated with one of our classes counts for that class alone.
+parameter that is annotated with one of our classes counts for that class alone, and so
+does a variable that is assigned from a call of the class or of its class method.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Module:
     path: Path
     attributes: dict[str, set[str]] = field(default_factory=dict)
     """By class: annotated fields, names set in its body, and what its methods set."""
+    bases: dict[str, list[str]] = field(default_factory=dict)
     writes: list[Write] = field(default_factory=list)
 
 
@@ -46,8 +48,8 @@ class Write:
     line: int
     receiver: str
     attribute: str
-    annotation: str | None
-    """The class that the receiver's annotation names, if it is a parameter."""
+    klass: str | None
+    """The class of the receiver, where its annotation or its assignment names one."""
 
 
 def written(node: ast.AST) -> tuple[ast.expr, str] | None:
@@ -63,16 +65,24 @@ def written(node: ast.AST) -> tuple[ast.expr, str] | None:
     return node.args[0], str(name.value)
 
 
-def annotations(function: ast.AST) -> dict[str, str]:
-    """The class that each parameter of a function is annotated with."""
+def known_classes(function: ast.AST, klass: str | None) -> dict[str, str]:
+    """By parameter and variable of a function: the class that the code names for it."""
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return {}
     spec = function.args
-    return {
+    found = {
         arg.arg: ast.unparse(arg.annotation).strip("'\"").split(" | ")[0]
         for arg in [*spec.posonlyargs, *spec.args, *spec.kwonlyargs]
         if arg.annotation is not None
     }
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            maker = node.value.func
+            maker = maker.value if isinstance(maker, ast.Attribute) else maker
+            name = ast.unparse(maker)
+            targets = (t.id for t in node.targets if isinstance(t, ast.Name))
+            found |= dict.fromkeys(targets, klass or name if name == "cls" else name)
+    return found
 
 
 def scan(path: Path) -> Module:
@@ -82,12 +92,13 @@ def scan(path: Path) -> Module:
         if isinstance(node, ast.ClassDef):
             klass = node.name
             module.attributes[klass] = set(class_body(node))
-        known = known | annotations(node)
+            module.bases[klass] = [ast.unparse(base) for base in node.bases]
+        known = known | known_classes(node, klass)
         if found := written(node):
             receiver = ast.unparse(found[0])
             if receiver not in ("self", "cls"):
-                annotation = known.get(receiver)
-                write = Write(node.lineno, receiver, found[1], annotation)  # type: ignore[attr-defined]
+                of = known.get(receiver)
+                write = Write(node.lineno, receiver, found[1], of)  # type: ignore[attr-defined]
                 module.writes.append(write)
             elif klass is not None:
                 module.attributes[klass].add(found[1])
@@ -116,18 +127,22 @@ def written_elsewhere(*folders: Path) -> list[str]:
         scan(file) for folder in folders for file in sorted(folder.rglob("*.py"))
     ]
     owners: dict[str, list[tuple[str, Module]]] = defaultdict(list)
-    classes = {name for module in modules for name in module.attributes}
+    bases = {name: of for module in modules for name, of in module.bases.items()}
     for module in modules:
         for name, attributes in module.attributes.items():
             for attribute in attributes:
                 owners[attribute].append((name, module))
 
+    def with_bases(name: str) -> set[str]:
+        return {name}.union(*map(with_bases, bases.get(name, ())))
+
     found = []
     for module in modules:
         for write in module.writes:
             candidates = owners[write.attribute]
-            if write.annotation in classes:
-                candidates = [c for c in candidates if c[0] == write.annotation]
+            if write.klass in bases:
+                names = with_bases(write.klass)
+                candidates = [c for c in candidates if c[0] in names]
             is_ours = candidates and all(owner is not module for _, owner in candidates)
             is_library = write.receiver.rpartition(".")[2] in OBJECTS_OF_LIBRARIES
             if is_ours and not is_library:

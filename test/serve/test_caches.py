@@ -14,7 +14,7 @@ from conftest import DEMO
 from transformers import AutoTokenizer
 
 from helpers.serving_harness import Server
-from sglang_dllm.decoding.cache import CACHES
+from sglang_dllm.decoding.caches import ALL_CACHES
 from sglang_dllm.demo.problems import problems
 
 LENGTH = 200
@@ -56,7 +56,7 @@ def counters(server: Server) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", ALL_CACHES)
 def test_meta_info_and_metrics_say_what_was_recomputed(
     demo_server: Server, prompts: list[list[int]], cache: str
 ) -> None:
@@ -111,7 +111,7 @@ def test_a_window_recomputes_less_and_answers_alike(
 def test_a_crowd_of_caches_gives_each_what_it_gets_alone(
     demo_server: Server, prompts: list[list[int]]
 ) -> None:
-    asks = [(prompt, cache) for cache in CACHES for prompt in prompts[:4]]
+    asks = [(prompt, cache) for cache in ALL_CACHES for prompt in prompts[:4]]
     algorithms = ("FullAttnMultiBlock", "FastDLLM", "LocalLeap", "Credit")
 
     def send(index: int) -> list[int]:

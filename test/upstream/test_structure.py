@@ -137,6 +137,7 @@ def test_a_written_attribute_is_found_whatever_writes_it(tmp_path: Path) -> None
         "    left: int\n"
         "    def __init__(self):\n"
         "        self.made = self.kept = 0\n"
+        "class Child(Owner): ...\n"
     )
     (tmp_path / "writer.py").write_text(
         "class Writer:\n"
@@ -147,6 +148,10 @@ def test_a_written_attribute_is_found_whatever_writes_it(tmp_path: Path) -> None
         "        setattr(owner, 'kept', 2)\n"
         "        del owner.made\n"
         "        req.made = other.made = 1\n"
+        "    @classmethod\n"
+        "    def new(cls, child: Child):\n"
+        "        found = cls()\n"
+        "        found.made = child.made = 1\n"
     )
     found = [text.split(": ")[1] for text in written_elsewhere(tmp_path)]
     assert found == [
@@ -154,6 +159,7 @@ def test_a_written_attribute_is_found_whatever_writes_it(tmp_path: Path) -> None
         "self.owner.left, of Owner",
         "owner.kept, of Owner",
         "owner.made, of Owner",
+        "child.made, of Owner",
     ]
 
 
