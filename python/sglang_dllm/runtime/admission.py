@@ -278,19 +278,12 @@ def _check_fields(req: Req, scheduler: Any) -> None:
 
 
 def _check_windows(canvas: Canvas, scheduler: Any) -> None:
-    """Refuse guidance whose second window fits into no forward.
+    """Refuse guidance where a forward may have one window only.
 
-    Both windows share the KV slots of one canvas. SGLang's buffers hold as many tokens
-    of a forward as the pool has slots, and --max-running-requests windows.
+    Both windows share the KV slots of one canvas, so the pool does not limit them.
     """
-    num_tokens = canvas.num_windows * len(canvas)
     if canvas.num_windows > scheduler.max_running_requests:
         raise RequestError("guidance needs --max-running-requests of 2 or more")
-    if num_tokens > scheduler.max_total_num_tokens:
-        raise RequestError(
-            f"a forward of {num_tokens} tokens does not fit; expected at most "
-            f"{scheduler.max_total_num_tokens}"
-        )
 
 
 def _sampling(req: Req, vocab_size: int) -> SamplingOptions:

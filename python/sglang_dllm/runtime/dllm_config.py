@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from sglang.srt.configs.model_config import ModelConfig
@@ -20,7 +19,7 @@ third party's algorithm may be called like one of SGLang's."""
 
 
 class FullAttnDllmConfig(DllmConfig):
-    """A dLLM whose every forward is a prefill of whole canvases.
+    """The configuration of a full-attention dLLM.
 
     Attributes:
         needs_full_prefill: True; SGLang's own block-causal models have no such field.
@@ -63,29 +62,6 @@ def hf_config_of(server_args: Any) -> Any:
     ).hf_config
 
 
-def is_full_attention(hf_config: Any) -> bool:
-    architectures = getattr(hf_config, "architectures", None) or [None]
-    return architectures[0] in FAMILIES
-
-
-@lru_cache(maxsize=8)
-def _decode_config(algorithm: str, architecture: str, path: str | None) -> DecodeConfig:
-    return load_decode_config(algorithm, FAMILIES[architecture], path)
-
-
-def decode_config(server_args: Any, hf_config: Any) -> DecodeConfig:
-    """The default algorithm and options of a server, from flags and YAML.
-
-    Raises:
-        ConfigError: one of them is wrong.
-    """
-    return _decode_config(
-        server_args.dllm_algorithm,
-        hf_config.architectures[0],
-        server_args.dllm_algorithm_config,
-    )
-
-
 def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
     """The configuration of a full-attention model, from flags, YAML and checkpoint.
 
@@ -93,7 +69,11 @@ def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
         ConfigError: a flag, the YAML file or the checkpoint's config is wrong.
     """
     return FullAttnDllmConfig(
-        decode_config(server_args, hf_config),
+        load_decode_config(
+            server_args.dllm_algorithm,
+            FAMILIES[hf_config.architectures[0]],
+            server_args.dllm_algorithm_config,
+        ),
         ModelFacts.from_hf_config(hf_config),
         # SGLang sizes buffers by it. Admission asks for the scheduler's own limit.
         max_reqs=server_args.max_running_requests or 1,
