@@ -85,93 +85,22 @@ def test_an_algorithm_of_another_plugin(monkeypatch: pytest.MonkeyPatch) -> None
         assert not is_of_another_plugin(name)
 
 
-_LAUNCH = """
-import json, resource, sys
-from sglang.srt.plugins import load_plugins
-load_plugins()
-import huggingface_hub
-import sglang_dllm.config.launch_flags as flags
-import sglang_dllm.runtime.dllm_config as config
-import sglang.srt.utils.hf_transformers.config as upstream
-from sglang.srt.server_args import ServerArgs, prepare_server_args
-
-ours, reads = [], []
-
-def note(module, name):
-    original = getattr(module, name)
-    def noted(*args, **kwargs):
-        ours.append(name)
-        return original(*args, **kwargs)
-    setattr(module, name, noted)
-
-for module, name in (
-    (flags, "settle_launch_flags"),
-    (config, "full_attn_config"),
-    (config, "hf_config_of"),
-):
-    note(module, name)
-
-import transformers.utils.hub as hub
-original = hub.hf_hub_download
-def download(*args, **kwargs):
-    reads.append(kwargs.get("filename", args[1:]))
-    return original(*args, **kwargs)
-hub.hf_hub_download = download
-
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-error = None
-try:
-    if sys.argv[1] == "early":
-        # Stops behind the step of SGLang's resolution that we have a hook on.
-        args = object.__new__(ServerArgs)
-        for name, field in ServerArgs.__dataclass_fields__.items():
-            object.__setattr__(args, name, field.default)
-        args.model_path = sys.argv[2]
-        args.dllm_algorithm = sys.argv[3] if len(sys.argv) > 3 else None
-        args._handle_missing_default_values()
-    else:
-        prepare_server_args(sys.argv[2:])
-except BaseException as raised:
-    error = f"{type(raised).__name__}: {raised}"
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print("\\n" + json.dumps(
-    {"ours": ours, "reads": reads, "grown": grown * 1024, "error": error}
-))
-"""
+SDAR = {
+    "architectures": ["SDARForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 151_680,
+}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
 
-def launch(*arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", _LAUNCH, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
-    )
-    assert done.stdout, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**found, "stderr": done.stderr}
-
-
-def test_a_large_gguf_file_costs_no_memory(tmp_path: Path) -> None:
-    """It was read as text: 600 MiB of weights took 1.8 GiB and 2.4 s."""
-    file = tmp_path / "weights.gguf"
-    with file.open("wb") as out:
-        out.truncate(600 * MIB)
-    found = launch("early", str(file))
-    assert found["error"] is None
-    assert found["ours"] == []
-    assert found["grown"] < 50 * MIB
-
-
-def test_a_repository_is_not_asked_for_its_config_by_us() -> None:
-    found = launch("early", "nobody/has-this-model")
-    assert found == {**found, "ours": [], "reads": [], "error": None}
-
-
-def cached_repository(cache: Path, **config: Any) -> None:
-    """The hub's cache of someone/a-model, which has a config.json only."""
-    snapshot = cache / "models--someone--a-model" / "snapshots" / ("0" * 40)
+def cached_repository(cache: Path, name: str, config: dict[str, Any]) -> None:
+    """The hub's cache of someone/NAME, which has a config.json only."""
+    snapshot = cache / f"models--someone--{name}" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
@@ -179,49 +108,83 @@ def cached_repository(cache: Path, **config: Any) -> None:
     (snapshot / "config.json").write_text(json.dumps(config))
 
 
-def test_a_repository_is_asked_as_often_as_without_us(tmp_path: Path) -> None:
-    """Also with an algorithm, when we look at the config too. A cached repository
-    stands for the hub: each call would be a request."""
-    cached_repository(tmp_path, architectures=["LlamaForCausalLM"], model_type="llama")
-    reads = [
-        launch(
-            *("launch", "--model-path", "someone/a-model", "--device", "cpu"),
-            *("--dllm-algorithm", "LowConfidence"),
-            env={"SGLANG_PLUGINS": plugins, "HF_HUB_CACHE": str(tmp_path)},
-        )["reads"]
-        for plugins in ("", "sglang_dllm_cpu")
-    ]
-    assert reads[0] == reads[1] != []
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The launches of these tests, all resolved in one process."""
+    folder = tmp_path_factory.mktemp("launches")
+    gguf, sdar, cache = folder / "weights.gguf", folder / "sdar", folder / "cache"
+    with gguf.open("wb") as out:
+        out.truncate(600 * MIB)
+    sdar.mkdir()
+    (sdar / "config.json").write_text(json.dumps(SDAR))
+    demo = json.loads((demo_path() / "config.json").read_text())
+    cached_repository(cache, "a-llama", LLAMA)
+    cached_repository(cache, "a-llada", demo)
 
+    def launch(path: Path | str, *flags: str) -> list[str]:
+        return ["launch", "--model-path", str(path), "--device", "cpu", *flags]
 
-def test_sglangs_own_diffusion_model_is_sglangs_own(tmp_path: Path) -> None:
-    config = {
-        "architectures": ["SDARForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "vocab_size": 151_680,
+    theirs = ("--dllm-algorithm", "LowConfidence")
+    asked: dict[str, tuple[list[str], str | None]] = {
+        "gguf": (["early", str(gguf)], None),
+        "repository": (["early", "nobody/has-this-model"], None),
+        "llama without us": (launch("someone/a-llama", *theirs), ""),
+        "llama with us": (launch("someone/a-llama", *theirs), "sglang_dllm_cpu"),
+        "sdar": (launch(sdar, *theirs), None),
+        "ours in a folder": (launch(demo_path()), None),
+        "ours in a repository": (launch("someone/a-llada"), None),
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found = launch(
-        *("launch", "--model-path", str(tmp_path), "--device", "cpu"),
-        *("--dllm-algorithm", "LowConfidence"),
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.launch_probe"],
+        input=json.dumps([{"arguments": a, "plugins": p} for a, p in asked.values()]),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_CACHE": str(cache),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return dict(zip(asked, found, strict=True))
+
+
+Launches = dict[str, dict[str, Any]]
+
+
+def test_a_large_gguf_file_costs_no_memory(launches: Launches) -> None:
+    """It was read as text: 600 MiB of weights took 1.8 GiB and 2.4 s."""
+    found = launches["gguf"]
+    assert found["error"] is None
+    assert found["ours"] == []
+    assert found["grown"] < 50 * MIB
+
+
+def test_a_repository_is_not_asked_for_its_config_by_us(launches: Launches) -> None:
+    found = launches["repository"]
+    assert found == {**found, "ours": [], "reads": [], "error": None}
+
+
+def test_a_repository_is_asked_as_often_as_without_us(launches: Launches) -> None:
+    """Also with an algorithm, when we look at the config too.
+
+    A cached repository stands for the hub: each call would be a request.
+    """
+    with_us, without = (launches[f"llama {how} us"] for how in ("with", "without"))
+    assert with_us["reads"] == without["reads"] != []
+
+
+def test_sglangs_own_diffusion_model_is_sglangs_own(launches: Launches) -> None:
+    found = launches["sdar"]
     assert found["ours"] == []
     assert found["error"] is None
 
 
-@pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "repository"])
-def test_a_model_of_ours_needs_an_algorithm(is_folder: bool, tmp_path: Path) -> None:
-    config = json.loads((demo_path() / "config.json").read_text())
-    cached_repository(tmp_path, **config)
-    path = str(demo_path()) if is_folder else "someone/a-model"
-    found = launch(
-        *("launch", "--model-path", path, "--device", "cpu"),
-        env={"HF_HUB_CACHE": str(tmp_path)},
-    )
+@pytest.mark.parametrize("place", ["folder", "repository"])
+def test_a_model_of_ours_needs_an_algorithm(place: str, launches: Launches) -> None:
+    found = launches[f"ours in a {place}"]
     assert found["error"] == "SystemExit: 2"
     assert "LLaDAModelLM is a diffusion model: add --dllm-algorithm" in found["stderr"]

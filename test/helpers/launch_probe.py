@@ -1,0 +1,103 @@
+"""Resolves the flags of many launches, each in a fork of one process.
+
+SGLang takes 13 seconds to import. The forks share that, and each loads the plugins and
+patches modules for itself. Reads a JSON list of launches from stdin, ``{"arguments",
+"plugins"}``, and prints a JSON list of what each did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import transformers.utils.hub as hub
+from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import ServerArgs, prepare_server_args
+
+import sglang_dllm.config.launch_flags as launch_flags
+import sglang_dllm.runtime.dllm_config as dllm_config
+
+
+def noted(module: Any, name: str, note: Callable[..., None]) -> None:
+    """Call ``note`` with the arguments of each call of ``module.name``."""
+    original = getattr(module, name)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        note(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(module, name, wrapper)
+
+
+def resolve_early(model_path: str, algorithm: str | None = None) -> None:
+    """Run the first step of SGLang's resolution, on which we have a hook."""
+    args = object.__new__(ServerArgs)
+    for name, field in ServerArgs.__dataclass_fields__.items():
+        object.__setattr__(args, name, field.default)
+    args.model_path, args.dllm_algorithm = model_path, algorithm
+    args._handle_missing_default_values()
+
+
+def probe(arguments: list[str]) -> dict[str, Any]:
+    """Resolve one launch.
+
+    Returns:
+        ``ours``: the functions of ours that ran. ``reads``: the files that a hub was
+        asked for. ``grown``: bytes by which the process grew. ``error``: the end of the
+        launch.
+    """
+    ours: list[str] = []
+    reads: list[Any] = []
+    load_plugins()
+    for module, name in (
+        (launch_flags, "settle_launch_flags"),
+        (dllm_config, "full_attn_config"),
+        (dllm_config, "hf_config_of"),
+    ):
+        noted(module, name, lambda *args, name=name, **kwargs: ours.append(name))
+    noted(
+        hub,
+        "hf_hub_download",
+        lambda *args, **kwargs: reads.append(kwargs.get("filename", args[1:])),
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = None
+    try:
+        kind, *rest = arguments
+        if kind == "early":
+            resolve_early(*rest)
+        else:
+            prepare_server_args(rest)
+    except BaseException as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"ours": ours, "reads": reads, "grown": grown * 1024, "error": error}
+
+
+def in_fork(launch: dict[str, Any]) -> dict[str, Any]:
+    """``probe`` in a child process, with its own plugins and stderr."""
+    with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()
+        if child == 0:
+            os.dup2(errors.fileno(), 2)
+            if launch["plugins"] is not None:
+                os.environ["SGLANG_PLUGINS"] = launch["plugins"]
+            json.dump(probe(launch["arguments"]), answer)
+            answer.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+        answer.seek(0)
+        errors.seek(0)
+        stderr = errors.read()
+        text = answer.read()
+        assert text, stderr
+        return {**json.loads(text), "stderr": stderr}
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps([in_fork(launch) for launch in json.load(sys.stdin)]))
