@@ -14,7 +14,7 @@ from conftest import DEMO
 from transformers import AutoTokenizer
 
 from helpers.serving_harness import Server
-from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.caches.registry import ALL_CACHES
 from sglang_dllm.demo.problems import problems
 
 LENGTH = 200

@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "decoding": _CORE,
     "attention": ("attention", "decoding.window", "kernels", "errors"),
     "models": ("models", "attention.plan", "errors"),
-    "config": ("config", "models.tokenizers", *_CORE),
+    "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
     "serving": ("serving", "config", *_CORE),
     "runtime": ("runtime", "attention", "config", *_CORE),
     "platform": ("platform", "errors"),

@@ -1,7 +1,8 @@
 """Our attention for each attention backend of SGLang: the one table.
 
-The hooks (``patches.attention_backends``) and the CUDA graphs (``runtime.graphs``) read
-it. Classes are named by strings, since FlashInfer cannot be imported everywhere.
+The hooks (``patches.attention_backends``), the CUDA graphs (``runtime.graphs``) and the
+checks of launch flags read it. Classes are named by strings, since FlashInfer cannot be
+imported everywhere.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ class Backend:
     """One attention backend of SGLang and ours for it.
 
     Attributes:
+        flag: its name in --attention-backend.
         upstream: dotted name of SGLang's class.
         ours: ``module:class`` in this package.
         more_parameters: of SGLang's ``forward_extend``, behind ``save_kv_cache``; all
             have the default None.
     """
 
+    flag: str
     upstream: str
     ours: str
     more_parameters: tuple[str, ...] = ()
@@ -56,17 +59,20 @@ _UPSTREAM = "sglang.srt.layers.attention"
 
 BACKENDS = (
     Backend(
-        f"{_UPSTREAM}.torch_native_backend.TorchNativeAttnBackend",
-        "sdpa:SDPACanvasAttention",
-    ),
-    Backend(
+        "flashinfer",
         f"{_UPSTREAM}.flashinfer_backend.FlashInferAttnBackend",
         "flashinfer:FlashInferCanvasAttention",
     ),
     Backend(
+        "triton",
         f"{_UPSTREAM}.triton_backend.TritonAttnBackend",
         "triton:TritonCanvasAttention",
         more_parameters=("sinks", "score_mod", "aux_tensors"),
+    ),
+    Backend(
+        "torch_native",
+        f"{_UPSTREAM}.torch_native_backend.TorchNativeAttnBackend",
+        "sdpa:SDPACanvasAttention",
     ),
 )
 

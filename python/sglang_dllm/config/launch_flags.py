@@ -12,6 +12,7 @@ import logging
 import os
 from typing import Any
 
+from sglang_dllm.attention.backends import BACKENDS
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError
@@ -22,8 +23,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_RUNNING_REQUESTS = 32
 
-ATTENTION_BACKENDS = ("flashinfer", "triton", "torch_native")
-"""Backends whose attention over canvases ``attention`` has."""
+ATTENTION_BACKENDS = tuple(backend.flag for backend in BACKENDS)
 
 _UNSHARED = "a canvas's KV belongs to its request alone"
 _WINDOWS = "a forward computes windows of canvases, and there is no decode phase"

@@ -17,7 +17,7 @@ from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import Family
 
 STEPS_PER_ROUND = 4
-"""More steps gain little (speed/round_cost.py), and an abort waits for a round."""
+"""More steps gain little (round_cost.py), and an abort waits for a round."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Answer length of a request that names none (d3LLM's evaluation length)."""

@@ -3,7 +3,7 @@
 An algorithm object has no state of its own. It keeps what it knows of its canvases in
 tensors with one row a canvas. Each denoising step calls ``next_step`` for all canvases
 of the algorithm, runs one forward, and calls ``decide`` and ``on_commit``. All of it is
-tensor code that never asks the device for a value.
+tensor code that never copies a value from the device to the host.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
     Attributes:
         options: the keys that a request may set. Published defaults are in the class;
             those that differ by family are in ``defaults``.
-        state: the dataclass of tensors that ``begin`` returns. Its fields never
-            change: canvases with other fields could not join.
+        state: the dataclass of tensors that ``begin`` returns. All canvases have the
+            same fields, so that their tensors can be concatenated.
         caches: names of the cache strategies that it can be decoded with. All but
             ``none`` need spans that are smaller than the canvas. ``delayed`` needs
             blocks of ``block_size`` in order.

@@ -160,7 +160,7 @@ class Canvas:
         self.window = (0, len(self))
 
     def update(self, answer: IdArray, progress: Progress) -> None:
-        """Take over what a step committed and planned.
+        """Take over what a step committed, and the next step.
 
         Args:
             answer: ``(answer_len,)`` int64; negative where a position is masked.

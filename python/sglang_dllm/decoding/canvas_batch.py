@@ -143,7 +143,7 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         return inside
 
     def memo(self, key: Any, make: Callable[[], Any]) -> Any:
-        """A value that depends only on which canvases these are, made once."""
+        """A value that stays valid until a canvas joins or leaves."""
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]
@@ -209,7 +209,7 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         self.rows.done = done
 
     def set_step(self, step: Step) -> None:
-        """Take over what the next forward decides."""
+        """Store the candidates and the span of the next step."""
         self.step = step
 
     def start(self, state: StateT) -> None:

@@ -26,9 +26,9 @@ class StepInputs(Generic[OptionsT, StateT]):
         positions: ``(N,)`` int64: the candidates, from the answer's start.
         counts: candidates of each canvas, on the host.
         logits: of the candidates.
-        uncond_logits_of: logits of the same candidates without the prompt. Only the
-            candidates of guided canvases have meaningful ones. None where no canvas
-            is guided.
+        uncond_logits_of: logits of the same candidates without the prompt. They are
+            valid for candidates of guided canvases; other entries are undefined. None
+            if no canvas is guided.
     """
 
     batch: CanvasBatch[OptionsT, StateT]
@@ -84,8 +84,8 @@ class Decision:
     """The answer of an algorithm for one step.
 
     Attributes:
-        accepted: ``(N,)`` bool: the candidates to commit. An algorithm must accept at
-            least one candidate of each canvas now and then, or the request never ends.
+        accepted: ``(N,)`` bool: the candidates to commit. If an algorithm never
+            accepts one of a canvas, the request fails after 100000 forwards.
         tokens: ``(N,)`` int64: the token of every candidate, accepted or not.
         payload: anything for the algorithm's own ``on_commit``.
     """

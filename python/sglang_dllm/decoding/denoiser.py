@@ -1,9 +1,9 @@
 """Denoising steps of a mixed batch: what to compute, then what to commit.
 
 The denoiser holds the canvases of all requests on the device, in groups of one
-algorithm and one cache strategy. It plans the next step when it commits a step, so that
-one transfer tells the host both what was committed and what comes next. Only ``sync``
-waits for the device.
+algorithm and one cache strategy. It chooses the next step when it commits a step, so
+that one transfer tells the host both what was committed and what comes next. Only
+``sync`` waits for the device.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ MAX_FORWARDS = 100_000
 """The most forwards of one request, and the most steps that any option asks for."""
 
 _NOT_OURS = (HeadError, torch.OutOfMemoryError, torch.AcceleratorError)
-"""Failures of the forward or the device. With tensor parallelism one rank may have them
-alone; if it went on, the other ranks would wait for it forever."""
+"""Failures of the forward or the device. With tensor parallelism, one rank may fail
+alone. If it continued, the others would block in a collective. So the process ends."""
 
 GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str]
 
@@ -99,12 +99,12 @@ class Group:
             Windows(*map(torch.cat, zip(self.windows, other.windows, strict=True))),
         )
 
-    def plan_next_step(self) -> None:
+    def choose_next_step(self) -> None:
         """Ask the algorithm and the cache strategy for the next step."""
         batch = self.batch
         step = self.algorithm.next_step(batch)
         step.check(len(batch), batch.max_answer_len)
-        # Not before: ``next_step`` may have filled what was left behind an EOS.
+        # After ``next_step``, which may fill the masks behind an EOS.
         batch.update_done()
         step = widen(batch, step)
         candidates = step.candidates & ~batch.rows.done[:, None]
@@ -171,7 +171,7 @@ class Denoiser:
         Does not wait for the device, so that a forward may be in flight.
 
         Args:
-            decoding: with the options that depend on the answer's length.
+            decoding: the result of ``Decoding.finalized``.
 
         Raises:
             Exception: whatever the algorithm raises.
@@ -189,7 +189,7 @@ class Denoiser:
             decoding.cache.begin(batch, decoding.cache_options, options),
             whole_canvases(batch),
         )
-        group.plan_next_step()
+        group.choose_next_step()
         return group
 
     def join(self, group: Group) -> None:
@@ -235,7 +235,7 @@ class Denoiser:
         return self._packed
 
     def commit(self, logits: Logits) -> None:
-        """Commit what one forward decides in every canvas, and plan the next step.
+        """Commit one step of every canvas, and choose the next step.
 
         Args:
             logits: ``(N + U, V)``: of the tokens ``pack().logits_indices``.
@@ -249,7 +249,7 @@ class Denoiser:
             self._measure(group, inputs)
             with group.guard():
                 _decide(group, inputs)
-                group.plan_next_step()
+                group.choose_next_step()
             if group.has_failed:
                 self.remove(group.records)
         packed.forget_expected()
@@ -258,9 +258,9 @@ class Denoiser:
         """Prepare the next packed forward before the host knows the windows.
 
         Returns:
-            The packing that stays if no window moves. Its list of candidates may be
-            too long. None where the canvases changed, or where several groups or
-            guidance keep the candidates apart.
+            The packed forward, valid if all windows stay the same. It may list too
+            many candidates. None if canvases joined or left, or if there are several
+            groups or guided canvases, whose candidates are not contiguous.
         """
         if self._packed is None:
             return None
@@ -270,7 +270,7 @@ class Denoiser:
         return self._packed if is_one else None
 
     def sync(self) -> None:
-        """Wait for what was committed and planned, and update the ``Canvas`` records.
+        """Wait for the last commit, and update the ``Canvas`` records.
 
         One transfer brings a table of each group: its answers, -1 where masked, and
         the numbers of ``Progress``.

@@ -13,8 +13,7 @@ import torch
 from sglang_dllm.decoding.canvas import Canvas, IdArray
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import StepInputs
-from sglang_dllm.decoding.logits import Candidates as SomeCandidates
-from sglang_dllm.decoding.logits import Logits, LogitsOf
+from sglang_dllm.decoding.logits import Candidates, Logits, LogitsOf
 from sglang_dllm.decoding.tensor_rows import indices
 from sglang_dllm.decoding.window import Window
 
@@ -44,9 +43,9 @@ class GroupCandidates:
         positions: ``(N,)`` int64, from the answer's start.
         logits_indices: ``(N,)`` int64: the packed tokens that predict them.
         counts: candidates of each canvas, on the host.
-        offset, uncond_offset: where the group's part of
-            ``PackedForward.logits_indices`` begins: N of the canvases, and those of
-            the unconditional ones.
+        offset: index of the group's first candidate in
+            ``PackedForward.logits_indices``.
+        uncond_offset: index of its first unconditional candidate there.
     """
 
     guided: list[bool]
@@ -161,9 +160,9 @@ class PackedForward:
     def expect(self, batches: Sequence[Batch]) -> None:
         """Prepare the next forward before the host knows the number of candidates.
 
-        That number is still on the device, so this gathers up to the next power of two
-        above the previous count. Entries past the real count are garbage; ``update``
-        cuts them off. ``logits_indices`` are right for a single group only.
+        This gathers a fixed number of candidates: the previous count, rounded up to a
+        power of two. The content of surplus entries is undefined; ``update`` removes
+        them. ``logits_indices`` are right for a single group only.
         """
         answers = torch.cat([batch.rows.ids.flatten() for batch in batches])
         self.input_ids[self._answer_at] = answers[self._answer_from]
@@ -202,7 +201,7 @@ class PackedForward:
             num_uncond += group.num_uncond
             self._candidates.append(group)
         parts = own + uncond
-        # A single part stays the tensor that was expected: graphs have read it.
+        # Do not copy a single part: ``stage`` has given this tensor to the graph.
         self.logits_indices = torch.cat(parts) if parts[1:] else parts[0]
 
     def inputs_of(
@@ -215,7 +214,7 @@ class PackedForward:
             logits: ``(N + U, V)`` of ``logits_indices``.
         """
         candidates, step = self._candidates[group], batch.step
-        assert step is not None, "no step is planned"
+        assert step is not None, "no step is chosen"
         return StepInputs(
             batch=batch,
             step=step,
@@ -242,7 +241,7 @@ def _uncond_logits_of(candidates: GroupCandidates, logits: Logits) -> LogitsOf |
     at = torch.full_like(candidates.positions, candidates.uncond_offset)
     at[candidates.of_guided()] += indices(candidates.num_uncond, at.device)
 
-    def uncond_logits_of(some: SomeCandidates) -> torch.Tensor:
+    def uncond_logits_of(some: Candidates) -> torch.Tensor:
         return logits(at[some])
 
     return uncond_logits_of
@@ -262,7 +261,7 @@ def _upload(values: IdArray, device: torch.device) -> torch.Tensor:
 
 
 def _ids(window: PackedWindow) -> IdArray:
-    """The window's ids; the device fills in the answer's."""
+    """The window's ids. ``expect`` overwrites those of the answer on the device."""
     canvas = window.canvas
     start, end = canvas.window
     ids = canvas.ids[start:end].copy()
@@ -312,16 +311,16 @@ def _predicted_at(
 
 
 def _num_known(batch: Batch) -> int:
-    """Candidates of the next forward, or of the last one, as the host knows."""
+    """Candidates at the last ``sync``: after a commit, those of the forward before."""
     return sum(canvas.num_candidates for canvas in batch.records)
 
 
 def _find_candidates(
     batch: Batch, predicted_at: torch.Tensor, size: int
 ) -> GroupCandidates:
-    """The first ``size`` candidates; garbage behind them where there are fewer."""
-    assert batch.step is not None, "no step is planned"
-    # With a size, the device is not asked how many there are.
+    """The first ``size`` candidates; if there are fewer, the surplus is undefined."""
+    assert batch.step is not None, "no step is chosen"
+    # A fixed ``size`` avoids a wait for the device.
     found = torch.nonzero_static(batch.step.candidates, size=size, fill_value=0)
     canvas_index, positions = found.unbind(dim=1)
     return GroupCandidates(

@@ -1,8 +1,8 @@
 """Admission: a waiting request gets its canvas, its slots and its place in the engine.
 
-Requests are checked when they arrive (``serving``). They are checked again here, as
-SGLang has doors that those checks do not see, and one bad request must not end the
-scheduler. A request that fails here is answered alone.
+Requests are checked when they arrive (``serving``). They are checked again here:
+some entry points of SGLang bypass those checks, and one bad request must not end the
+scheduler. An error here ends one request only.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def admit(
     A canvas is admitted while a request slot and its KV slots are free, and while a
     forward over all canvases stays within --max-running-requests windows and
     --max-prefill-tokens tokens. A canvas that runs alone may exceed the tokens. The
-    first request that does not fit waits and holds back the rest, so that none
-    starves. One that does not fit into an empty engine never will; it is refused.
+    first request that does not fit blocks all later ones, so that they cannot overtake
+    it for ever. If the engine is empty and a request still does not fit, it is refused.
 
     Returns:
         The admitted requests.
@@ -209,7 +209,7 @@ def _end(req: Req, error: Exception) -> None:
 
 
 def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
-    """Make the canvas of a request, with nothing decoded and its first step planned.
+    """Make the canvas of a request, with nothing decoded and its first step chosen.
 
     Raises:
         RequestError, OptionError: a field is wrong or too large for this server.
@@ -306,7 +306,7 @@ def _sampling(req: Req, vocab_size: int) -> SamplingOptions:
 
 @lru_cache(maxsize=1)
 def _stop_ids(tokenizer: Any) -> frozenset[int]:
-    """The stop tokens of a tokenizer. It takes long to name them, so it does once."""
+    """The stop tokens of a tokenizer. Cached: the tokenizer needs long for it."""
     if tokenizer is None:
         return frozenset()
     more = tokenizer.additional_stop_token_ids or ()

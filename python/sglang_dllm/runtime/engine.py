@@ -126,7 +126,7 @@ class DenoisingEngine:
             self._launch()
 
     def finish_in_flight(self) -> None:
-        """Commit the forward in flight, if there is one, and plan the next step."""
+        """Commit the forward in flight, if there is one, and choose the next step."""
         if self.in_flight is None:
             return
         logits, self.in_flight = self.in_flight.logits, None

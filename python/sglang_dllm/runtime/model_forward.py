@@ -53,7 +53,7 @@ class RunnerForward:
     def stage(self, packed: PackedForward, statistics: Statistics) -> None:
         """Fill the inputs of the graph that will run ``packed``.
 
-        A packing that was not launched yet is left to ``launch``: its windows moved.
+        Does nothing for a packed forward with new windows; ``launch`` prepares that.
         """
         if self.graphs is None or packed is not self._packed:
             return

@@ -57,7 +57,7 @@ def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> Non
             progressed.append(req)
     _hand_out(scheduler, running, progressed)
     reporter.forward_ct_decode = (reporter.forward_ct_decode + 1) % (1 << 30)
-    # A round that ended the last request reports the requests that it ran.
+    # If no request is left, report this round's batch: the figures would be 0.
     reporter.report_decode_stats(
         result.can_run_cuda_graph, running_batch=running if running.reqs else batch
     )
@@ -86,8 +86,7 @@ def before_pause(scheduler: Any) -> None:
 def _hand_out(scheduler: Any, running_batch: ScheduleBatch, reqs: list[Req]) -> None:
     """Send what requests have new, then let go of those that ended.
 
-    In this order, because a canvas leaves only behind the forward in flight, and the
-    tokens need not wait for it.
+    Tokens are sent first, because a canvas leaves only after the forward in flight.
     """
     if not reqs:
         return

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.block_steps import block_step, whole_canvas_step
-from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.caches.registry import ALL_CACHES
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import BlockSize, Options, Probability, StepCount

@@ -16,7 +16,7 @@ from sglang_dllm.decoding.block_pipeline import (
     next_pipeline_step,
     note_committed,
 )
-from sglang_dllm.decoding.caches import ALL_CACHES
+from sglang_dllm.decoding.caches.registry import ALL_CACHES
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.options import BlockSize, Bool, Nats, Options, Probability

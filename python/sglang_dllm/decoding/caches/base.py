@@ -1,7 +1,7 @@
 """The interface of a cache strategy: it chooses the windows of the next forward.
 
-Full attention lets the keys and values of every token depend on all tokens. Whatever a
-forward does not compute again is therefore an approximation.
+With full attention, the keys and values of every token depend on all tokens. Keys and
+values that a forward does not compute again are old, so the result is approximate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NoCacheState(TensorRows):
 
 @dataclass
 class RefreshState(TensorRows):
-    """The state of a strategy that refreshes where another block starts.
+    """The state of a strategy that refreshes where another span starts.
 
     Attributes:
         refreshed_at: ``(R,)`` int64: start of the span at the last refresh, -1 before.
@@ -87,9 +87,10 @@ class CacheStrategy(ABC, Generic[CacheOptionsT, CacheStateT]):
     def choose(
         self, batch: Batch, state: CacheStateT, step: Step
     ) -> tuple[Windows, torch.Tensor]:
-        """The windows of the next forward, and ``(R,)`` bool: which are full instead.
+        """The windows of the next forward, and ``(R,)`` bool: true for a full window.
 
-        Windows may reach over the ends of the canvas. May write to the state.
+        Windows may exceed the canvas; ``next_windows`` clips them. May write to the
+        state.
         """
 
 

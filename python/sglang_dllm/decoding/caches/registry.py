@@ -20,6 +20,9 @@ CACHES: Mapping[str, CacheStrategy[Any, Any]] = MappingProxyType(
     }
 )
 
+ALL_CACHES = tuple(CACHES)
+"""The names, for algorithms that take every strategy."""
+
 READERS: Mapping[str, str] = MappingProxyType(
     {key: name for name, cache in CACHES.items() for key in cache.options.model_fields}
 )

@@ -50,10 +50,10 @@ class VicinityState(RefreshState):
 class Vicinity(CacheStrategy[VicinityOptions, VicinityState]):
     """Warms up, fills the cache, then refreshes at the first forward of a block.
 
-    The first ``warmup`` forwards are full and keep no keys and values. The next one is
-    full and fills the cache. dInfer looks for a new block only in the iterations behind
-    the fill, and never in the first block: a cache that was filled in a later block is
-    refreshed there again, one window later.
+    The first ``warmup`` forwards are full. The next one is full too, and it fills the
+    cache. dInfer tests for a new block only after the forward that fills the cache. It
+    does not refresh in the first block. If the fill was in a later block, one more
+    refresh follows after one window.
     """
 
     name = "vicinity"
