@@ -24,14 +24,16 @@ def _handle_missing_default_values(
     original: Callable[..., Any], server_args: Any
 ) -> Any:
     from sglang_dllm.config.launch_flags import settle_launch_flags
+    from sglang_dllm.decoding.registry import algorithms
     from sglang_dllm.models.facts import FAMILIES
     from sglang_dllm.upstream.launch import architecture_of, is_of_another_plugin
 
     result = original(server_args)
     architecture = architecture_of(server_args)
-    if architecture in FAMILIES and not is_of_another_plugin(
-        server_args.dllm_algorithm
-    ):
+    algorithm = server_args.dllm_algorithm
+    # A name of ours is ours, as in ``config.server.decodes``.
+    is_theirs = algorithm not in algorithms() and is_of_another_plugin(algorithm)
+    if architecture in FAMILIES and not is_theirs:
         settle_launch_flags(server_args, architecture)
     return result
 
@@ -44,8 +46,9 @@ def _prepare_server_args(original: Callable[..., Any], argv: list[str]) -> Any:
         server_args = original(argv)
         # SGLang has read the config by now, a repository's too.
         config = getattr(server_args, "model_config", None)
-        if config is not None and config.hf_config.architectures[0] in FAMILIES:
-            require_algorithm(server_args, config.hf_config.architectures[0])
+        names = getattr(getattr(config, "hf_config", None), "architectures", None)
+        if names and names[0] in FAMILIES:
+            require_algorithm(server_args, names[0])
         return server_args
     except (ConfigError, UpstreamContractError) as error:
         print(f"sglang-dllm: error: {error}", file=sys.stderr)

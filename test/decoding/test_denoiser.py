@@ -18,6 +18,7 @@ from sglang_dllm.decoding.denoiser import Denoiser, Group
 from sglang_dllm.decoding.logits import HeadError, Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.registry import algorithms
+from sglang_dllm.decoding.step import Step
 from sglang_dllm.decoding.tensor_rows import TensorRows
 
 MODEL = ToyModel(5, eos_bias=-50.0)
@@ -289,3 +290,70 @@ def test_the_statistics_are_computed_outside_of_the_guard(
     denoiser.pack()
     denoiser.commit(Logits(9, denoiser.facts.vocab_size, logits_of))
     assert asked == [False]
+
+
+def test_a_window_or_a_token_that_is_none_ends_its_own_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A window of negative length would shift the tokens of all other requests."""
+    kind = type(algorithms()["LocalLeap"])
+    next_step, decide = kind.next_step, kind.decide
+
+    def backwards(self: Any, batch: Any) -> Any:
+        made = next_step(self, batch)
+        return Step(made.candidates, made.end, made.start)
+
+    def unknown(self: Any, inputs: Any) -> Any:
+        decision = decide(self, inputs)
+        return replace(decision, tokens=decision.tokens + 10_000)
+
+    for name, method, message in (
+        ("next_step", backwards, "decodes no window"),
+        ("decide", unknown, "outside the vocabulary"),
+    ):
+        denoiser = Denoiser(facts_of("llada"))
+        faulty, group = prepare(denoiser, 9, "LocalLeap", cache="dual", block_size=3)
+        sound, other = prepare(denoiser, 9, "FastDLLM", cache="dual", block_size=3)
+        denoiser.join(group)
+        denoiser.join(other)
+        denoiser.sync()
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, method)
+            for _ in range(3):  # the first window of a span is full
+                if faulty.failure is None:
+                    step(denoiser)
+        assert message in str(faulty.failure)
+        assert sound.failure is None
+        finish(denoiser, [faulty, sound])
+        assert not sound.masked.any()
+
+
+def test_a_message_that_raises_does_not_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no message")
+
+    denoiser = Denoiser(facts_of("llada"))
+    canvas, group = prepare(denoiser, 9, "LocalLeap")
+    denoiser.join(group)
+    denoiser.sync()
+    monkeypatch.setattr(type(algorithms()["LocalLeap"]), "decide", raises(Mute()))
+    step(denoiser)
+    assert canvas.failure == "LocalLeap: Mute"
+
+
+def test_changed_logits_are_measured_once() -> None:
+    """Else the head would run twice over every candidate."""
+    denoiser = Denoiser(facts_of("llada"))
+    _, group = prepare(denoiser, 9, "LLaDA", logits_eos_inf=True)
+    denoiser.join(group)
+    denoiser.sync()
+    table, asked = MODEL(torch.arange(9)), []
+
+    def logits_of(some: Any) -> torch.Tensor:
+        asked.append(some)
+        return table[some]
+
+    denoiser.pack()
+    denoiser.commit(Logits(9, denoiser.facts.vocab_size, logits_of))
+    assert len(asked) == 1

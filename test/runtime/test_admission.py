@@ -111,6 +111,20 @@ def test_an_algorithm_that_cannot_start_is_a_500(
     assert scheduler.free_slots == (100, 4)
 
 
+def test_a_fault_of_the_device_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks would wait for this one forever."""
+    scheduler = FakeScheduler()
+
+    def begin(*args: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Faulty, "begin", begin)
+    register(monkeypatch, Faulty())
+    scheduler.queue("bad", dllm={"algorithm": "Faulty"})
+    with pytest.raises(torch.OutOfMemoryError):
+        scheduler.loop()
+
+
 @prelaunched
 @pytest.mark.parametrize("where", ["decide", "on_commit", "later_step"])
 def test_an_algorithm_that_fails_later_is_a_500(

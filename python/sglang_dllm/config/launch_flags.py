@@ -113,9 +113,6 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
     server_args.disable_overlap_schedule = True
     _settle_graphs(server_args)
     server_args.chunked_prefill_size = -1
-    # SGLang copies the inputs of a forward to buffers as large as the KV pool. A guided
-    # canvas computes two windows over the slots of one, which may be more than that.
-    os.environ["SGLANG_EAGER_INPUT_NO_COPY"] = "1"
     server_args.tokenizer_path = plain_tokenizer_path(
         server_args.tokenizer_path or server_args.model_path, server_args.revision
     )

@@ -76,6 +76,10 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
         """True if each forward also computes the unconditional canvas."""
         return False
 
+    def changes_logits(self, options: OptionsT) -> bool:
+        """Whether ``decide`` measures other logits than the forward's."""
+        return self.is_guided(options)
+
     def begin(
         self, batch: CanvasBatch[OptionsT, Any], options: OptionsT
     ) -> StateT | NoState:

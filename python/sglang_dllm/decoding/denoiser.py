@@ -9,8 +9,7 @@ that one transfer tells the host both what was committed and what comes next. On
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,17 +19,17 @@ from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.base import (
     CacheStrategy,
     Windows,
-    next_windows,
     whole_canvases,
 )
-from sglang_dllm.decoding.canvas import Canvas, Progress
+from sglang_dllm.decoding.canvas import Canvas, IdArray, Progress
 from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
 from sglang_dllm.decoding.decision import StepInputs
 from sglang_dllm.decoding.forward_limit import accept_all, widen
-from sglang_dllm.decoding.logits import HeadError, Logits
+from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.decoding.statistics import Statistic
+from sglang_dllm.decoding.statistics import Statistic, check_statistics
 from sglang_dllm.decoding.step import Step
 from sglang_dllm.decoding.tensor_rows import TensorRows, check_rows
 from sglang_dllm.models.facts import ModelFacts
@@ -39,10 +38,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FORWARDS = 100_000
 """The most forwards of one request, and the most steps that any option asks for."""
-
-_NOT_OURS = (HeadError, torch.OutOfMemoryError, torch.AcceleratorError)
-"""Failures of the forward or the device. With tensor parallelism, one rank may fail
-alone. If it continued, the others would block in a collective. So the process ends."""
 
 GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str]
 
@@ -53,6 +48,7 @@ class Group:
 
     Attributes:
         statistics: what the algorithm reads of the logits.
+        changes_logits: whether it changes the logits first for some canvas.
         cache_state: the tensors of the cache strategy.
         windows: start and end ``(R,)`` int64 of the windows of the next forward.
     """
@@ -60,6 +56,7 @@ class Group:
     algorithm: Algorithm[Any, Any]
     cache: CacheStrategy[Any, Any]
     statistics: tuple[Statistic, ...]
+    changes_logits: bool
     batch: CanvasBatch[Any, Any]
     cache_state: TensorRows
     windows: Windows
@@ -79,6 +76,7 @@ class Group:
             self.algorithm,
             self.cache,
             self.statistics,
+            self.changes_logits,
             self.batch.select(rows, index),
             self.cache_state.select(rows, index),
             Windows(*(bound[index] for bound in self.windows)),
@@ -94,6 +92,7 @@ class Group:
             self.algorithm,
             self.cache,
             self.statistics,
+            self.changes_logits or other.changes_logits,
             self.batch.joined(other.batch),
             self.cache_state.joined(other.cache_state),
             Windows(*map(torch.cat, zip(self.windows, other.windows, strict=True))),
@@ -109,7 +108,7 @@ class Group:
         step = widen(batch, step)
         candidates = step.candidates & ~batch.rows.done[:, None]
         batch.set_step(Step(candidates, step.start, step.end))
-        self.windows = next_windows(self.cache, batch, self.cache_state, step)
+        self.windows = self.cache.next_windows(batch, self.cache_state, step)
 
     def expect_full_windows(self) -> None:
         """The keys and values in the pool are lost: the next windows are full."""
@@ -117,27 +116,14 @@ class Group:
         for canvas in self.records:
             canvas.expect_full_window()
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Let an error of the algorithm end the group's requests and no others.
+    def guard(self) -> Guard:
+        """Let an error of the algorithm end the group's requests and no others."""
+        return Guard(self._fail)
 
-        Collectives must stay outside: a rank that leaves them early makes the others
-        wait forever.
-        """
-        try:
-            yield
-        except _NOT_OURS:
-            raise
-        except Exception as error:
-            if "CUDA error" in str(error):
-                raise
-            logger.error("%s failed", self.algorithm.name, exc_info=error)
-            for canvas in self.records:
-                canvas.fail(f"{self.algorithm.name}: {error}")
-
-    @property
-    def has_failed(self) -> bool:
-        return any(canvas.failure for canvas in self.records)
+    def _fail(self, error: Exception) -> None:
+        logger.error("%s failed", self.algorithm.name, exc_info=error)
+        for canvas in self.records:
+            canvas.fail(f"{self.algorithm.name}: {text_of(error)}")
 
 
 class Denoiser:
@@ -184,7 +170,8 @@ class Denoiser:
         group = Group(
             algorithm,
             decoding.cache,
-            tuple(algorithm.statistics),
+            check_statistics(algorithm.statistics),
+            bool(algorithm.changes_logits(options)),
             batch,
             decoding.cache.begin(batch, decoding.cache_options, options),
             whole_canvases(batch),
@@ -247,10 +234,10 @@ class Denoiser:
                 canvas.count_forward()
             inputs = packed.inputs_of(index, group.batch, logits)
             self._measure(group, inputs)
-            with group.guard():
+            with group.guard() as guard:
                 _decide(group, inputs)
                 group.choose_next_step()
-            if group.has_failed:
+            if guard.caught:
                 self.remove(group.records)
         packed.forget_expected()
 
@@ -288,16 +275,31 @@ class Denoiser:
             for canvas, row in zip(group.records, rows, strict=True):
                 numbers = row[group.batch.max_answer_len :].tolist()
                 canvas.update(row[: canvas.answer_len], _progress(*numbers))
-                if canvas.num_forwards >= MAX_FORWARDS and not canvas.done:
-                    canvas.fail(f"no end after {MAX_FORWARDS} forwards")
+                self._check(canvas, row[: canvas.answer_len])
+
+    def _check(self, canvas: Canvas, answer: IdArray) -> None:
+        """Fail a canvas that an algorithm from outside led astray.
+
+        A window that is none would shift the tokens of all other requests, and a token
+        outside the vocabulary would end the process in the embedding.
+        """
+        start, end = canvas.window
+        if ((answer < -1) | (answer >= self.facts.vocab_size)).any():
+            canvas.fail("the algorithm committed a token outside the vocabulary")
+        elif canvas.done:
+            return
+        elif not 0 <= start < end <= len(canvas):
+            canvas.fail(f"the algorithm decodes no window: {start} to {end}")
+        elif canvas.num_forwards >= MAX_FORWARDS:
+            canvas.fail(f"no end after {MAX_FORWARDS} forwards")
 
     def _measure(self, group: Group, inputs: StepInputs[Any, Any]) -> None:
         """Compute the statistics that the algorithm always reads.
 
         With tensor parallelism the head has collectives, so this happens outside of
-        the guard. Guidance changes the logits first, which only the algorithm can do.
+        the guard. Changed logits are the algorithm's own, which it measures itself.
         """
-        if inputs.num_candidates and inputs.uncond_logits_of is None:
+        if inputs.num_candidates and not group.changes_logits:
             for statistic in group.statistics:
                 inputs.logits.measure(statistic, self.facts.mask_id)
 

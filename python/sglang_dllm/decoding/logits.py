@@ -63,8 +63,9 @@ class Logits:
         """The head over hidden states ``(N, H)``."""
 
         def of(some: Candidates) -> torch.Tensor:
+            wanted = hidden[some]
             try:
-                return head(hidden[some])
+                return head(wanted)
             except Exception as error:
                 raise HeadError(str(error)) from error
 

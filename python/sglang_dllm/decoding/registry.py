@@ -22,9 +22,9 @@ from sglang_dllm.decoding.algorithms.full_attn_multi_block import FullAttnMultiB
 from sglang_dllm.decoding.algorithms.hierarchical import Hierarchical
 from sglang_dllm.decoding.algorithms.llada import LLaDA
 from sglang_dllm.decoding.algorithms.local_leap import LocalLeap
-from sglang_dllm.decoding.caches.registry import CACHES
+from sglang_dllm.decoding.caches.registry import CACHES, READERS
 from sglang_dllm.decoding.options import Options
-from sglang_dllm.decoding.statistics import Statistic
+from sglang_dllm.decoding.statistics import check_statistics
 from sglang_dllm.decoding.tensor_rows import TensorRows
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,13 @@ def load(name: str, kind: object) -> AnyAlgorithm:
     for cache in algorithm.caches:
         if cache not in CACHES:
             raise TypeError(f"caches names {cache!r}; expected {', '.join(CACHES)}")
-    for statistic in algorithm.statistics:
-        if not isinstance(statistic, Statistic):
-            raise TypeError(f"statistics has {statistic!r}, which is no Statistic")
+    check_statistics(algorithm.statistics)
+    taken = {"algorithm", "cache", *READERS} & set(algorithm.options.model_fields)
+    if taken:
+        raise TypeError(f"options has {min(taken)}, which every request reads itself")
+    has_blocks = "block_size" in algorithm.options.model_fields
+    if "delayed" in algorithm.caches and not has_blocks:
+        raise TypeError("the cache delayed needs an option block_size")
     return algorithm
 
 

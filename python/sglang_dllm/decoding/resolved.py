@@ -67,7 +67,7 @@ class Decoding:
         scheduler. To resolve it again gives the same.
         """
         own = self.options.model_dump(exclude=set(self.unused))
-        common = {key: own.pop(key) for key in Options.model_fields}
+        common = {key: own.pop(key) for key in Options.model_fields if key in own}
         return {
             "algorithm": self.algorithm.name,
             "cache": self.cache.name,

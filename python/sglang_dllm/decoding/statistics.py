@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,13 @@ DRAW_ELEMENTS = 2**22
 """Likewise where tokens are drawn: sorting takes some 80 bytes an element."""
 
 
+_WANTED = {
+    "probability": Want.PROBABILITY,
+    "margin": Want.MARGIN,
+    "negative_entropy": Want.NEGATIVE_ENTROPY,
+}
+
+
 @dataclass(frozen=True, order=True)
 class Statistic:
     """A measure of a row of probabilities; the best position has the greatest value.
@@ -29,6 +36,10 @@ class Statistic:
 
     kind: Literal["probability", "margin", "negative_entropy"]
     eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _WANTED or not isinstance(self.eps, float):
+            raise TypeError(f"{self} is no statistic; kinds are {', '.join(_WANTED)}")
 
     def of(self, p: torch.Tensor, tokens: torch.Tensor, mask_id: int) -> torch.Tensor:
         """``(N,)`` float64 from probabilities ``(N, V)`` float64, tokens ``(N,)``."""
@@ -44,11 +55,17 @@ PROBABILITY = Statistic("probability")
 MARGIN = Statistic("margin")
 
 
-_WANTED = {
-    "probability": Want.PROBABILITY,
-    "margin": Want.MARGIN,
-    "negative_entropy": Want.NEGATIVE_ENTROPY,
-}
+def check_statistics(statistics: Iterable[object]) -> tuple[Statistic, ...]:
+    """The declaration of an algorithm, which may come from outside.
+
+    Raises:
+        TypeError: an element is no statistic.
+    """
+    found = tuple(statistics)
+    for statistic in found:
+        if not isinstance(statistic, Statistic):
+            raise TypeError(f"statistics has {statistic!r}, which is no Statistic")
+    return found  # type: ignore[return-value]
 
 
 def measure(

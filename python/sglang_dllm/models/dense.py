@@ -28,11 +28,12 @@ from sglang.srt.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_exec, get_parallel
 from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sglang_dllm.attention.plan import plan_of
+from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.linear import use_column_major
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
@@ -261,6 +262,12 @@ class DenseDiffusionLM(nn.Module):
         prefix: str = "",
     ) -> None:
         super().__init__()
+        if get_exec().dllm.dllm_algorithm is None:
+            # An Engine of a hub repository comes here without another check. SGLang
+            # would decode from left to right and answer with nonsense.
+            raise ConfigError(
+                f"{config.architectures[0]} is a diffusion model: add --dllm-algorithm"
+            )
         self.config = config
         self.quant_config = quant_config
         self.embed_tokens = VocabParallelEmbedding(

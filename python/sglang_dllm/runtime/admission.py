@@ -25,6 +25,7 @@ from sglang.srt.managers.schedule_batch import (
 from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, request_options
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Group
+from sglang_dllm.decoding.guard import is_device_fault, text_of
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
@@ -180,6 +181,8 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
         if req.dllm_algo_state is None:
             req.dllm_algo_state = start(req, scheduler, engine)
     except Exception as error:  # a third party's code may raise anything
+        if is_device_fault(error):
+            raise
         _end(req, error)
         return None
     canvas: Canvas = req.dllm_algo_state.canvas
@@ -201,11 +204,11 @@ def _end(req: Req, error: Exception) -> None:
     if isinstance(error, RequestError | ConfigError):
         logger.warning("request %s is refused: %s", req.rid, error)
         req.finished_reason = FINISH_ABORT(
-            str(error), HTTPStatus.BAD_REQUEST, "BadRequestError"
+            text_of(error), HTTPStatus.BAD_REQUEST, "BadRequestError"
         )
     else:
         logger.error("request %s could not start", req.rid, exc_info=error)
-        req.finished_reason = failed(str(error))
+        req.finished_reason = failed(text_of(error))
 
 
 def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
@@ -215,7 +218,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         RequestError, OptionError: a field is wrong or too large for this server.
         Exception: whatever a third party's algorithm raises.
     """
-    facts = engine.denoiser.facts
+    facts = engine.facts
     params = req.sampling_params
     _check_ids("input_ids", req.origin_input_ids, facts)
     _check_fields(req, scheduler)
@@ -239,7 +242,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
-    group = engine.denoiser.prepare(canvas, decoding)
+    group = engine.prepare(canvas, decoding)
     return Denoising(canvas, group, stop_ids)
 
 

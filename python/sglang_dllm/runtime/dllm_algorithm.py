@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
@@ -41,12 +42,18 @@ class FullAttnAlgorithm(DllmAlgorithm):
             "a round runs before the scheduler's first loop"
         )
         self._engine.run_round()
-        in_graph = getattr(self._engine.model, "in_graph", False)
+        in_graph = self._engine.model.in_graph
         return LogitsProcessorOutput(None), [], None, None, in_graph
 
 
 def build_engine(scheduler: Any) -> DenoisingEngine:
-    """The engine of a scheduler whose model and tokenizer are loaded."""
+    """The engine of a scheduler whose model and tokenizer are loaded.
+
+    Runs in the scheduler's process, so its settings reach no other model.
+    """
+    # SGLang copies the inputs of a forward to buffers as large as the KV pool. A guided
+    # canvas computes two windows over the slots of one, which may be more than that.
+    os.environ["SGLANG_EAGER_INPUT_NO_COPY"] = "1"
     config = scheduler.dllm_config
     facts = config.facts.with_tokenizer(scheduler.tokenizer)
     runner = scheduler.tp_worker.model_runner

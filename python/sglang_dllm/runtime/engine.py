@@ -14,13 +14,21 @@ from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.denoiser import Denoiser, Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.decoding.statistics import Statistic
+from sglang_dllm.models.facts import ModelFacts
 
 Statistics = tuple[Statistic, ...]
 
 
 class ModelForward(Protocol):
-    """Runs the model on packed forwards."""
+    """Runs the model on packed forwards.
+
+    Attributes:
+        in_graph: whether the last forward ran in a CUDA graph.
+    """
+
+    in_graph: bool
 
     def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
         """Start a forward. The host does not wait for it.
@@ -96,8 +104,20 @@ class DenoisingEngine:
         self.canvases: list[Canvas] = []
         self._arrivals: list[Group] = []
 
+    @property
+    def facts(self) -> ModelFacts:
+        return self.denoiser.facts
+
+    def prepare(self, canvas: Canvas, decoding: Decoding) -> Group:
+        """A new canvas and its first step, ready for ``admit``.
+
+        Raises:
+            Exception: whatever the algorithm raises.
+        """
+        return self.denoiser.prepare(canvas, decoding)
+
     def admit(self, group: Group) -> None:
-        """Take a canvas in, from ``Denoiser.prepare`` or from ``park``.
+        """Take a canvas in, from ``prepare`` or from ``park``.
 
         It joins before the next forward is packed. If a forward is in flight, it joins
         after the commit of that forward.

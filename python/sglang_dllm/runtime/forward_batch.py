@@ -47,3 +47,9 @@ class CanvasForwardBatch(ForwardBatch):
         }
         declared |= {"input_ids": input_ids, "positions": positions}
         return cls(**declared, plan=plan)
+
+    def point_to(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan
+    ) -> None:
+        """Take the inputs of the next forward with the same windows."""
+        self.input_ids, self.positions, self.plan = input_ids, positions, plan

@@ -20,6 +20,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang_dllm.attention.backends import backend_of
 from sglang_dllm.attention.base import CanvasAttention
 from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.guard import is_device_fault
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import power_of_two
 from sglang_dllm.decoding.statistics import (
@@ -199,6 +200,8 @@ class WindowGraphs:
         try:
             graph = staged.graph.captured(self.capture)
         except RuntimeError as error:  # there may be no memory left
+            if is_device_fault(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise
             # This forward runs without a graph, and so do all later ones.
             logger.error("CUDA graphs are off from now on: %s", error)
             self._has_failed = True

@@ -34,12 +34,10 @@ class RunnerForward:
         self.graphs = graphs
         self.in_graph = False
         self._packed: PackedForward | None = None
-        self._template: Any = None
+        self._batch: CanvasForwardBatch | None = None
 
     def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
         """Start a forward: in a graph where one holds it, else through the runner."""
-        if packed is not self._packed:
-            self._prepare(packed)
         plan = AttentionPlan(packed.windows, packed.logits_indices)
         batch = self._batch_of(packed, plan)
         self.in_graph = self.graphs is not None and self.graphs.accepts(plan)
@@ -61,17 +59,19 @@ class RunnerForward:
         if self.graphs.accepts(plan):
             self.graphs.stage(plan, self._batch_of(packed, plan), statistics)
 
-    def _prepare(self, packed: PackedForward) -> None:
-        """Make SGLang's forward batch of a new packing."""
-        batch = CanvasScheduleBatch.of_forward(self.runner, packed)
-        self._template = ForwardBatch.init_new(
-            batch, self.runner, return_hidden_states_before_norm=False
-        )
-        self._packed = packed
-
     def _batch_of(
         self, packed: PackedForward, plan: AttentionPlan
     ) -> CanvasForwardBatch:
-        return CanvasForwardBatch.of(
-            self._template, packed.input_ids, packed.positions, plan
-        )
+        """The forward batch, which is made once for the same windows."""
+        if self._batch is None or packed is not self._packed:
+            schedule_batch = CanvasScheduleBatch.of_forward(self.runner, packed)
+            made = ForwardBatch.init_new(
+                schedule_batch, self.runner, return_hidden_states_before_norm=False
+            )
+            self._batch = CanvasForwardBatch.of(
+                made, packed.input_ids, packed.positions, plan
+            )
+            self._packed = packed
+        else:
+            self._batch.point_to(packed.input_ids, packed.positions, plan)
+        return self._batch

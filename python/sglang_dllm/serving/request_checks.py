@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
 from json import JSONDecodeError
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
@@ -136,14 +136,17 @@ class RequestChecks:
         check_request(params, input_ids, limits, self.decode, self.facts)
 
 
+_CHECKS: WeakKeyDictionary[Any, RequestChecks] = WeakKeyDictionary()
+"""By manager. A process may have several engines, one behind the other."""
+
+
 def checks_of(manager: Any) -> RequestChecks | None:
     """The checks of a tokenizer manager; None where the model is not ours."""
     architectures = getattr(manager.model_config.hf_config, "architectures", None)
     algorithm = manager.server_args.dllm_algorithm
-    is_ours = decodes(algorithm, (architectures or [None])[0])
-    return _checks_of(manager) if is_ours else None
-
-
-@lru_cache(maxsize=1)
-def _checks_of(manager: Any) -> RequestChecks:
-    return RequestChecks(manager)
+    if not decodes(algorithm, (architectures or [None])[0]):
+        return None
+    checks = _CHECKS.get(manager)
+    if checks is None:
+        checks = _CHECKS[manager] = RequestChecks(manager)
+    return checks

@@ -86,6 +86,9 @@ class LLaDA(Algorithm[LLaDAOptions, LLaDAState]):
     def is_guided(self, options: LLaDAOptions) -> bool:
         return options.cfg_scale > 0
 
+    def changes_logits(self, options: LLaDAOptions) -> bool:
+        return self.is_guided(options) or options.logits_eos_inf
+
     def begin(
         self, batch: CanvasBatch[LLaDAOptions, Any], options: LLaDAOptions
     ) -> LLaDAState:

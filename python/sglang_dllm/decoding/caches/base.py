@@ -84,6 +84,14 @@ class CacheStrategy(ABC, Generic[CacheOptionsT, CacheStateT]):
         """The state of one canvas with nothing decoded: tensors ``(1, ...)``."""
 
     @abstractmethod
+    def next_windows(self, batch: Batch, state: CacheStateT, step: Step) -> Windows:
+        """The windows of the next forward. May write to the state."""
+
+
+class KVCache(CacheStrategy[CacheOptionsT, CacheStateT]):
+    """A strategy that computes windows over keys and values in the pool."""
+
+    @abstractmethod
     def choose(
         self, batch: Batch, state: CacheStateT, step: Step
     ) -> tuple[Windows, torch.Tensor]:
@@ -93,29 +101,31 @@ class CacheStrategy(ABC, Generic[CacheOptionsT, CacheStateT]):
         state.
         """
 
+    def next_windows(self, batch: Batch, state: CacheStateT, step: Step) -> Windows:
+        """As ``choose`` says, clipped, moved by the shift, full in a last forward.
 
-def next_windows(
-    strategy: CacheStrategy[Any, Any], batch: Batch, state: TensorRows, step: Step
-) -> Windows:
-    """The windows of the next forward, inside the canvases.
-
-    A model with a shift predicts a position from the token before it. Its windows begin
-    one token early, as in dInfer. Otherwise no token would predict the first position
-    of a window.
-    """
-    windows, is_full = strategy.choose(batch, state, step)
-    last = is_last_forward(batch)
-    if last is not None:
-        is_full = is_full | last
-    whole = whole_canvases(batch)
-    start = (windows.start - batch.facts.family.shift).clamp(min=0)
-    return Windows(
-        torch.where(is_full, whole.start, start),
-        torch.where(is_full, whole.end, torch.minimum(windows.end, whole.end)),
-    )
+        A model with a shift predicts a position from the token before it. Its windows
+        begin one token early, as in dInfer. Otherwise no token would predict the first
+        position of a window.
+        """
+        windows, is_full = self.choose(batch, state, step)
+        last = is_last_forward(batch)
+        if last is not None:
+            is_full = is_full | last
+        whole = whole_canvases(batch)
+        start = (windows.start - batch.facts.family.shift).clamp(min=0)
+        return Windows(
+            torch.where(is_full, whole.start, start),
+            torch.where(is_full, whole.end, torch.minimum(windows.end, whole.end)),
+        )
 
 
 def whole_canvases(batch: Batch) -> Windows:
-    """Full windows."""
-    end = batch.rows.prompt_len + batch.rows.answer_len
-    return Windows(torch.zeros_like(end), end)
+    """Full windows. Nobody may write to them."""
+
+    def make() -> Windows:
+        end = batch.rows.prompt_len + batch.rows.answer_len
+        return Windows(torch.zeros_like(end), end)
+
+    windows: Windows = batch.memo("whole canvases", make)
+    return windows

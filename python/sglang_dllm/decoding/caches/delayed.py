@@ -15,7 +15,7 @@ from pydantic import Field
 from sglang_dllm.decoding.caches.base import (
     Batch,
     CacheOptions,
-    CacheStrategy,
+    KVCache,
     Windows,
     whole_canvases,
 )
@@ -65,7 +65,7 @@ class DelayedState(TensorRows):
     is_cached: torch.Tensor
 
 
-class Delayed(CacheStrategy[DelayedOptions, DelayedState]):
+class Delayed(KVCache[DelayedOptions, DelayedState]):
     """Caches finished blocks from the start of the canvas on, after a delay.
 
     A finished block joins the cached prefix ``cache_delay_iter`` forwards after it was

@@ -7,7 +7,7 @@ import torch
 from sglang_dllm.decoding.caches.base import (
     Batch,
     CacheOptions,
-    CacheStrategy,
+    KVCache,
     RefreshState,
     Windows,
 )
@@ -15,7 +15,7 @@ from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.step import Step
 
 
-class Dual(CacheStrategy[CacheOptions, RefreshState]):
+class Dual(KVCache[CacheOptions, RefreshState]):
     """Refreshes at the first forward of a block; then computes the block."""
 
     name = "dual"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from sglang_dllm.decoding.caches.base import (
     Batch,
     CacheOptions,
@@ -27,7 +25,5 @@ class NoCache(CacheStrategy[CacheOptions, NoCacheState]):
     ) -> NoCacheState:
         return NoCacheState()
 
-    def choose(
-        self, batch: Batch, state: NoCacheState, step: Step
-    ) -> tuple[Windows, torch.Tensor]:
-        return whole_canvases(batch), torch.ones_like(batch.rows.done)
+    def next_windows(self, batch: Batch, state: NoCacheState, step: Step) -> Windows:
+        return whole_canvases(batch)

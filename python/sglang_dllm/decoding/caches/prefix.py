@@ -7,7 +7,7 @@ import torch
 from sglang_dllm.decoding.caches.base import (
     Batch,
     CacheOptions,
-    CacheStrategy,
+    KVCache,
     RefreshState,
     Windows,
     whole_canvases,
@@ -16,7 +16,7 @@ from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.step import Step
 
 
-class Prefix(CacheStrategy[CacheOptions, RefreshState]):
+class Prefix(KVCache[CacheOptions, RefreshState]):
     """Refreshes at the first forward of a block; then computes from its start on."""
 
     name = "prefix"

@@ -27,3 +27,7 @@ READERS: Mapping[str, str] = MappingProxyType(
     {key: name for name, cache in CACHES.items() for key in cache.options.model_fields}
 )
 """Option of a request: the strategy that reads it."""
+
+assert len(READERS) == sum(
+    len(cache.options.model_fields) for cache in CACHES.values()
+), "two strategies have an option of the same name"

@@ -12,7 +12,7 @@ import torch
 from sglang_dllm.decoding.caches.base import (
     Batch,
     CacheOptions,
-    CacheStrategy,
+    KVCache,
     RefreshState,
     Windows,
 )
@@ -47,7 +47,7 @@ class VicinityState(RefreshState):
     filled_at: torch.Tensor
 
 
-class Vicinity(CacheStrategy[VicinityOptions, VicinityState]):
+class Vicinity(KVCache[VicinityOptions, VicinityState]):
     """Warms up, fills the cache, then refreshes at the first forward of a block.
 
     The first ``warmup`` forwards are full. The next one is full too, and it fills the

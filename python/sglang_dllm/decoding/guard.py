@@ -1,0 +1,64 @@
+"""Which errors may end a single request, and which must end the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from sglang_dllm.decoding.logits import HeadError
+
+_FAULTS = (HeadError, torch.OutOfMemoryError, torch.AcceleratorError)
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """True for a failure of the forward or of the device.
+
+    With tensor parallelism, one rank may fail alone. If it continued, the other ranks
+    would block in a collective. So the process must end.
+    """
+    return isinstance(error, _FAULTS) or "CUDA error" in text_of(error)
+
+
+def text_of(error: BaseException) -> str:
+    """The message of an error; its class if a third party's message raises."""
+    try:
+        return str(error)
+    except Exception:
+        return type(error).__name__
+
+
+class Guard:
+    """A ``with`` block around code that may be a third party's.
+
+    Collectives must stay outside: a rank that leaves them early makes the others wait
+    forever.
+
+    Attributes:
+        caught: whether the block raised an error that was handled.
+    """
+
+    def __init__(self, handle: Callable[[Exception], None]) -> None:
+        """
+        Args:
+            handle: gets the error, unless it is a fault of the device.
+        """
+        self._handle = handle
+        self.caught = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception) or is_device_fault(error):
+            return False
+        self.caught = True
+        self._handle(error)
+        return True
