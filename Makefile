@@ -23,9 +23,11 @@ serve: .venv/.ready
 	$(BIN)/python -m sglang.launch_server --model-path $(MODEL) --served-model-name demo \
 		--dllm-algorithm $(ALGORITHM) --host $(HOST) --port $(PORT)
 
-# All that a CPU can run; where there is a CUDA device, its tests too.
+# All that a CPU can run; where there is a CUDA device, its tests too. Two files at a time:
+# a test of a server mostly waits for it. WORKERS=0 runs one test after the other.
+WORKERS ?= 2
 test: .venv/.ready
-	$(BIN)/python -m pytest test
+	$(BIN)/python -m pytest test -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Core, engine, hooks, options and request checks: no server, under 90 s on two cores.
 QUICK := $(wildcard test/config test/decoding test/models test/runtime test/serving \

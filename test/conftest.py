@@ -41,7 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Leave out the tests of CUDA kernels on a machine that has no CUDA device."""
+    """Choose and order the tests.
+
+    Tests of CUDA kernels are left out on a machine that has no CUDA device. Files that
+    start servers come first: they mostly wait, and two of them run at a time.
+    """
+    test = Path(__file__).parent
+    items.sort(key=lambda i: i.path.relative_to(test).parts[0] not in _WITH_SERVERS)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return
@@ -53,6 +59,7 @@ def pytest_collection_modifyitems(
         config.stash[_NEED_GPU] = len(on_gpu)
 
 
+_WITH_SERVERS = ("serve", "parity", "registered", "soak")
 _NEED_GPU = pytest.StashKey[int]()
 
 

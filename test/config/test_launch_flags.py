@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,12 +100,6 @@ def test_the_rust_server_would_check_no_request(
 def the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch writes one variable; the tests of other modules must not see it."""
     monkeypatch.setenv("SGLANG_EAGER_INPUT_NO_COPY", "0")
-
-
-def test_a_forward_may_be_larger_than_the_pool() -> None:
-    """Two windows of a guided canvas, where SGLang's input buffers hold one."""
-    settle_launch_flags(raw_args(), "LLaDAModelLM")
-    assert os.environ["SGLANG_EAGER_INPUT_NO_COPY"] == "1"
 
 
 def test_float32_is_not_for_flashinfer() -> None:

@@ -1,4 +1,4 @@
-"""Which errors may end a single request, and which must end the process."""
+"""Tells errors that end one request from errors that must end the process."""
 
 from __future__ import annotations
 
