@@ -155,6 +155,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 Launches = dict[str, dict[str, Any]]
 
 
+@pytest.mark.slow
 def test_a_large_gguf_file_costs_no_memory(launches: Launches) -> None:
     """It was read as text: 600 MiB of weights took 1.8 GiB and 2.4 s."""
     found = launches["gguf"]
@@ -163,11 +164,13 @@ def test_a_large_gguf_file_costs_no_memory(launches: Launches) -> None:
     assert found["grown"] < 50 * MIB
 
 
+@pytest.mark.slow
 def test_a_repository_is_not_asked_for_its_config_by_us(launches: Launches) -> None:
     found = launches["repository"]
     assert found == {**found, "ours": [], "reads": [], "error": None}
 
 
+@pytest.mark.slow
 def test_a_repository_is_asked_as_often_as_without_us(launches: Launches) -> None:
     """Also with an algorithm, when we look at the config too.
 
@@ -177,12 +180,14 @@ def test_a_repository_is_asked_as_often_as_without_us(launches: Launches) -> Non
     assert with_us["reads"] == without["reads"] != []
 
 
+@pytest.mark.slow
 def test_sglangs_own_diffusion_model_is_sglangs_own(launches: Launches) -> None:
     found = launches["sdar"]
     assert found["ours"] == []
     assert found["error"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "repository"])
 def test_a_model_of_ours_needs_an_algorithm(place: str, launches: Launches) -> None:
     found = launches[f"ours in a {place}"]
