@@ -10,7 +10,7 @@ from sglang.srt.dllm.config import DllmConfig
 from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
-from sglang_dllm.upstream import compat
+from sglang_dllm.upstream.compat import in_effect
 
 SGLANG_NAME = "sglang_dllm"
 """The name of ``FullAttnAlgorithm`` in SGLang's table of algorithms.
@@ -56,7 +56,7 @@ class FullAttnDllmConfig(DllmConfig):
 
 def hf_config_of(server_args: Any) -> Any:
     """The checkpoint's Hugging Face config."""
-    flags = compat.in_effect(server_args)
+    flags = in_effect(server_args)
     return ModelConfig.from_server_args(
         server_args, model_path=flags.model_path, model_revision=flags.revision
     ).hf_config
@@ -68,7 +68,7 @@ def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
     Raises:
         ConfigError: a flag, the YAML file or the checkpoint's config is wrong.
     """
-    flags = compat.in_effect(server_args)
+    flags = in_effect(server_args)
     return FullAttnDllmConfig(
         load_decode_config(
             flags.dllm_algorithm,

@@ -16,7 +16,7 @@ from sglang_dllm.runtime.admission import admit, failed, leave, park_retracted
 from sglang_dllm.runtime.emission import emit
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
-from sglang_dllm.upstream import compat
+from sglang_dllm.upstream.compat import report_round
 
 
 def engine_of(scheduler: Any) -> DenoisingEngine:
@@ -60,7 +60,7 @@ def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> Non
     reporter.num_generated_tokens += num_tokens
     reporter.forward_ct_decode = (reporter.forward_ct_decode + 1) % (1 << 30)
     # If no request is left, report this round's batch: the figures would be 0.
-    compat.report_round(
+    report_round(
         reporter,
         result.can_run_cuda_graph,
         running if running.reqs else batch,

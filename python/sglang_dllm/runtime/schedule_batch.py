@@ -14,7 +14,7 @@ from sglang.srt.utils.common import ceil_align
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.packing import PackedForward
-from sglang_dllm.upstream import compat
+from sglang_dllm.upstream.compat import hold_slots, release_slots
 
 
 class CanvasScheduleBatch(ScheduleBatch):
@@ -126,7 +126,7 @@ def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
     pool.write((index, slice(0, canvas_len)), slots[:canvas_len].to(torch.int32))
     # A view would keep the allocator's whole list of free slots in memory.
     canvas.place(slots[:canvas_len].clone(), index)
-    compat.hold_slots(req, canvas_len)
+    hold_slots(req, canvas_len)
     return True
 
 
@@ -136,7 +136,7 @@ def release_canvas_slots(req: Req, scheduler: Any) -> None:
     Nothing enters a prefix tree: with bidirectional attention the keys and values of
     a prompt belong to its canvas alone.
     """
-    compat.release_slots(req, scheduler.tree_cache)
+    release_slots(req, scheduler.tree_cache)
     req.dllm_algo_state = None
 
 
