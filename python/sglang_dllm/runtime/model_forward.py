@@ -8,6 +8,7 @@ from typing import Any
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.runtime.engine import Statistics
@@ -48,16 +49,9 @@ class RunnerForward:
         head = partial(self.runner.model.logits, forward_batch=batch)
         return Logits.of_hidden(out.logits_output.hidden_states, head, self.vocab_size)
 
-    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
-        """Fill the inputs of the graph that will run ``packed``.
-
-        Does nothing for a packed forward with new windows; ``launch`` prepares that.
-        """
-        if self.graphs is None or packed is not self._packed:
-            return
-        plan = AttentionPlan(packed.windows, packed.logits_indices)
-        if self.graphs.accepts(plan):
-            self.graphs.stage(plan, self._batch_of(packed, plan), statistics)
+    def launch_step(self, group: Group) -> bool:
+        """Start a captured step of a group, if a capture holds it."""
+        return False
 
     def _batch_of(
         self, packed: PackedForward, plan: AttentionPlan
