@@ -114,10 +114,11 @@ class Group:
         """None if Python has to look at the canvases in each step."""
         if any(c.is_guided or not c.sampling.greedy for c in self.records):
             return None
-        first, *others = map(self.algorithm.captured_options, self.batch.options)
-        if first is None or any(options != first for options in others):
-            return None
-        return Steering(self.algorithm, self.cache, first)
+        with Guard(lambda error: None):
+            first, *others = map(self.algorithm.captured_options, self.batch.options)
+            if first is not None and all(options == first for options in others):
+                return Steering(self.algorithm, self.cache, first)
+        return None
 
     def select(self, rows: Sequence[int]) -> Group:
         """Some of the canvases."""
@@ -199,7 +200,7 @@ class Group:
         self.windows = self.cache.next_windows(batch, self.cache_state, step)
 
     def table(self) -> torch.Tensor:
-        """``(R, NUM_NUMBERS + A)`` int64: ``Progress``, then the answer, -1 for masks."""
+        """``(R, NUM_NUMBERS + A)`` int64: ``Progress``, the answer, -1 where masked."""
         rows, step = self.batch.rows, self.batch.step
         assert step is not None, "no step is chosen"
         numbers = (

@@ -203,10 +203,12 @@ class StaticGroup:
 
     def _place(self, records: Sequence[Canvas]) -> None:
         """Write the prompts and the KV slots of canvases; fillers have none."""
-        prompts = np.zeros(self._prompts.shape, dtype=np.int64)
-        for prompt, canvas in zip(prompts, records, strict=False):
+        longest = max(canvas.prompt_len for canvas in records)
+        prompts = np.zeros((len(records), longest), dtype=np.int64)
+        for prompt, canvas in zip(prompts, records, strict=True):
             prompt[: canvas.prompt_len] = canvas.ids[: canvas.prompt_len]
-        self._prompts.copy_(torch.from_numpy(prompts), non_blocking=True)
+        there = self._prompts[: len(records), :longest]
+        there.copy_(torch.from_numpy(prompts), non_blocking=True)
         self._kv_slots.fill_(NO_SLOT)
         for slots, canvas in zip(self._kv_slots, records, strict=False):
             if canvas.kv_slots is not None:
