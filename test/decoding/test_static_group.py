@@ -78,10 +78,10 @@ def test_a_recorded_step_runs_without_python(
         eager = decode(RecordedDecoder(family).start(6, []), crowd)
         decoder = RecordedDecoder(family, static, lengths[-1])
         decoder.start(6, shapes(*lengths))
-        with decoder.operations:
+        with decoder.model.operations:
             assert decode(decoder, crowd) == eager
-        between += decoder.between
-        assert decoder.num_captured > 0
+        between += decoder.model.between
+        assert decoder.model.num_captured > 0
     assert between and not any(between)
 
 

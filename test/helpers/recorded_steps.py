@@ -15,12 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.recorded_capture import RecordedCapture
 from helpers.static_steps import Decoder
 from helpers.toy_model import VOCAB, Request, held
+from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.static_group import StaticGroup, StepShape, StepTokens
+from sglang_dllm.runtime.engine import Statistics
+from sglang_dllm.runtime.step_graphs import StepGraphs
 
 ROOM = 64
 """Slots of each canvas, the longest of which is shorter."""
+
+_HASHES = 9973
 
 
 class Operations(TorchDispatchMode):
@@ -40,110 +46,123 @@ class Operations(TorchDispatchMode):
 
 
 class PoolModel:
-    """Logits from a table, by a hash of the whole canvas as the pool has it."""
+    """Logits from a table, by a hash of the whole canvas as the pool has it.
+
+    It is the ``ModelForward`` of an engine, and the ``StepForward`` of a capture, whose
+    head changes nothing.
+
+    Attributes:
+        steps: the captured steps. None where all is eager.
+        between: the operations that compute between two replays, for each pair without
+            an arrival, a departure or an eager step in between. They are counted while
+            ``operations`` is entered.
+        num_captured, num_eager: steps of each kind.
+    """
+
+    in_graph = False
 
     def __init__(self, num_canvases: int) -> None:
         generator = torch.Generator().manual_seed(7)
         self.pool = torch.zeros(1 + num_canvases * ROOM, dtype=torch.int64)
-        self.factors = torch.randint(1, 9973, (ROOM,), generator=generator)
-        scale = torch.rand(9973, 1, generator=generator) * 12
-        self.table = torch.randn(9973, VOCAB, generator=generator) * scale
-
-    def __call__(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        first_slot: torch.Tensor,
-        logits_indices: torch.Tensor,
-    ) -> torch.Tensor:
-        """``(N, V)``.
-
-        Args:
-            first_slot: ``(T,)`` of each token's canvas.
-        """
-        self.pool.index_put_((slots,), ids + 1)
-        places = first_slot[:, None] + torch.arange(ROOM)
-        canvas = self.pool[places.clamp(max=len(self.pool) - 1)] * self.factors
-        key = (canvas.sum(dim=1) + positions * 17 + ids * 5) % 9973
-        return self.table[key[logits_indices]]
-
-
-class RecordedDecoder(Decoder):
-    """Decodes with a ``PoolModel``, in recordings of steps where they fit.
-
-    Attributes:
-        operations: counts while it is entered.
-        between: the operations that compute between two replays, for each pair without
-            an arrival, a departure or an eager step in between.
-    """
-
-    def start(self, num_canvases: int, shapes: Sequence[StepShape]) -> RecordedDecoder:
-        """Capture steps of some shapes, ascending."""
-        self.model = PoolModel(num_canvases)
-        self.between: list[list[str]] = []
-        self.operations = Operations()
+        self.factors = torch.randint(1, _HASHES, (ROOM,), generator=generator)
+        scale = torch.rand(_HASHES, 1, generator=generator) * 12
+        self.table = torch.randn(_HASHES, VOCAB, generator=generator) * scale
+        self.steps: StepGraphs | None = None
+        self.operations, self.between = Operations(), []
+        self.num_captured = self.num_eager = 0
         self._last: Group | None = None
+
+    def place_slots(self, canvas: Canvas, number: int) -> None:
+        """Give a canvas the slots of a number from 0."""
+        first = 1 + number * ROOM
+        canvas.place(torch.arange(first, first + len(canvas)), number)
+
+    def capture(self, static: StaticGroup, shapes: Sequence[StepShape]) -> None:
+        self.steps = StepGraphs(static, lambda hidden: hidden, VOCAB)
         capture = RecordedCapture()
-        self._graphs: list[tuple[StepShape, Callable[[], Any]]] = []
-        if self.static is not None:
-            for shape in shapes:
-                run = self._run_of(self.static, shape)
-                self._graphs.append((shape, capture(run)))
-        return self
+        for shape in shapes:
+            self.steps.capture(shape, self, self._noted(capture))
 
-    def join(self, request: Request) -> None:
-        super().join(request)
-        canvas = self.canvases[-1]
-        first = 1 + (len(self.canvases) - 1) * ROOM
-        canvas.place(torch.arange(first, first + len(canvas)), 0)
+    def place(self, canvases: Sequence[Canvas]) -> None:
+        pass
 
-    def _run_of(
-        self, static: StaticGroup, shape: StepShape
-    ) -> Callable[[], tuple[torch.Tensor, ...]]:
-        def forward(tokens: StepTokens) -> Logits:
-            first = (tokens.kv_slots - tokens.positions).view(-1, shape.length)[:, :1]
-            first = first.expand(-1, shape.length).flatten().clamp(min=0)
-            parts = tokens.ids, tokens.positions, tokens.kv_slots, first
-            return held(self.model(*parts, tokens.logits_indices))
+    def hidden(self, tokens: StepTokens) -> torch.Tensor:
+        length = len(tokens.ids) // tokens.num_windows
+        first = (tokens.kv_slots - tokens.positions).view(-1, length)[:, :1]
+        firsts = first.expand(-1, length).flatten().clamp(min=0)
+        parts = tokens.ids, tokens.positions, tokens.kv_slots, firsts
+        return self.rows(*parts)[tokens.logits_indices]
 
-        def run() -> tuple[torch.Tensor, ...]:
-            static.step(shape, forward)
-            return ()
-
-        return run
-
-    def _captured(self, static: StaticGroup, group: Group) -> None:
-        num = sum(canvas.num_candidates for canvas in group.records)
-        longest = max(end - start for start, end in (c.window for c in group.records))
-        need = len(group.records), longest, num
-        static.load(group)
-        replay = next(
-            replay
-            for shape, replay in self._graphs
-            if all(a >= b for a, b in zip(shape, need, strict=True))
-        )
-        if self._last is group:
-            self.between.append(list(self.operations.names))
+    def launch_step(self, group: Group) -> bool:
+        if self.steps is None or not self.steps.launch(group):
+            return False
+        self.num_captured += 1
         self._last = group
-        replay()
-        self.operations.names.clear()
-        static.report(group)
-        self.denoiser.commit_captured()
+        return True
 
-    def _eager(self) -> None:
+    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
         self._last = None
-        packed = self.denoiser.pack()
+        self.num_eager += 1
         slots, firsts = [], []
         for canvas, window in zip(packed.canvases, packed.windows, strict=True):
             assert canvas.kv_slots is not None
             slots.append(canvas.kv_slots[window.start : window.end])
             firsts.append(canvas.kv_slots[:1].expand(window.end - window.start))
-        logits = self.model(
-            packed.input_ids,
-            packed.positions,
-            torch.cat(slots),
-            torch.cat(firsts),
-            packed.logits_indices,
-        )
-        self.denoiser.commit(held(logits))
+        parts = packed.input_ids, packed.positions, torch.cat(slots), torch.cat(firsts)
+        return held(self.rows(*parts)[packed.logits_indices])
+
+    def rows(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        firsts: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits ``(T, V)``.
+
+        Args:
+            firsts: ``(T,)``: the first slot of each token's canvas.
+        """
+        self.pool.index_put_((slots,), ids + 1)
+        places = (firsts[:, None] + torch.arange(ROOM)).clamp(max=len(self.pool) - 1)
+        canvas = (self.pool[places] * self.factors).sum(dim=1)
+        return self.table[(canvas + positions * 17 + ids * 5) % _HASHES]
+
+    def _noted(self, capture: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def noted(run: Any) -> Any:
+            replay = capture(run)
+
+            def launch() -> Any:
+                steps = self.steps
+                assert steps is not None
+                if self._last is not None and self._last is steps.static.tenant:
+                    self.between.append(list(self.operations.names))
+                out = replay()
+                self.operations.names.clear()
+                return out
+
+            return launch
+
+        return noted
+
+
+class RecordedDecoder(Decoder):
+    """Decodes with a ``PoolModel``, in recordings of steps where they fit."""
+
+    def start(self, num_canvases: int, shapes: Sequence[StepShape]) -> RecordedDecoder:
+        self.model = PoolModel(num_canvases)
+        if self.static is not None:
+            self.model.capture(self.static, shapes)
+        return self
+
+    def join(self, request: Request) -> None:
+        super().join(request)
+        self.model.place_slots(self.canvases[-1], len(self.canvases) - 1)
+
+    def step(self) -> None:
+        group = self.denoiser.only_group()
+        if group is not None and self.model.launch_step(group):
+            self.denoiser.commit_captured()
+        else:
+            self.denoiser.commit(self.model.launch(self.denoiser.pack(), ()))
+        self.sync()

@@ -42,11 +42,13 @@ class StepTokens:
     last token.
 
     Attributes:
+        num_windows: R.
         ids, positions: ``(R * L,)`` int64.
         kv_slots: ``(R * L,)`` int64: where keys and values go; ``NO_SLOT`` for padding.
         logits_indices: ``(N,)`` int64: the tokens that predict the candidates.
     """
 
+    num_windows: int
     ids: torch.Tensor
     positions: torch.Tensor
     kv_slots: torch.Tensor
@@ -68,6 +70,7 @@ class StaticGroup:
         steering: of the groups that fit.
         num_canvases, answer_len, canvas_len: the most canvases, and the most tokens of
             an answer and of a canvas.
+        tenant: the group whose tensors are here; None before the first one.
     """
 
     def __init__(
@@ -109,12 +112,12 @@ class StaticGroup:
         zeros = torch.zeros(shape, dtype=torch.int64, device=device)
         self._prompts, self._kv_slots = zeros, zeros.clone()
         self._table = self._over(num_canvases).table()[1:].clone()
-        self._tenant: Group | None = None
+        self.tenant: Group | None = None
         self._views: list[torch.Tensor] = []
 
     def accepts(self, group: Group) -> bool:
         """True if ``load`` may take a group."""
-        return group is self._tenant or (
+        return group is self.tenant or (
             group.steering == self.steering
             and len(group.records) <= self.num_canvases
             and all(len(canvas) <= self.canvas_len for canvas in group.records)
@@ -133,15 +136,15 @@ class StaticGroup:
         Nothing is copied if the last step of these canvases was captured too. After
         another step, what that step replaced is copied.
         """
-        if self._tenant is not group:
-            self._tenant = None
+        if self.tenant is not group:
+            self.tenant = None
             _write(self._tensors, self._blank)
             self._place(group.records)
             self._views = [
                 fixed[1:][tuple(map(slice, tensor.shape))]
                 for fixed, tensor in zip(self._tensors, group.tensors(), strict=True)
             ]
-            self._tenant = group
+            self.tenant = group
         changed = [
             (fixed, tensor)
             for fixed, tensor in zip(self._views, group.tensors(), strict=True)
@@ -153,7 +156,7 @@ class StaticGroup:
 
     def report(self, group: Group) -> None:
         """Give the loaded group the table of the step that was launched."""
-        assert group is self._tenant, "the group is not loaded"
+        assert group is self.tenant, "the group is not loaded"
         group.report(self._table[: len(group.records)])
 
     def step(self, shape: StepShape, forward: Forward) -> None:
@@ -243,6 +246,7 @@ class StaticGroup:
         last = (end - start)[window, 0] - 1
         predicts = torch.minimum(predicts, last).clamp(0, length - 1)
         return StepTokens(
+            num,
             ids.flatten(),
             at.flatten(),
             kv_slots.flatten(),
