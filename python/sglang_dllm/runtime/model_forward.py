@@ -15,6 +15,7 @@ from sglang_dllm.runtime.engine import Statistics
 from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 from sglang_dllm.runtime.graphs import WindowGraphs
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
+from sglang_dllm.runtime.step_graphs import StepGraphs
 
 
 class RunnerForward:
@@ -23,16 +24,21 @@ class RunnerForward:
     Attributes:
         runner: SGLang's ModelRunner.
         graphs: run forwards of windows. None where there are none.
+        steps: run whole steps. None where there are none.
         vocab_size: V of the logits.
         in_graph: whether the last forward ran in a graph.
     """
 
     def __init__(
-        self, runner: Any, vocab_size: int, graphs: WindowGraphs | None = None
+        self,
+        runner: Any,
+        vocab_size: int,
+        graphs: WindowGraphs | None = None,
+        steps: StepGraphs | None = None,
     ) -> None:
         self.runner = runner
         self.vocab_size = vocab_size
-        self.graphs = graphs
+        self.graphs, self.steps = graphs, steps
         self.in_graph = False
         self._packed: PackedForward | None = None
         self._batch: CanvasForwardBatch | None = None
@@ -51,7 +57,10 @@ class RunnerForward:
 
     def launch_step(self, group: Group) -> bool:
         """Start a captured step of a group, if a capture holds it."""
-        return False
+        if self.steps is None or not self.steps.launch(group):
+            return False
+        self.in_graph = True
+        return True
 
     def _batch_of(
         self, packed: PackedForward, plan: AttentionPlan

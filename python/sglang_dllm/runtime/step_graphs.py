@@ -26,6 +26,26 @@ from sglang_dllm.runtime.graph_capture import Capture, Run
 logger = logging.getLogger(__name__)
 
 
+ANSWER_LEN = 512
+"""The longest answer of a captured step. Its tensors are as wide for any answer, which
+costs little next to a forward."""
+
+
+def step_shapes(batch_sizes: Sequence[int], lengths: Sequence[int]) -> list[StepShape]:
+    """The declared shapes of some sizes of a bucket.
+
+    A head over all tokens of many windows would be a good part of the forward, so large
+    buckets are captured for a quarter of the candidates, too.
+    """
+    return [
+        StepShape(num, length, tokens // part)
+        for num in batch_sizes
+        for length in lengths
+        for tokens in (num * length,)
+        for part in ((4, 1) if tokens >= 128 else (1,))
+    ]
+
+
 class StepForward(Protocol):
     """The model over R windows of L tokens, as a capture needs it."""
 
