@@ -16,6 +16,7 @@ from sglang_dllm.patches import (
     scheduler,
     server_args,
     tokenizer_manager,
+    weight_updater,
 )
 from sglang_dllm.upstream.hooks import HookSet
 
@@ -25,6 +26,7 @@ HOOKS = HookSet(
         *server_args.HOOKS,
         *dllm_scheduler.HOOKS,
         *scheduler.HOOKS,
+        *weight_updater.HOOKS,
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,

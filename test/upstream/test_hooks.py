@@ -15,6 +15,7 @@ import pytest
 
 from sglang_dllm.errors import UpstreamContractError
 from sglang_dllm.patches import HOOKS
+from sglang_dllm.patches.weight_updater import CHANGES
 from sglang_dllm.upstream.hooks import Hook, HookSet, check_contract
 
 ALL = pytest.mark.parametrize("hook", HOOKS.hooks, ids=lambda h: h.target)
@@ -200,6 +201,10 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
         "pause_generation": [(s, "recv_req") for s in schedulers],
+        **{
+            name: [(SimpleNamespace(scheduler=s), "recv_req") for s in schedulers]
+            for name in CHANGES
+        },
         "init_forward_metadata": [hook.contract],
         "forward_extend": [hook.contract],
         "_validate_one_request": [(manager, "obj", [1, 2])],
