@@ -4,66 +4,74 @@ PORT ?= 30000
 HOST ?= 127.0.0.1
 MODEL ?= $(shell $(BIN)/python -m sglang_dllm demo-path)
 ALGORITHM ?= FullAttnMultiBlock
-BIN := .venv/bin
+
+# The newest supported SGLang is in .venv. SGLANG=0.5.17 takes that version, in an
+# environment of its own beside it: `make test SGLANG=0.5.17`.
+SGLANG ?=
+VENV := .venv$(if $(SGLANG),-$(SGLANG))
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
 .PHONY: serve test test-quick test-gpu soak mutation lint format bench doctor clean
 
-.venv/.ready: pyproject.toml
-	$(PYTHON) -m venv .venv
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet -e '.[test,lint]' $(if $(SGLANG),'sglang==$(SGLANG)')
 	touch $@
 
-serve: .venv/.ready
+serve: $(READY)
 	@$(BIN)/python -m sglang_dllm doctor
 	@echo
 	@echo "Starting on http://$(HOST):$(PORT). When it says 'ready to roll', ask it:"
 	@echo "  curl -s http://$(HOST):$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"demo\", \"max_tokens\": 64, \"messages\": [{\"role\": \"user\", \"content\": \"Tom has 23 apples. He buys 15 more. How many apples does Tom have?\"}]}'"
 	@echo
-	$(BIN)/python -m sglang.launch_server --model-path $(MODEL) --served-model-name demo \
+	$(BIN)/sglang serve --model-path $(MODEL) --served-model-name demo \
 		--dllm-algorithm $(ALGORITHM) --host $(HOST) --port $(PORT)
 
 # All that a CPU can run; where there is a CUDA device, its tests too. Two files at a time:
 # a test of a server mostly waits for it. WORKERS=0 runs one test after the other.
+# TESTS names the folders or files.
 WORKERS ?= 2
-test: .venv/.ready
-	$(BIN)/python -m pytest test -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS ?= test
+test: $(READY)
+	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Core, engine, hooks, options and request checks: no server, under 90 s on two cores.
 QUICK := $(wildcard test/config test/decoding test/models test/runtime test/serving \
 	test/upstream test/attention/test_hooks.py)
-test-quick: .venv/.ready
+test-quick: $(READY)
 	$(BIN)/python -m pytest $(QUICK) -m "not slow" --hypothesis-profile quick
 
-test-gpu: .venv/.ready
+test-gpu: $(READY)
 	$(BIN)/python -m pytest test -m gpu
 
 # A storm of random requests through one server, with prelaunch off and on.
 SOAK_MINUTES ?= 10
-soak: .venv/.ready
+soak: $(READY)
 	$(BIN)/python -m pytest test/soak -s --soak-minutes $(SOAK_MINUTES) --timeout 0
 
 # Breaks decoding/ in NUM random ways; prints those that test/decoding does not notice.
 NUM ?= 40
 SEED ?= 0
-mutation: .venv/.ready
+mutation: $(READY)
 	$(BIN)/python test/helpers/mutation.py --num $(NUM) --seed $(SEED)
 
-lint: .venv/.ready
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/.ready
+format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -m sglang_dllm.patches
 
-bench: .venv/.ready
+bench: $(READY)
 	$(BIN)/python -m benchmark.goals
 
-doctor: .venv/.ready
+doctor: $(READY)
 	$(BIN)/python -m sglang_dllm doctor
 
 clean:
-	rm -rf .venv build dist *.egg-info python/*.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info python/*.egg-info

@@ -41,8 +41,12 @@ def free_port() -> int:
             return port
 
 
+SGLANG = "from sglang.cli.main import main; main()"
+"""The ``sglang`` command of this interpreter, which may have no scripts beside it."""
+
+
 class Server:
-    """The process group of one ``python -m sglang.launch_server``, and its log."""
+    """The process group of one ``sglang serve``, and its log."""
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class Server:
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.log = log
         command = [
-            *(sys.executable, "-m", "sglang.launch_server"),
+            *(sys.executable, "-c", SGLANG, "serve"),
             *("--model-path", str(model_path)),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *args,

@@ -1,7 +1,7 @@
 """The GPU benchmark: machine, parts alone, steps through the server, gaps.
 
-run.sh calls it. sglang-dllm must be installed, so that ``python -m
-sglang.launch_server`` finds its plugins. No network is needed, since the model has
+run.sh calls it. sglang-dllm must be installed, so that ``sglang serve`` finds its
+plugins. No network is needed, since the model has
 random weights.
 """
 

@@ -41,8 +41,8 @@ def _check_versions(out: TextIO) -> str | None:
     versions = ", ".join(f"{name} {number}" for name, number in found.items())
     _line(out, "python", platform.python_version())
     _line(out, "versions", f"sglang-dllm {__version__}, {versions}")
-    if found["sglang"] != SUPPORTED_SGLANG:
-        return f"pip install sglang=={SUPPORTED_SGLANG}"
+    if found["sglang"] not in SUPPORTED_SGLANG:
+        return f"pip install sglang=={SUPPORTED_SGLANG[-1]}"
     return None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,10 @@ class Hook:
         contract: names of the target's parameters, in order.
         remove_when: the change in SGLang that makes the hook unnecessary.
         kind: the hook type of SGLang's plugin framework.
+        unless: dotted name of the function of SGLang that makes the hook unnecessary.
+            A version that has it gets no hook. None: every version needs the hook.
+        replaced_by: by tested version without the hook, the text of the ledger about
+            what does its work there.
     """
 
     target: str
@@ -38,6 +42,21 @@ class Hook:
     contract: tuple[str, ...]
     remove_when: str
     kind: str = "around"
+    unless: str | None = None
+    replaced_by: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_needed(self) -> bool:
+        """True if the installed SGLang needs the hook."""
+        return self.unless is None or not _exists(self.unless)
+
+
+def _exists(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def _resolve(target: str) -> Any:
@@ -93,16 +112,17 @@ class HookSet:
 
         found = version("sglang")
         try:
-            if found != SUPPORTED_SGLANG:
+            if found not in SUPPORTED_SGLANG:
                 raise UpstreamContractError(
                     f"found SGLang {found}, sglang-dllm supports {SUPPORTED_SGLANG}"
                 )
-            self.originals = {h.target: check_contract(h) for h in self.hooks}
+            needed = [hook for hook in self.hooks if hook.is_needed]
+            self.originals = {hook.target: check_contract(hook) for hook in needed}
         except UpstreamContractError as error:
             self.problem = str(error)
             _register([self.gate])
             return
-        _register(self.hooks)
+        _register(needed)
 
     def verify(self) -> None:
         """Raise unless every hook is in place in this process.
@@ -114,6 +134,8 @@ class HookSet:
             raise UpstreamContractError(self.problem)
         for hook in self.hooks:
             original = self.originals.get(hook.target)
+            if original is None and self.originals and not hook.is_needed:
+                continue
             if original is None or not _wraps(_resolve(hook.target), original):
                 raise UpstreamContractError(
                     f"the sglang-dllm hook on {hook.target} is not applied; "
