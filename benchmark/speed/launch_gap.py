@@ -167,7 +167,7 @@ class Gaps:
         """The graphs of an engine."""
         from sglang_dllm.runtime.graph_buckets import GraphLimits, window_lengths
         from sglang_dllm.runtime.graphs import WindowGraphs
-        from sglang_dllm.runtime.step_grid import new_step_graphs, step_shapes
+        from sglang_dllm.runtime.step_grid import capture_steps
 
         model, args = self.model, self.args
         upstream = model.runner.attn_backend
@@ -178,13 +178,10 @@ class Gaps:
         )
         if way == "forward":
             return {"graphs": made}
-        decode = model.dllm_config.decode
         options = {"algorithm": args.algorithm, **options_of(args)}
-        steps = new_step_graphs(made, decode.resolve(options))
+        steps = capture_steps(made, model.dllm_config.decode.resolve(options))
         if steps is None:
             raise ValueError(f"steps of {args.algorithm} are not captured")
-        for shape in step_shapes(limits.batch_sizes, limits.lengths):
-            steps.capture(shape)
         return {"steps": steps}
 
     def noted(self, run: Callable[[], Any]) -> Callable[[], Any]:
