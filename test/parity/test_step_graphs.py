@@ -12,6 +12,8 @@ import pytest
 from helpers.other_process import run_module
 from helpers.tiny_checkpoints import write_dream
 from helpers.tiny_llama_checkpoints import (
+    DIFFULLAMA_FLAGS,
+    LLADA_MOE_FLAGS,
     write_diffullama,
     write_llada_moe,
 )
