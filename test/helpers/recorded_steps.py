@@ -30,7 +30,7 @@ _HASHES = 9973
 
 
 class Operations(TorchDispatchMode):
-    """Lists the operations that compute: no views, and not the transfer."""
+    """Lists the operations that compute: neither views nor new empty tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,8 @@ class Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         aliases = [value.alias_info for value in func._schema.returns]
-        if not any(alias is not None and not alias.is_write for alias in aliases):
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        if not is_view and func._schema.name != "aten::empty":
             self.names.append(func._schema.name)
         return func(*args, **(kwargs or {}))
 
@@ -78,10 +79,12 @@ class PoolModel:
         canvas.place(torch.arange(first, first + len(canvas)), number)
 
     def capture(self, static: StaticGroup, shapes: Sequence[StepShape]) -> None:
-        self.steps = StepGraphs(static, lambda hidden: hidden, VOCAB)
-        capture = RecordedCapture()
+        capture = self._noted(RecordedCapture())
+        self.steps = StepGraphs(
+            static, lambda num, length: self, lambda hidden: hidden, VOCAB, capture
+        )
         for shape in shapes:
-            self.steps.capture(shape, self, self._noted(capture))
+            self.steps.capture(shape)
 
     def place(self, canvases: Sequence[Canvas]) -> None:
         pass

@@ -13,6 +13,7 @@ from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.graphs import window_graphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
+from sglang_dllm.runtime.step_grid import capture_steps
 from sglang_dllm.upstream.compat import in_effect
 
 
@@ -59,13 +60,16 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     facts = config.facts.with_tokenizer(scheduler.tokenizer)
     runner = scheduler.tp_worker.model_runner
     graphs = window_graphs(runner, in_effect(scheduler.server_args), facts)
+    steps = None
+    if graphs is not None:
+        steps = capture_steps(graphs, config.decode.resolve({}))
     prelaunch = config.decode.prelaunch
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
         prelaunch = scheduler.device != "cpu"
     return DenoisingEngine(
         Denoiser(facts, scheduler.device),
-        RunnerForward(runner, facts.vocab_size, graphs),
+        RunnerForward(runner, facts.vocab_size, graphs, steps),
         Metrics(scheduler.metrics_collector),
         config.decode.steps_per_round,
         prelaunch,

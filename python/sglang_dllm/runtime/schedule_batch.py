@@ -102,7 +102,8 @@ class CanvasScheduleBatch(ScheduleBatch):
         self.seq_lens_cpu = torch.tensor(canvas_lens)
         self.seq_lens_sum = sum(canvas_lens)
         self.seq_lens = self.seq_lens_cpu.to(self.device, non_blocking=True)
-        self.orig_seq_lens = self.seq_lens.to(torch.int32)
+        lens32 = torch.tensor(canvas_lens, dtype=torch.int32)
+        self.orig_seq_lens = lens32.to(self.device, non_blocking=True)
         self.req_pool_indices_cpu = owners
         self.req_pool_indices = owners.to(self.device, non_blocking=True)
         self.multimodal_inputs = [None] * len(lens)

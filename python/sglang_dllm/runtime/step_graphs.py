@@ -10,9 +10,9 @@ forwards in graphs or eagerly, and decide behind them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -26,26 +26,6 @@ from sglang_dllm.runtime.graph_capture import Capture, Run
 logger = logging.getLogger(__name__)
 
 
-ANSWER_LEN = 512
-"""The longest answer of a captured step. Its tensors are as wide for any answer, which
-costs little next to a forward."""
-
-
-def step_shapes(batch_sizes: Sequence[int], lengths: Sequence[int]) -> list[StepShape]:
-    """The declared shapes of some sizes of a bucket.
-
-    A head over all tokens of many windows would be a good part of the forward, so large
-    buckets are captured for a quarter of the candidates, too.
-    """
-    return [
-        StepShape(num, length, tokens // part)
-        for num in batch_sizes
-        for length in lengths
-        for tokens in (num * length,)
-        for part in ((4, 1) if tokens >= 128 else (1,))
-    ]
-
-
 class StepForward(Protocol):
     """The model over R windows of L tokens, as a capture needs it."""
 
@@ -56,6 +36,9 @@ class StepForward(Protocol):
     def hidden(self, tokens: StepTokens) -> torch.Tensor:
         """In a capture: the hidden states ``(N, H)`` of ``tokens.logits_indices``."""
         ...
+
+
+ForwardOf = Callable[[int, int], StepForward]
 
 
 @dataclass(frozen=True)
@@ -79,14 +62,24 @@ class StepGraph:
 class StepGraphs:
     """The captured steps of one static group."""
 
-    def __init__(self, static: StaticGroup, head: Head, vocab_size: int) -> None:
+    def __init__(
+        self,
+        static: StaticGroup,
+        forward_of: ForwardOf,
+        head: Head,
+        vocab_size: int,
+        capture: Capture,
+    ) -> None:
         """
         Args:
+            forward_of: the model over R windows of L tokens; it is asked once for each.
             head: from hidden states to logits.
             vocab_size: V of the logits.
         """
         self.static = static
+        self._forward_of = cache(forward_of)
         self._head, self._vocab_size = head, vocab_size
+        self._capture = capture
         self._graphs: list[StepGraph] = []
 
     @property
@@ -94,20 +87,23 @@ class StepGraphs:
         """The captured shapes, in the order in which they are tried."""
         return [graph.shape for graph in self._graphs]
 
-    def capture(self, shape: StepShape, forward: StepForward, capture: Capture) -> None:
+    def capture(self, shape: StepShape) -> None:
         """Capture a step. No request may be active: the capture runs over fillers.
 
         Raises:
             RuntimeError: the capture failed; there may be no memory left.
         """
+        forward = self._forward_of(shape.num_canvases, shape.length)
         forward.place([])
-        graph = StepGraph(shape, forward, capture(partial(self._run, shape, forward)))
+        replay = self._capture(partial(self._run, shape, forward))
+        graph = StepGraph(shape, forward, replay)
         # The smallest graph that holds a step is the fastest.
         self._graphs = sorted([*self._graphs, graph], key=lambda one: one.shape)
 
     def drop(self) -> None:
         """Forget the captures, for example because the weights have moved."""
         self._graphs = []
+        self._forward_of.cache_clear()
 
     def launch(self, group: Group) -> bool:
         """Replay the next step of a group; False if no capture holds it.
