@@ -80,14 +80,14 @@ class InProcess:
         steps_per_round: int = 1,
         prelaunch: bool = False,
         graphs: Any = None,
-        steps: Any = None,
     ) -> None:
         """Begin again with other rounds or other graphs. No request may be active."""
         assert not self.requests, "requests are being decoded"
         self.denoiser = Denoiser(self.facts, self.runner.device)
-        self.model = RunnerForward(self.runner, self.facts.vocab_size, graphs, steps)
+        metrics = Metrics(None)
+        self.model = RunnerForward(self.runner, self.facts.vocab_size, metrics, graphs)
         self.engine = DenoisingEngine(
-            self.denoiser, self.model, Metrics(None), steps_per_round, prelaunch
+            self.denoiser, self.model, metrics, steps_per_round, prelaunch
         )
 
     @property

@@ -16,7 +16,7 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.runtime.engine import DenoisingEngine, Statistics
+from sglang_dllm.runtime.engine import DenoisingEngine
 
 FACTS = facts_of("llada")
 LENGTH = 12
@@ -69,11 +69,11 @@ class ToyForward:
         self.events = events
         self.num_windows: list[int] = []
 
-    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+    def launch(self, packed: PackedForward) -> Logits:
         self.events.append("launch")
         self.num_windows.append(len(packed.lens))
         rows = [self.model(ids) for ids in packed.input_ids.split(packed.lens)]
-        return held(torch.cat(rows)[packed.logits_indices], statistics)
+        return held(torch.cat(rows)[packed.logits_indices])
 
     def launch_step(self, group: Group) -> bool:
         return False

@@ -10,10 +10,9 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.runtime.engine import DenoisingEngine
-from sglang_dllm.runtime.graphs import window_graphs
+from sglang_dllm.runtime.graphs import model_graphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
-from sglang_dllm.runtime.step_grid import capture_steps
 from sglang_dllm.upstream.compat import in_effect
 
 
@@ -59,18 +58,18 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     config = scheduler.dllm_config
     facts = config.facts.with_tokenizer(scheduler.tokenizer)
     runner = scheduler.tp_worker.model_runner
-    graphs = window_graphs(runner, in_effect(scheduler.server_args), facts)
-    steps = None
-    if graphs is not None:
-        steps = capture_steps(graphs, config.decode.resolve({}))
+    graphs = model_graphs(
+        runner, in_effect(scheduler.server_args), facts, config.decode.resolve({})
+    )
+    metrics = Metrics(scheduler.metrics_collector)
     prelaunch = config.decode.prelaunch
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
         prelaunch = scheduler.device != "cpu"
     return DenoisingEngine(
         Denoiser(facts, scheduler.device),
-        RunnerForward(runner, facts.vocab_size, graphs, steps),
-        Metrics(scheduler.metrics_collector),
+        RunnerForward(runner, facts.vocab_size, metrics, graphs),
+        metrics,
         config.decode.steps_per_round,
         prelaunch,
     )
