@@ -11,12 +11,7 @@ import pytest
 
 from helpers.other_process import run_module
 from helpers.tiny_checkpoints import write_dream
-from helpers.tiny_llama_checkpoints import (
-    DIFFULLAMA_FLAGS,
-    LLADA_MOE_FLAGS,
-    write_diffullama,
-    write_llada_moe,
-)
+from helpers.tiny_llama_checkpoints import DIFFULLAMA_FLAGS, write_diffullama
 from sglang_dllm.demo import demo_path
 
 MULTI = "FullAttnMultiBlock"
@@ -41,9 +36,9 @@ DREAM: list[tuple[str, dict[str, Any], bool]] = [
     ("FastDLLM", {"cache": "dual", "block_size": 16}, False),
 ]
 MODELS: dict[str, tuple[Callable[[Path], Path], list[Any], Sequence[str]]] = {
+    # SGLang's experts on a CPU count their tokens on the host, so no MoE is recorded.
     "llada": (lambda path: demo_path(), CACHED + OTHERS, ()),
     "dream": (write_dream, CACHED + DREAM, ()),
-    "moe": (write_llada_moe, CACHED[:2], LLADA_MOE_FLAGS),
     "diffullama": (write_diffullama, CACHED[:2], DIFFULLAMA_FLAGS),
 }
 

@@ -187,7 +187,9 @@ class CanvasGraphs:
         ):
             forward = WindowForward(self.parts, bucket, self.max_canvas_len)
             num_failed += not self._captured(partial(self._capture, bucket, forward))
-            for shape in step_shapes([bucket]) if steps is not None else ():
+            if steps is None:
+                continue
+            for shape in step_shapes([bucket]):
                 num_failed += not self._captured(partial(steps.capture, shape, forward))
         logger.info(
             "CUDA graphs: %d forwards and %d steps captured in %.1f s and %d MiB%s",
