@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -150,6 +153,58 @@ def test_a_wrong_yaml_ends_the_launch_with_one_line(
         "sglang-dllm: error: --dllm-algorithm-config: threshold=-1 is not allowed; "
         "expected nats, 0 to 1000"
     ]
+
+
+def launch(folder: Path, *flags: str) -> dict[str, Any]:
+    """What a launch of a checkpoint did; see ``helpers.launch_probe``."""
+    arguments = ["launch", "--model-path", str(folder), *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.launch_probe"],
+        input=json.dumps([{"arguments": arguments, "plugins": None}]),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = json.loads(done.stdout.strip().splitlines()[-1])
+    return dict(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["--cuda-graph-max-bs 32", "--cuda-graph-max-bs=32"])
+def test_the_launch_line_of_d3llm_is_accepted(form: str, tmp_path: Path) -> None:
+    """As it stands, with a checkpoint that names remote code. None of that runs."""
+    folder = tmp_path / "llada"
+    shutil.copytree(demo_path(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "configuration_llada.LLaDAConfig",
+        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for module in ("configuration_llada", "modeling_llada"):
+        (folder / f"{module}.py").write_text("raise SystemExit('it ran')\n")
+    found = launch(
+        folder,
+        *("--dllm-algorithm", "FullAttnMultiBlock", "--trust-remote-code"),
+        *("--attention-backend", "flashinfer", "--mem-fraction-static", "0.8"),
+        *form.split(),
+    )
+    assert found["error"] is None, found["stderr"][-3000:]
+    assert found["reads"] == []
+    assert found["flags"] == {
+        "trust_remote_code": True,
+        "attention_backend": "flashinfer",
+        "mem_fraction_static": 0.8,
+        "cuda_graph_max_bs_decode": 32,
+        "disable_decode_cuda_graph": False,
+        "tokenizer_path": str(folder),
+    }
 
 
 @pytest.mark.slow
