@@ -34,6 +34,10 @@ def _handle_missing_default_values(
     # A name of ours is ours, as in ``config.server.decodes``.
     is_theirs = algorithm not in algorithms() and is_of_another_plugin(algorithm)
     if architecture in FAMILIES and not is_theirs:
+        from sglang_dllm.patches import HOOKS
+
+        # A field that SGLang does not have any more must not end in an AttributeError.
+        HOOKS.verify()
         settle_launch_flags(server_args, architecture)
     return result
 
@@ -69,5 +73,6 @@ HOOKS = (
         why="a wrong flag of ours is one line and exit status 2, not a traceback",
         contract=("argv",),
         remove_when="upstream reports ValueError of flags in one line",
+        always=True,
     ),
 )
