@@ -13,6 +13,7 @@ from sglang_dllm import SUPPORTED_SGLANG
 from sglang_dllm.patches import HOOKS
 from sglang_dllm.upstream import contract
 from sglang_dllm.upstream.code import Code
+from sglang_dllm.upstream.extensions import EXTENSION_POINTS, ExtensionPoint
 from sglang_dllm.upstream.hooks import Hook
 from sglang_dllm.upstream.shapes import contract_of
 from sglang_dllm.upstream.versions import RANGE
@@ -40,6 +41,12 @@ def render() -> str:
         f"|---{'|---' * len(SUPPORTED_SGLANG)}|",
         *map(_line, HOOKS.hooks),
         "",
+        "Official extension points that are used beside them:",
+        "",
+        f"| Extension point | Use | {versions} |",
+        f"|---|---{'|---' * len(SUPPORTED_SGLANG)}|",
+        *map(_extension_line, EXTENSION_POINTS),
+        "",
     ]
     for hook in HOOKS.hooks:
         lines += [
@@ -57,6 +64,11 @@ def render() -> str:
 def _line(hook: Hook) -> str:
     cells = (hook.replaced_by.get(version, "hook") for version in SUPPORTED_SGLANG)
     return f"| `{'.'.join(hook.target.split('.')[-2:])}` | {' | '.join(cells)} |"
+
+
+def _extension_line(point: ExtensionPoint) -> str:
+    cells = ("used" if v in point.versions else "none" for v in SUPPORTED_SGLANG)
+    return f"| `{point.name}` | {point.use} | {' | '.join(cells)} |"
 
 
 def render_contract() -> str:

@@ -8,6 +8,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from sglang_dllm.errors import UpstreamContractError
 from sglang_dllm.patches import HOOKS
 from sglang_dllm.upstream import hooks as hooks_module
 from sglang_dllm.upstream.contract import Contract
+from sglang_dllm.upstream.extensions import EXTENSION_POINTS
 from sglang_dllm.upstream.hooks import Hook, HookSet, check_contract
 from sglang_dllm.upstream.versions import installed
 
@@ -72,6 +74,13 @@ def test_the_ledgers_column_is_the_installed_sglang(hook: Hook) -> None:
     if installed() not in SUPPORTED_SGLANG:
         pytest.skip("the ledger has no column for this version")
     assert hook.is_needed == (installed() not in hook.replaced_by)
+
+
+def test_the_extension_points_of_the_ledger_are_there() -> None:
+    for point in EXTENSION_POINTS:
+        assert set(point.versions) <= set(SUPPORTED_SGLANG)
+        if installed() in point.versions:
+            resolve_name(point.name)
 
 
 @ALL
