@@ -18,13 +18,16 @@ from sglang_dllm.upstream.hooks import Hook
 
 
 def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
-    if server_args.dllm_algorithm is None:
+    from sglang_dllm.upstream import compat
+
+    flags = compat.in_effect(server_args)
+    if flags.dllm_algorithm is None:
         return original(server_args)
     from sglang_dllm.config.server import decodes
     from sglang_dllm.patches import HOOKS
     from sglang_dllm.upstream.launch import architecture_of
 
-    if not decodes(server_args.dllm_algorithm, architecture_of(server_args)):
+    if not decodes(flags.dllm_algorithm, architecture_of(flags)):
         return original(server_args)
     HOOKS.verify()
     from sglang_dllm.runtime.dllm_config import full_attn_config, hf_config_of

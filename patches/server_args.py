@@ -6,18 +6,24 @@ Ours: a full-attention model turns prefix sharing, chunked prefill and SGLang's 
 graphs off, and refuses flags that would have no meaning (``config.launch_flags``),
 before anything is derived. Any other launch reads nothing more than it did
 (``upstream.launch``). Errors of ours end a command-line launch with one line, not a
-traceback.
-Goes when: upstream asks the model for such defaults (a resolution hook).
+traceback. ``--cuda-graph-max-bs``, which d3LLM's launch lines have, is read as
+``--cuda-graph-max-bs-decode``.
+Goes when: upstream asks the model for such defaults. A newer SGLang has such a place
+for a step of ours (``add_resolution_steps``); only the command line stays hooked.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sglang_dllm.errors import ConfigError, UpstreamContractError
 from sglang_dllm.upstream.hooks import Hook
+
+_OLD_FLAG, _FLAG = "--cuda-graph-max-bs", "--cuda-graph-max-bs-decode"
+_ALGORITHM = "--dllm-algorithm"
 
 
 def _handle_missing_default_values(
@@ -26,11 +32,13 @@ def _handle_missing_default_values(
     from sglang_dllm.config.launch_flags import settle_launch_flags
     from sglang_dllm.decoding.registry import algorithms
     from sglang_dllm.models.facts import FAMILIES
+    from sglang_dllm.upstream import compat
     from sglang_dllm.upstream.launch import architecture_of, is_of_another_plugin
 
     result = original(server_args)
-    architecture = architecture_of(server_args)
-    algorithm = server_args.dllm_algorithm
+    flags = compat.in_effect(server_args)
+    architecture = architecture_of(flags)
+    algorithm = flags.dllm_algorithm
     # A name of ours is ours, as in ``config.server.decodes``.
     is_theirs = algorithm not in algorithms() and is_of_another_plugin(algorithm)
     if architecture in FAMILIES and not is_theirs:
@@ -38,25 +46,110 @@ def _handle_missing_default_values(
 
         # A field that SGLang does not have any more must not end in an AttributeError.
         HOOKS.verify()
-        settle_launch_flags(server_args, architecture)
+        defaults = compat.flag_defaults(server_args)
+        compat.set_flags(
+            server_args,
+            lambda flags: settle_launch_flags(flags, architecture, defaults),
+        )
     return result
 
 
+def _settle(original: Callable[..., Any], server_args: Any) -> None:
+    """``handle_missing_default_values``, as a step of SGLang's resolution."""
+    from sglang_dllm.patches import HOOKS
+
+    with _ends_in_one_line(server_args):
+        if HOOKS.problem is None:
+            _handle_missing_default_values(original, server_args)
+        else:  # the gate says so, if the launch is ours
+            original(server_args)
+
+
+def _handle_dllm_inference(original: Callable[..., Any], server_args: Any) -> None:
+    """``handle_dllm_inference``, as a step of SGLang's resolution.
+
+    SGLang asks its own table of algorithms for the flag's. Ours are not in it: a third
+    party's may be called like one of SGLang's. Nothing is left to decide here.
+    """
+    from sglang.srt.dllm.config import DllmConfig
+
+    from sglang_dllm.config.server import decodes
+    from sglang_dllm.upstream import compat
+    from sglang_dllm.upstream.launch import architecture_of
+
+    with _ends_in_one_line(server_args):
+        flags = compat.in_effect(server_args)
+        if decodes(flags.dllm_algorithm, architecture_of(flags)):
+            DllmConfig.from_server_args(server_args)
+        else:
+            original(server_args)
+            _require_algorithm(server_args)
+
+
 def _prepare_server_args(original: Callable[..., Any], argv: list[str]) -> Any:
+    with _ends_in_one_line():
+        server_args = original(_known_flags(argv))
+        _require_algorithm(server_args)
+    return server_args
+
+
+def _require_algorithm(server_args: Any) -> None:
+    """Refuse a model of ours without an algorithm, once SGLang has read its config: a
+    repository's too."""
     from sglang_dllm.config.launch_flags import require_algorithm
     from sglang_dllm.models.facts import FAMILIES
+    from sglang_dllm.upstream import compat
+
+    config = compat.read_model_config(server_args)
+    names = getattr(getattr(config, "hf_config", None), "architectures", None)
+    if names and names[0] in FAMILIES:
+        require_algorithm(compat.in_effect(server_args), names[0])
+
+
+def _known_flags(argv: list[str]) -> list[str]:
+    """The command line of one of our algorithms, with flags that SGLang knows."""
+    from sglang_dllm.decoding.registry import algorithms
+
+    ours = algorithms()
+    pairs = zip(["", *argv], argv, strict=False)
+    if not any(
+        (flag == _ALGORITHM and value in ours)
+        or (value.startswith(f"{_ALGORITHM}=") and value.partition("=")[2] in ours)
+        for flag, value in pairs
+    ):
+        return argv
+    return [
+        _FLAG + word.removeprefix(_OLD_FLAG)
+        if word.partition("=")[0] == _OLD_FLAG
+        else word
+        for word in argv
+    ]
+
+
+@contextmanager
+def _ends_in_one_line(server_args: Any = None) -> Iterator[None]:
+    """End a launch with one line for an error of ours.
+
+    Args:
+        server_args: of a launch that may come from Python, which gets the error itself.
+    """
+    from sglang_dllm.upstream import compat
 
     try:
-        server_args = original(argv)
-        # SGLang has read the config by now, a repository's too.
-        config = getattr(server_args, "model_config", None)
-        names = getattr(getattr(config, "hf_config", None), "architectures", None)
-        if names and names[0] in FAMILIES:
-            require_algorithm(server_args, names[0])
-        return server_args
+        yield
     except (ConfigError, UpstreamContractError) as error:
+        if server_args is not None and not compat.is_command_line(server_args):
+            raise
         print(f"sglang-dllm: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def add_resolution_steps() -> None:
+    """Add our steps to SGLang's resolution of its flags, where it takes such steps."""
+    from sglang_dllm.upstream import compat
+
+    compat.add_resolution_step("handle_missing_default_values", _settle)
+    compat.add_resolution_step("handle_dllm_inference", _handle_dllm_inference)
 
 
 HOOKS = (
@@ -66,11 +159,14 @@ HOOKS = (
         why="flags get other defaults, or are refused, for whole-canvas prefills",
         contract=("self",),
         remove_when="upstream asks the model for such defaults",
+        unless="sglang.srt.arg_groups.resolution_hooks.register_resolution_hook",
+        replaced_by={"0.5.23": "`register_resolution_hook`"},
     ),
     Hook(
         target="sglang.srt.server_args.prepare_server_args",
         fn=_prepare_server_args,
-        why="a wrong flag of ours is one line and exit status 2, not a traceback",
+        why="a wrong flag of ours is one line and exit status 2, not a traceback; "
+        "`--cuda-graph-max-bs` of d3LLM's launch lines is accepted",
         contract=("argv",),
         remove_when="upstream reports ValueError of flags in one line",
         always=True,

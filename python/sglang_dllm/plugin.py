@@ -28,9 +28,11 @@ def register() -> None:
     """
     from sglang_dllm.models.configs import register_configs
     from sglang_dllm.patches import HOOKS
+    from sglang_dllm.patches.server_args import add_resolution_steps
 
     register_configs()
     HOOKS.install()
+    add_resolution_steps()
     if HOOKS.problem is None:
         _register_models()
         _register_algorithms()

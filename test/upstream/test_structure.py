@@ -32,9 +32,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "decoding.window", "kernels", "errors"),
     "models": ("models", "attention.plan", "errors"),
     "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
-    "serving": ("serving", "config", *_CORE),
-    "runtime": ("runtime", "attention", "config", *_CORE),
-    "platform": ("platform", "errors"),
+    "serving": ("serving", "config", "upstream.compat", *_CORE),
+    "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
+    "platform": ("platform", "upstream.compat", "errors"),
     "upstream": ("upstream", "errors"),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")

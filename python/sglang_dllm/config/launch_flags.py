@@ -7,9 +7,9 @@ and buffers later, from the values that are set here.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from sglang_dllm.attention.backends import BACKENDS
@@ -92,8 +92,14 @@ def require_algorithm(server_args: Any, architecture: str) -> None:
         )
 
 
-def settle_launch_flags(server_args: Any, architecture: str) -> None:
+def settle_launch_flags(
+    server_args: Any, architecture: str, defaults: Mapping[str, Any]
+) -> None:
     """Refuse flags that have no use, then set the values that canvases need.
+
+    Args:
+        server_args: the flags as the user gave them, read and written here.
+        defaults: SGLang's default of each flag.
 
     Raises:
         ConfigError: one line naming flag, value and what is allowed.
@@ -104,7 +110,7 @@ def settle_launch_flags(server_args: Any, architecture: str) -> None:
         FAMILIES[architecture],
         server_args.dllm_algorithm_config,
     )
-    _refuse(server_args, architecture)
+    _refuse(server_args, architecture, defaults)
     _check_attention_backend(server_args, architecture)
     if server_args.max_running_requests is None:
         # SGLang's own default for dLLMs is one request at a time.
@@ -144,7 +150,7 @@ def _settle_graphs(server_args: Any) -> None:
     server_args.cuda_graph_backend_prefill = "disabled"
 
 
-def _refuse(server_args: Any, architecture: str) -> None:
+def _refuse(server_args: Any, architecture: str, defaults: Mapping[str, Any]) -> None:
     rust_server = os.environ.get("SGLANG_RUST_SERVER", "")
     if rust_server.lower() in ("true", "1", "yes", "y"):
         raise ConfigError(
@@ -156,10 +162,9 @@ def _refuse(server_args: Any, architecture: str) -> None:
             f"--no-dllm-fdfo has no use for {architecture}: a canvas always leaves "
             "the batch as soon as it is finished"
         )
-    defaults = {
-        field.name: field.default for field in dataclasses.fields(type(server_args))
-    }
     for name, reason in _REFUSED.items():
+        if name not in defaults:  # a flag that this SGLang does not have
+            continue
         value = getattr(server_args, name)
         if value in (defaults[name], None, False):
             continue

@@ -9,7 +9,8 @@ from typing import Any
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import SRTPlatform
+
+from sglang_dllm.upstream.compat import PlatformPools
 
 _KV_POOL_FRACTION = 0.1
 """Share of the machine's memory for weights and KV pool."""
@@ -18,7 +19,7 @@ _MAX_TOTAL_TOKENS = 32_768
 """KV slots of the pool if the user sets no number: some 60 canvases of 512."""
 
 
-class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
+class TorchCpuPlatform(CpuDeviceMixin, PlatformPools):
     """SGLang on plain torch CPU operators."""
 
     _enum = PlatformEnum.OOT
@@ -62,16 +63,6 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
-
-    def get_mha_kv_pool_cls(self) -> type:
-        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-        return MHATokenToKVPool
-
-    def get_paged_allocator_cls(self) -> type:
-        from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
-
-        return PagedTokenToKVPoolAllocator
 
     def get_dispatch_key_name(self) -> str:
         return "native"

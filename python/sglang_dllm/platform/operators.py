@@ -12,14 +12,15 @@ import torch
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
-from sglang.srt.layers.utils.multi_platform import MultiPlatformOp
+
+from sglang_dllm.upstream.compat import register_operator
 
 
 def register(platform_key: str) -> None:
     """Make SGLang's layers use these. Call it before a model is built."""
-    MultiPlatformOp.register_oot_forward(RMSNorm, rms_norm, platform_key)
-    MultiPlatformOp.register_oot_forward(SiluAndMul, silu_and_mul, platform_key)
-    MultiPlatformOp.register_oot_forward(RotaryEmbedding, rotate, platform_key)
+    register_operator(RMSNorm, rms_norm, platform_key)
+    register_operator(SiluAndMul, silu_and_mul, platform_key)
+    register_operator(RotaryEmbedding, rotate, platform_key)
 
 
 def rms_norm(

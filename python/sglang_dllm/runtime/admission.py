@@ -35,6 +35,7 @@ from sglang_dllm.runtime.schedule_batch import (
     release_canvas_slots,
     try_alloc_canvas_slots,
 )
+from sglang_dllm.upstream.compat import set_extent
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def enter(req: Req, engine: DenoisingEngine) -> None:
     """Give the canvas of a request that has its slots to the engine."""
     state: Denoising = req.dllm_algo_state
     assert state.group is not None, "the engine has this canvas already"
-    req.set_extend_range(0, len(state.canvas))
+    set_extent(req, len(state.canvas))
     engine.admit(state.group)
     state.group = None
 

@@ -13,6 +13,7 @@ from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.graphs import window_graphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
+from sglang_dllm.upstream.compat import in_effect
 
 
 class FullAttnAlgorithm(DllmAlgorithm):
@@ -57,7 +58,7 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     config = scheduler.dllm_config
     facts = config.facts.with_tokenizer(scheduler.tokenizer)
     runner = scheduler.tp_worker.model_runner
-    graphs = window_graphs(runner, scheduler.server_args, facts)
+    graphs = window_graphs(runner, in_effect(scheduler.server_args), facts)
     prelaunch = config.decode.prelaunch
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.

@@ -10,6 +10,7 @@ from sglang.srt.dllm.config import DllmConfig
 from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
+from sglang_dllm.upstream.compat import in_effect
 
 SGLANG_NAME = "sglang_dllm"
 """The name of ``FullAttnAlgorithm`` in SGLang's table of algorithms.
@@ -55,10 +56,9 @@ class FullAttnDllmConfig(DllmConfig):
 
 def hf_config_of(server_args: Any) -> Any:
     """The checkpoint's Hugging Face config."""
+    flags = in_effect(server_args)
     return ModelConfig.from_server_args(
-        server_args,
-        model_path=server_args.model_path,
-        model_revision=server_args.revision,
+        server_args, model_path=flags.model_path, model_revision=flags.revision
     ).hf_config
 
 
@@ -68,14 +68,15 @@ def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
     Raises:
         ConfigError: a flag, the YAML file or the checkpoint's config is wrong.
     """
+    flags = in_effect(server_args)
     return FullAttnDllmConfig(
         load_decode_config(
-            server_args.dllm_algorithm,
+            flags.dllm_algorithm,
             FAMILIES[hf_config.architectures[0]],
-            server_args.dllm_algorithm_config,
+            flags.dllm_algorithm_config,
         ),
         ModelFacts.from_hf_config(hf_config),
         # SGLang sizes buffers by it. Admission asks for the scheduler's own limit.
-        max_reqs=server_args.max_running_requests or 1,
-        page_size=server_args.page_size or 1,
+        max_reqs=flags.max_running_requests or 1,
+        page_size=flags.page_size or 1,
     )

@@ -16,6 +16,7 @@ from sglang_dllm.runtime.admission import admit, failed, leave, park_retracted
 from sglang_dllm.runtime.emission import emit
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
+from sglang_dllm.upstream.compat import report_round
 
 
 def engine_of(scheduler: Any) -> DenoisingEngine:
@@ -46,20 +47,24 @@ def next_round(
 def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> None:
     """Hand out the tokens that became final, and free what ended."""
     running, reporter = scheduler.running_batch, scheduler.metrics_reporter
-    progressed = []
+    progressed, num_tokens = [], 0
     for req in batch.reqs:
         num_new = emit(req)
         failure = req.dllm_algo_state.canvas.failure
         if failure is not None and not req.finished():
             req.finished_reason = failed(failure)
-        reporter.num_generated_tokens += num_new
+        num_tokens += num_new
         if num_new or req.finished():
             progressed.append(req)
     _hand_out(scheduler, running, progressed)
+    reporter.num_generated_tokens += num_tokens
     reporter.forward_ct_decode = (reporter.forward_ct_decode + 1) % (1 << 30)
     # If no request is left, report this round's batch: the figures would be 0.
-    reporter.report_decode_stats(
-        result.can_run_cuda_graph, running_batch=running if running.reqs else batch
+    report_round(
+        reporter,
+        result.can_run_cuda_graph,
+        running if running.reqs else batch,
+        num_tokens,
     )
     # SGLang keeps this batch as last_batch. A retracting pause and the memory check
     # walk both it and running_batch, and would free and count our requests twice.

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ScheduleBatch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.allocation import alloc_req_slots
-from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.utils.common import ceil_align
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.upstream.compat import hold_slots, release_slots
 
 
 class CanvasScheduleBatch(ScheduleBatch):
@@ -126,9 +126,7 @@ def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
     pool.write((index, slice(0, canvas_len)), slots[:canvas_len].to(torch.int32))
     # A view would keep the allocator's whole list of free slots in memory.
     canvas.place(slots[:canvas_len].clone(), index)
-    req.kv = ReqKvInfo(kv_allocated_len=canvas_len, swa_evicted_seqlen=0)
-    req.kv_committed_len = canvas_len
-    req.prefix_indices = torch.empty((0,), dtype=torch.int64)
+    hold_slots(req, canvas_len)
     return True
 
 
@@ -138,7 +136,7 @@ def release_canvas_slots(req: Req, scheduler: Any) -> None:
     Nothing enters a prefix tree: with bidirectional attention the keys and values of
     a prompt belong to its canvas alone.
     """
-    release_kv_cache(req, scheduler.tree_cache, is_insert=False)
+    release_slots(req, scheduler.tree_cache)
     req.dllm_algo_state = None
 
 

@@ -27,6 +27,7 @@ from sglang_dllm.serving.validation import (
     check_request,
     default_temperature,
 )
+from sglang_dllm.upstream.compat import in_effect
 
 # SGLang's own routes set these fields of a request, a client does not.
 _INTERNAL = ("received_time", "external_trace_header", "custom_labels", "modalities")
@@ -36,7 +37,7 @@ class RequestChecks:
     """The checks, with what they need to know of the model and of the server."""
 
     def __init__(self, manager: Any) -> None:
-        config, args = manager.model_config, manager.server_args
+        config, args = manager.model_config, in_effect(manager.server_args)
         hf_config = config.hf_config
         self.manager = manager
         self.model = ServedModel(
@@ -129,7 +130,7 @@ class RequestChecks:
         for key in ("max_new_tokens", "custom_params"):
             if params.get(key) is None and preferred.get(key) is not None:
                 params[key] = preferred[key]
-        args = manager.server_args
+        args = in_effect(manager.server_args)
         limits = CapacityLimits(
             manager.max_req_input_len, args.page_size, args.max_running_requests
         )

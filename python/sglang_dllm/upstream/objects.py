@@ -49,6 +49,7 @@ CLASSES = {
 
 NAMES = {
     "collector": "SchedulerMetricsCollector",
+    "flags": "ServerArgs",
     "forward_batch": "ForwardBatch",
     "manager": "TokenizerManager",
     "model_runner": "ModelRunner",
@@ -99,6 +100,7 @@ FIELDS = {
     "TokenizerManager.server_args": "ServerArgs",
     "TpModelWorker.model_runner": "ModelRunner",
     "_GlobalState.tokenizer_manager": "TokenizerManager",
+    "in_effect()": "ServerArgs",
     "get_global_state()": "_GlobalState",
     "get_parallel()": "ParallelContext",
 }
