@@ -187,26 +187,41 @@ def inside(req):
         from sglang.srt.c import b
     return b(req)
 
+def takes(function, name) -> bool:
+    return name in inspect.signature(function).parameters
+
+def by_parameter(req):
+    return req.rid if takes(req.finished, "now") else None
+
 def same_everywhere(req):
     return req.rid
 """,
     )
     req = f"{_BATCH}:Req"
     assert found.always == [f"{req}.rid"]
+    kv, here, inner = f"{req}.kv", "sglang.srt.new:here", "sglang.srt.a:b"
     assert found.one_of == {
         "compat.by_attribute": [
-            [f"{req}.kv", f"{_BATCH}:ReqKvInfo.req_pool_idx"],
-            [f"{req}.req_pool_idx"],
+            [f"no {kv}", f"{req}.req_pool_idx"],
+            [kv, f"{_BATCH}:ReqKvInfo.req_pool_idx"],
         ],
         "compat.by_constant": [
-            [f"{req}.extend_end"],
-            [f"{req}.set_extend_range(_, _)"],
+            [f"no {here}", f"{req}.set_extend_range(_, _)"],
+            [f"{req}.extend_end", here],
         ],
-        "compat.by_function": [[f"{req}.new", f"{req}.rid"], [f"{req}.old"]],
-        "compat.by_import": [[f"{req}.old"], ["sglang.srt.new:here(_)"]],
+        "compat.by_function": [
+            [f"no {kv}", f"{req}.old"],
+            [kv, f"{req}.new", f"{req}.rid"],
+        ],
+        "compat.by_import": [[f"no {here}", f"{req}.old"], [here, f"{here}(_)"]],
+        "compat.by_parameter": [
+            [f"no {req}.finished(*, now=)", f"{req}.finished"],
+            [f"{req}.finished", f"{req}.finished(*, now=)", f"{req}.rid"],
+        ],
+        "compat.here": [[f"no {here}"], [here]],
         "compat.inside": [
-            ["sglang.srt.a:b", "sglang.srt.a:b(_)"],
-            ["sglang.srt.c:b", "sglang.srt.c:b(_)"],
+            [f"no {inner}", "sglang.srt.c:b", "sglang.srt.c:b(_)"],
+            [inner, f"{inner}(_)"],
         ],
     }
 

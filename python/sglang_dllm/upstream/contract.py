@@ -80,7 +80,15 @@ class Upstream:
         return next(filter(None, map(self.problem, uses)), None)
 
     def problem(self, use: str) -> str | None:
-        """One line that says what SGLang lacks of a use; None where it has all."""
+        """One line that says what SGLang lacks of a use; None where it has all.
+
+        ``no USE`` is a use that SGLang must not have.
+        """
+        if use.startswith("no "):
+            use = use.removeprefix("no ")
+            if not self._reads_source or self.problem(use) is not None:
+                return None
+            return f"SGLang has {use.replace(':', '.')}"
         match = _USE.fullmatch(use)
         assert match is not None, use
         module, name, attribute, arguments = match.group(

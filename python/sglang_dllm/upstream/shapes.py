@@ -3,7 +3,8 @@
 A function of ``compat`` asks which shape SGLang has and goes one of two ways. Its
 questions are calls of ``hasattr``, an import in a ``try``, names of the module that
 hold the answer of one, and calls of its functions that return a ``bool``. One answer to
-all questions of a function is one shape: the uses on the way that the answers lead to.
+all questions of a function is one shape: the uses on the way that the answers lead to,
+and what SGLang has, or has not (``no ...``), by the answers.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def contract_of(code: Code) -> Contract:
             if len(shapes) == 1:
                 always |= shapes[0]
             elif all(shapes):
-                # A function that does nothing in one of the shapes cannot break.
+                # A function that may use nothing, whatever SGLang has, cannot break.
                 one_of[name] = sorted(map(sorted, shapes))
     return Contract(sorted(always), dict(sorted(one_of.items())))
 
@@ -49,54 +50,109 @@ class ShapeReader(Reader):
         self._answers: dict[str, bool] = {}
         self._imports = [node for node in tree.body if isinstance(node, ast.Try)]
         self._keys: dict[str, str] = {}
+        self._meanings: dict[str, ast.AST] = {}
         for node in tree.body:
             match node:
                 case ast.FunctionDef(name=name, returns=ast.Name(id="bool")):
                     self._keys[name] = name
+                    self._meanings[name] = node
                 case ast.Assign(targets=[ast.Name(id=name)], value=value) if any(
                     self.questions(value)
                 ):
                     self._keys[name] = name
+                    self._meanings[name] = value
                 case ast.Try():
                     # One answer for all names that one ``try`` imports.
                     names = _imported(node)
                     self._keys |= dict.fromkeys(names, names[0])
+                    self._meanings[names[0]] = node
 
     def shapes_by_name(self) -> Iterator[tuple[str, list[Shape]]]:
-        """The shapes of each function, of each class and of the module's imports."""
+        """The shapes of each function, of each class and of each import."""
         for node in self.tree.body:
             match node:
+                case ast.FunctionDef(name=name) if self.asks(name):
+                    continue
                 case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                     yield f"compat.{name}", self.shapes(node)
                 case ast.ClassDef(name=name):
                     yield f"compat.{name}", self.shapes(node)
                 case ast.Try():
                     yield f"compat.{_imported(node)[0]}", self.shapes(node)
-                case _:
+                case ast.ImportFrom():
                     yield "compat", self.shapes(node)
 
     def shapes(self, node: ast.AST) -> list[Shape]:
-        questions = sorted(set(self.questions(node)))
+        questions = self.questions(node)
         found = set()
         for answers in product((True, False), repeat=len(questions)):
             self._answers = dict(zip(questions, answers, strict=True))
             for imports in self._imports:
                 list(self.visit(imports, ChainMap()))
-            found.add(frozenset(self.visit(node, ChainMap())))
+            shape = set(self.visit(node, ChainMap()))
+            for question, answer in self._answers.items():
+                for use in self.condition(questions[question]):
+                    shape.add(use if answer else f"no {use}")
+            found.add(frozenset(shape))
         # A shape with all uses of another one is never needed.
         return [one for one in found if not any(other < one for other in found)]
 
-    def questions(self, node: ast.AST) -> Iterator[str]:
-        """The questions that a piece of code asks, as text."""
-        for part in ast.walk(node):
-            if isinstance(part, ast.expr | ast.Try) and (key := self.question(part)):
-                yield key
+    def questions(self, node: ast.AST) -> dict[str, ast.AST]:
+        """The questions that a piece of code asks: its text, and one place of each."""
+        return {
+            key: part
+            for part in ast.walk(node)
+            if isinstance(part, ast.expr | ast.Try) and (key := self.question(part))
+        }
+
+    def condition(self, node: ast.AST) -> list[str]:
+        """The use that SGLang has if a question is answered with yes.
+
+        Nothing where the question does not ask for a name of SGLang.
+        """
+        match node:
+            case ast.Call(func=ast.Name(id="hasattr"), args=[of, ast.Constant(name)]):
+                return [f"{use}.{name!s}" for use in self.named(of)]
+            case ast.Call(func=ast.Name(id=name), args=args):
+                function = self._meanings.get(name)
+                assert isinstance(function, ast.FunctionDef)
+                for part in function.body:
+                    list(self.visit(part, ChainMap()))
+                match function.body[-1], args:
+                    case ast.Return(ast.Compare(ops=[ast.In()])), [of, ast.Constant(n)]:
+                        # It asks whether a function takes a parameter.
+                        return [f"{use}(*, {n!s}=)" for use in self.named(of)]
+                    case ast.Return(ast.expr() as value), _:
+                        return self.condition(value)
+            case ast.Compare(left=left, ops=[ast.IsNot()]):
+                return self.condition(left)
+            case ast.Name(id=name) if self._keys.get(name) in self._meanings:
+                return self.condition(self._meanings[self._keys[name]])
+            case ast.Try(body=[ast.ImportFrom(module=module, names=[alias, *_]), *_]):
+                return [f"{module}:{alias.name}"]
+        return []
+
+    def named(self, node: ast.expr) -> list[str]:
+        """The use that an expression is: a name that was imported, or an attribute."""
+        match node:
+            case ast.Name(id=name) if name in self.imported:
+                return [self.imported[name]]
+            case ast.Name():
+                kinds = self.kinds(node, ChainMap())
+                return [kind for kind in kinds if not kind.startswith("[")]
+            case ast.Attribute():
+                return list(self.attribute(node, ChainMap()))
+        return []
+
+    def asks(self, name: str) -> bool:
+        """True for a function of ``compat`` whose result is a question's answer."""
+        return isinstance(self._meanings.get(name), ast.FunctionDef)
 
     def question(self, node: ast.AST) -> str | None:
         match node:
             case ast.Call(func=ast.Name(id=name)) if name == "hasattr":
                 return ast.unparse(node)
-            case ast.Call(func=ast.Name(id=name)) if self._keys.get(name) == name:
+            case ast.Call(func=ast.Name(id=name)) if self.asks(name):
                 return ast.unparse(node)
             case ast.Name(id=name):
                 return self._keys.get(name)
