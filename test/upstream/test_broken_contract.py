@@ -63,11 +63,16 @@ CHANGES = {
         _RENAME.format(old="self.waiting_queue", new="self.waiting_line"),
         "SGLang has no sglang.srt.managers.scheduler.Scheduler.waiting_queue",
     ),
-    "a flag": (
-        "from sglang.srt.server_args import ServerArgs\n"
-        "type.__delattr__(ServerArgs, 'dllm_fdfo')\n"
-        "del ServerArgs.__annotations__['dllm_fdfo']",
-        "SGLang has no sglang.srt.server_args.ServerArgs.dllm_fdfo",
+    "a field": (
+        "from sglang.srt.sampling.sampling_params import SamplingParams\n"
+        "type.__delattr__(SamplingParams, 'ignore_eos')\n"
+        "del SamplingParams.__annotations__['ignore_eos']",
+        "SGLang has no sglang.srt.sampling.sampling_params.SamplingParams.ignore_eos",
+    ),
+    "what both ways of compat use": (
+        "import sglang.srt.mem_cache.common as module\n"
+        "module.release_kv_cache = lambda req: None",
+        "SGLang has no shape that compat.release_slots knows: ",
     ),
     "an attribute of an attention backend": (
         _RENAME.format(old="self.max_context_len", new="self.longest"),

@@ -324,7 +324,7 @@ def test_off_means_off(hook: Hook) -> None:
     """The original gets the same objects, once, and its result comes back as it is."""
     for arguments in off_arguments(hook):
         seen: list[tuple[Any, ...]] = []
-        answer = object()
+        answer = SimpleNamespace()
 
         def act(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
             seen.append(args)

@@ -65,7 +65,7 @@ class Contract:
             problems = [upstream.first_problem(shape) for shape in shapes]
             if None not in problems:
                 reasons = "; ".join(str(problem) for problem in problems)
-                return f"no shape that {function} knows: {reasons}"
+                return f"SGLang has no shape that {function} knows: {reasons}"
         return None
 
 
