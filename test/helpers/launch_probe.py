@@ -22,10 +22,10 @@ from typing import Any
 
 import transformers.utils.hub as hub
 from sglang.srt.plugins import load_plugins
-from sglang.srt.server_args import ServerArgs, prepare_server_args
 
 import sglang_dllm.config.launch_flags as launch_flags
 import sglang_dllm.runtime.dllm_config as dllm_config
+from helpers.upstream_shapes import raw_args, resolve, resolve_first_step
 from sglang_dllm.upstream.contract import Contract
 
 
@@ -38,37 +38,6 @@ def noted(module: Any, name: str, note: Callable[..., None]) -> None:
         return original(*args, **kwargs)
 
     setattr(module, name, wrapper)
-
-
-def unresolved(**fields: object) -> Any:
-    """ServerArgs as the user gave them, before SGLang derives anything."""
-    if not hasattr(ServerArgs, "_handle_missing_default_values"):
-        return ServerArgs(**fields)
-    args = object.__new__(ServerArgs)
-    for name, field in ServerArgs.__dataclass_fields__.items():
-        object.__setattr__(args, name, field.default)
-    for name, value in fields.items():
-        object.__setattr__(args, name, value)
-    return args
-
-
-def resolve_early(model_path: str) -> None:
-    """Run the step of SGLang's resolution around which we have one of ours."""
-    args = unresolved(model_path=model_path)
-    if hasattr(args, "_handle_missing_default_values"):
-        args._handle_missing_default_values()
-        return
-    from sglang.srt.arg_groups.resolution_hooks import run_hook
-    from sglang.srt.arg_groups.serving_hook import handle_missing_default_values
-
-    run_hook(handle_missing_default_values, args)
-
-
-def launch(arguments: list[str]) -> None:
-    """Resolve the flags of a command line, as SGLang does before it starts a server."""
-    args = prepare_server_args(arguments)
-    if hasattr(args, "resolve_once"):
-        args.resolve_once()
 
 
 def probe(arguments: list[str]) -> dict[str, Any]:
@@ -98,9 +67,9 @@ def probe(arguments: list[str]) -> dict[str, Any]:
     try:
         kind, *rest = arguments
         if kind == "early":
-            resolve_early(*rest)
+            resolve_first_step(raw_args(model_path=rest[0]))
         else:
-            launch(rest)
+            resolve(rest)
     except BaseException as raised:
         error = f"{type(raised).__name__}: {raised}"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -66,7 +66,8 @@ CHANGES = {
     "a field": (
         "from sglang.srt.sampling.sampling_params import SamplingParams\n"
         "type.__delattr__(SamplingParams, 'ignore_eos')\n"
-        "del SamplingParams.__annotations__['ignore_eos']",
+        "del SamplingParams.__annotations__['ignore_eos']\n"
+        + _RENAME.format(old="self.ignore_eos", new="self.goes_on"),
         "SGLang has no sglang.srt.sampling.sampling_params.SamplingParams.ignore_eos",
     ),
     "what both ways of compat use": (

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from helpers.launch_probe import run, unresolved
+from helpers.launch_probe import run
+from helpers.upstream_shapes import raw_args
 from sglang_dllm.demo import demo_path
 from sglang_dllm.upstream.launch import architecture_of, is_of_another_plugin
 
@@ -38,19 +39,19 @@ def test_a_file_is_never_opened(
     file = tmp_path / "weights.gguf"
     file.touch()
     request.getfixturevalue("no_reads")
-    args = unresolved(model_path=str(file), dllm_algorithm=algorithm)
+    args = raw_args(model_path=str(file), dllm_algorithm=algorithm)
     assert architecture_of(args) is None
 
 
 def test_no_repository_is_asked_without_an_algorithm(no_reads: None) -> None:
-    assert architecture_of(unresolved(model_path="nobody/has-this-model")) is None
+    assert architecture_of(raw_args(model_path="nobody/has-this-model")) is None
 
 
 def test_a_folders_config_is_enough(tmp_path: Path) -> None:
-    assert architecture_of(unresolved(model_path=str(demo_path()))) == "LLaDAModelLM"
-    assert architecture_of(unresolved(model_path=str(tmp_path))) is None
+    assert architecture_of(raw_args(model_path=str(demo_path()))) == "LLaDAModelLM"
+    assert architecture_of(raw_args(model_path=str(tmp_path))) is None
     override = '{"architectures": ["DiffuLlamaModel"]}'
-    args = unresolved(model_path=str(demo_path()), json_model_override_args=override)
+    args = raw_args(model_path=str(demo_path()), json_model_override_args=override)
     assert architecture_of(args) == "DiffuLlamaModel"
 
 
@@ -59,7 +60,7 @@ def test_a_folders_config_is_enough(tmp_path: Path) -> None:
 )
 def test_a_broken_config_is_nobodys(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert architecture_of(unresolved(model_path=str(tmp_path))) is None
+    assert architecture_of(raw_args(model_path=str(tmp_path))) is None
 
 
 def test_an_algorithm_of_another_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
