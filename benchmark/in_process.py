@@ -76,12 +76,16 @@ class InProcess:
         return min(self.max_running_requests - running, free)
 
     def new_engine(
-        self, steps_per_round: int = 1, prelaunch: bool = False, graphs: Any = None
+        self,
+        steps_per_round: int = 1,
+        prelaunch: bool = False,
+        graphs: Any = None,
+        steps: Any = None,
     ) -> None:
         """Begin again with other rounds or other graphs. No request may be active."""
         assert not self.requests, "requests are being decoded"
         self.denoiser = Denoiser(self.facts, self.runner.device)
-        self.model = RunnerForward(self.runner, self.facts.vocab_size, graphs)
+        self.model = RunnerForward(self.runner, self.facts.vocab_size, graphs, steps)
         self.engine = DenoisingEngine(
             self.denoiser, self.model, Metrics(None), steps_per_round, prelaunch
         )

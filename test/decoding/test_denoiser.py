@@ -14,7 +14,8 @@ from helpers import toy_model
 from helpers.sync_detector import SyncDetector
 from helpers.toy_model import Request, ToyModel, decode, facts_of, held, resolve
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.denoiser import Denoiser, Group
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import HeadError, Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.registry import algorithms
@@ -50,7 +51,6 @@ def step(denoiser: Denoiser, *, arrivals: tuple[Group, ...] = ()) -> None:
     denoiser.commit(forward(denoiser.pack()))
     for group in arrivals:
         denoiser.join(group)
-    denoiser.expect()
     denoiser.sync()
 
 

@@ -11,7 +11,8 @@ from helpers.toy_model import Request, ToyModel, facts_of, held, resolve
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.denoiser import Denoiser, Group
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
@@ -53,10 +54,6 @@ class WatchedDenoiser(Denoiser):
         assert not self.is_packed, "a canvas leaves during a forward"
         return super().park(canvas)
 
-    def expect(self) -> PackedForward | None:
-        self.events.append("expect")
-        return super().expect()
-
     def sync(self) -> None:
         self.events.append("sync")
         super().sync()
@@ -64,6 +61,8 @@ class WatchedDenoiser(Denoiser):
 
 class ToyForward:
     """A toy model as a ``ModelForward``; all its windows are full."""
+
+    in_graph = False
 
     def __init__(self, events: list[str]) -> None:
         self.model = ToyModel(3)
@@ -76,8 +75,8 @@ class ToyForward:
         rows = [self.model(ids) for ids in packed.input_ids.split(packed.lens)]
         return held(torch.cat(rows)[packed.logits_indices], statistics)
 
-    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
-        self.events.append("stage")
+    def launch_step(self, group: Group) -> bool:
+        return False
 
 
 class Ended:

@@ -91,19 +91,18 @@ def test_an_arrival_waits_for_the_forward_in_flight(prelaunch: bool) -> None:
 
 
 def test_the_order_of_a_commit() -> None:
-    """The host waits last, when the next forward's inputs are in place."""
+    """The host waits last, when the device knows the next step."""
     setup = ToyEngine(1, prelaunch=True)
     setup.add(1, "LLaDA", steps=12)
     setup.engine.run_round()
     setup.events.clear()
     setup.engine.finish_in_flight()
-    assert setup.events == ["commit", "expect", "stage", "sync"]
+    assert setup.events == ["commit", "sync"]
     setup.engine.run_round()
     setup.add(2, "LLaDA", steps=12)
     setup.events.clear()
     setup.engine.finish_in_flight()
-    # The packing of the forward before does not hold the newcomer.
-    assert setup.events == ["commit", "join", "expect", "sync"]
+    assert setup.events == ["commit", "join", "sync"]
     setup.events.clear()
     setup.engine.finish_in_flight()
     assert setup.events == []
@@ -297,13 +296,13 @@ class DeviceError(RuntimeError):
 
 
 @prelaunched
-@pytest.mark.parametrize("where", ["launch", "stage"])
+@pytest.mark.parametrize("where", ["launch", "launch_step"])
 def test_a_failure_of_the_forward_is_not_hidden(where: str, prelaunch: bool) -> None:
     """It is no algorithm's fault; the scheduler must end, as with any model."""
     setup = ToyEngine(1, prelaunch)
     canvas = setup.add(1, "LLaDA", steps=12)
 
-    def broken(packed: Any, statistics: Any) -> Any:
+    def broken(*args: Any) -> Any:
         raise DeviceError("illegal memory access")
 
     setattr(setup.model, where, broken)

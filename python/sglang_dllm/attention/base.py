@@ -156,6 +156,10 @@ class CanvasAttention(ABC, Generic[Forward]):
         """
         self._forward = self._plan_graph(plan) if graph else self._plan_eager(plan)
 
+    def use(self, bucket: Forward) -> None:
+        """Let ``run`` read a bucket of the caller's own, which he fills himself."""
+        self._forward = bucket
+
     def run(
         self,
         q: torch.Tensor,

@@ -80,6 +80,17 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
         """Whether ``decide`` measures other logits than the forward's."""
         return self.is_guided(options)
 
+    def captured_options(self, options: OptionsT) -> OptionsT | None:
+        """The options with which a step of this canvas may be captured.
+
+        A captured step runs the kernels of ``decide``, ``on_commit`` and ``next_step``
+        without their Python, for any canvases whose options give the same answer here.
+        During the capture, this answer stands for the options of every canvas. So what
+        differs among them must be in tensors. None if Python has to read the options in
+        each step.
+        """
+        return None
+
     def begin(
         self, batch: CanvasBatch[OptionsT, Any], options: OptionsT
     ) -> StateT | NoState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -181,7 +181,7 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         accepted: torch.Tensor,
         tokens: torch.Tensor,
     ) -> None:
-        """Write the accepted ones of N candidates, and count the forward.
+        """Take over the accepted ones of N candidates, and count the forward.
 
         Args:
             canvas_index, positions, tokens: ``(N,)`` int64.
@@ -191,9 +191,9 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         were_masked = rows.masked[canvas_index, positions]
         new = count(accepted & were_masked, canvas_index, len(self))
         rows.num_committed = rows.num_committed + new
-        before = rows.ids[canvas_index, positions]
-        rows.ids[canvas_index, positions] = torch.where(accepted, tokens, before)
-        rows.masked[canvas_index, positions] = were_masked & ~accepted
+        at = canvas_index, positions
+        rows.ids = rows.ids.index_put(at, torch.where(accepted, tokens, rows.ids[at]))
+        rows.masked = rows.masked.index_put(at, were_masked & ~accepted)
         rows.num_forwards = rows.num_forwards + ~rows.done
 
     def note_cut_short(self, cut_short: torch.Tensor) -> None:
@@ -207,6 +207,25 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         if any(canvas.ends_at_eos for canvas in self.records):
             done |= (self.first_eos() < first_masked) & self.rows.ends_at_eos
         self.rows.done = done
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors ``(R, ...)``, in one order for all batches of an algorithm."""
+        assert self.step is not None, "no step is chosen"
+        parts = (self.rows, self.sampling, self.state)
+        found = [tensor for part in parts for tensor in part.tensors().values()]
+        return [*found, self.step.candidates, self.step.start, self.step.end]
+
+    def with_tensors(self, rest: Iterator[torch.Tensor]) -> Self:
+        """The same canvases in the next tensors, in the order of ``tensors``."""
+        return type(self)(
+            self.facts,
+            self.records,
+            self.options,
+            self.rows.with_tensors(rest),
+            self.sampling.with_tensors(rest),
+            self.state.with_tensors(rest),
+            Step(next(rest), next(rest), next(rest)),
+        )
 
     def set_step(self, step: Step) -> None:
         """Store the candidates and the span of the next step."""

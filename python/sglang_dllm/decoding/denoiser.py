@@ -8,130 +8,31 @@ that one transfer tells the host both what was committed and what comes next. On
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 
-from sglang_dllm.decoding.algorithm import Algorithm
-from sglang_dllm.decoding.caches.base import (
-    CacheStrategy,
-    Windows,
-    whole_canvases,
-)
 from sglang_dllm.decoding.canvas import Canvas, IdArray, Progress
-from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
-from sglang_dllm.decoding.decision import StepInputs
-from sglang_dllm.decoding.forward_limit import accept_all, widen
-from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.canvas_batch import Device
+from sglang_dllm.decoding.group import NUM_NUMBERS, Group, GroupKey
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.decoding.statistics import Statistic, check_statistics
-from sglang_dllm.decoding.step import Step
-from sglang_dllm.decoding.tensor_rows import TensorRows, check_rows
+from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.models.facts import ModelFacts
-
-logger = logging.getLogger(__name__)
 
 MAX_FORWARDS = 100_000
 """The most forwards of one request, and the most steps that any option asks for."""
-
-GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str]
-
-
-@dataclass
-class Group:
-    """The canvases that one algorithm and one cache strategy decode together.
-
-    Attributes:
-        statistics: what the algorithm reads of the logits.
-        changes_logits: whether it changes the logits first for some canvas.
-        cache_state: the tensors of the cache strategy.
-        windows: start and end ``(R,)`` int64 of the windows of the next forward.
-    """
-
-    algorithm: Algorithm[Any, Any]
-    cache: CacheStrategy[Any, Any]
-    statistics: tuple[Statistic, ...]
-    changes_logits: bool
-    batch: CanvasBatch[Any, Any]
-    cache_state: TensorRows
-    windows: Windows
-
-    @property
-    def key(self) -> GroupKey:
-        return self.algorithm, self.cache.name
-
-    @property
-    def records(self) -> list[Canvas]:
-        return self.batch.records
-
-    def select(self, rows: Sequence[int]) -> Group:
-        """Some of the canvases."""
-        index = torch.tensor(rows, dtype=torch.int64, device=self.batch.device)
-        return Group(
-            self.algorithm,
-            self.cache,
-            self.statistics,
-            self.changes_logits,
-            self.batch.select(rows, index),
-            self.cache_state.select(rows, index),
-            Windows(*(bound[index] for bound in self.windows)),
-        )
-
-    def joined(self, other: Group) -> Group:
-        """These canvases, then the others of the same key.
-
-        Raises:
-            TypeError: the algorithm's states do not fit each other.
-        """
-        return Group(
-            self.algorithm,
-            self.cache,
-            self.statistics,
-            self.changes_logits or other.changes_logits,
-            self.batch.joined(other.batch),
-            self.cache_state.joined(other.cache_state),
-            Windows(*map(torch.cat, zip(self.windows, other.windows, strict=True))),
-        )
-
-    def choose_next_step(self) -> None:
-        """Ask the algorithm and the cache strategy for the next step."""
-        batch = self.batch
-        step = self.algorithm.next_step(batch)
-        step.check(len(batch), batch.max_answer_len)
-        # After ``next_step``, which may fill the masks behind an EOS.
-        batch.update_done()
-        step = widen(batch, step)
-        candidates = step.candidates & ~batch.rows.done[:, None]
-        batch.set_step(Step(candidates, step.start, step.end))
-        self.windows = self.cache.next_windows(batch, self.cache_state, step)
-
-    def expect_full_windows(self) -> None:
-        """The keys and values in the pool are lost: the next windows are full."""
-        self.windows = whole_canvases(self.batch)
-        for canvas in self.records:
-            canvas.expect_full_window()
-
-    def guard(self) -> Guard:
-        """Let an error of the algorithm end the group's requests and no others."""
-        return Guard(self._fail)
-
-    def _fail(self, error: Exception) -> None:
-        logger.error("%s failed", self.algorithm.name, exc_info=error)
-        for canvas in self.records:
-            canvas.fail(f"{self.algorithm.name}: {text_of(error)}")
 
 
 class Denoiser:
     """All canvases that are being decoded. The scheduler's thread is the only user.
 
     A denoising step is ``pack``, a forward, ``commit``, then ``join`` for the canvases
-    that arrived during the forward, ``expect`` and ``sync``. Between ``pack`` and
-    ``commit`` no canvas may join or leave: the packed forward was made of them.
+    that arrived during the forward, and ``sync``. Between ``pack`` and ``commit`` no
+    canvas may join or leave: the packed forward was made of them. A captured step of
+    the ``only_group`` takes the place of ``pack`` and the forward; it commits on the
+    device, and ``commit_captured`` does the host's part.
     """
 
     def __init__(self, facts: ModelFacts, device: Device = "cpu") -> None:
@@ -162,22 +63,7 @@ class Denoiser:
         Raises:
             Exception: whatever the algorithm raises.
         """
-        algorithm, options = decoding.algorithm, decoding.options
-        batch = CanvasBatch.of(canvas, options, self.facts, self.device)
-        state = algorithm.begin(batch, options)
-        check_rows(state, algorithm.state, num_rows=1)
-        batch.start(state)
-        group = Group(
-            algorithm,
-            decoding.cache,
-            check_statistics(algorithm.statistics),
-            bool(algorithm.changes_logits(options)),
-            batch,
-            decoding.cache.begin(batch, decoding.cache_options, options),
-            whole_canvases(batch),
-        )
-        group.choose_next_step()
-        return group
+        return Group.of(canvas, decoding, self.facts, self.device)
 
     def join(self, group: Group) -> None:
         """Take a prepared or parked canvas in. ``sync`` tells the host its window.
@@ -233,28 +119,23 @@ class Denoiser:
             for canvas in group.records:
                 canvas.count_forward()
             inputs = packed.inputs_of(index, group.batch, logits)
-            self._measure(group, inputs)
+            # With tensor parallelism the head has collectives, so it runs outside of
+            # the guard.
+            group.measure(inputs)
             with group.guard() as guard:
-                _decide(group, inputs)
-                group.choose_next_step()
+                group.decide(inputs)
             if guard.caught:
                 self.remove(group.records)
-        packed.forget_expected()
 
-    def expect(self) -> PackedForward | None:
-        """Prepare the next packed forward before the host knows the windows.
+    def only_group(self) -> Group | None:
+        """All canvases, if one algorithm and one cache strategy decode them."""
+        groups = list(self._groups.values())
+        return groups[0] if len(groups) == 1 else None
 
-        Returns:
-            The packed forward, valid if all windows stay the same. It may list too
-            many candidates. None if canvases joined or left, or if there are several
-            groups or guided canvases, whose candidates are not contiguous.
-        """
-        if self._packed is None:
-            return None
-        batches = [group.batch for group in self._groups.values()]
-        self._packed.expect(batches)
-        is_one = len(batches) == 1 and not any(c.is_guided for c in self.canvases)
-        return self._packed if is_one else None
+    def commit_captured(self) -> None:
+        """Count a step of the only group that committed itself on the device."""
+        for canvas in self.canvases:
+            canvas.count_forward()
 
     def sync(self) -> None:
         """Wait for the last commit, and update the ``Canvas`` records.
@@ -265,7 +146,10 @@ class Denoiser:
         groups = list(self._groups.values())
         if not groups:
             return
-        tables = [_table(group) for group in groups]
+        tables = [
+            group.table() if group.reported is None else group.reported
+            for group in groups
+        ]
         flat = [table.flatten() for table in tables]
         host = (torch.cat(flat) if flat[1:] else flat[0]).cpu().numpy()
         first = 0
@@ -273,9 +157,10 @@ class Denoiser:
             rows = host[first : first + table.numel()].reshape(table.shape)
             first += table.numel()
             for canvas, row in zip(group.records, rows, strict=True):
-                numbers = row[group.batch.max_answer_len :].tolist()
-                canvas.update(row[: canvas.answer_len], _progress(*numbers))
-                self._check(canvas, row[: canvas.answer_len])
+                numbers, answer = row[:NUM_NUMBERS], row[NUM_NUMBERS:]
+                answer = answer[: canvas.answer_len]
+                canvas.update(answer, _progress(*numbers.tolist()))
+                self._check(canvas, answer)
 
     def _check(self, canvas: Canvas, answer: IdArray) -> None:
         """Fail a canvas that an algorithm from outside led astray.
@@ -292,41 +177,6 @@ class Denoiser:
             canvas.fail(f"the algorithm decodes no window: {start} to {end}")
         elif canvas.num_forwards >= MAX_FORWARDS:
             canvas.fail(f"no end after {MAX_FORWARDS} forwards")
-
-    def _measure(self, group: Group, inputs: StepInputs[Any, Any]) -> None:
-        """Compute the statistics that the algorithm always reads.
-
-        With tensor parallelism the head has collectives, so this happens outside of
-        the guard. Changed logits are the algorithm's own, which it measures itself.
-        """
-        if inputs.num_candidates and not group.changes_logits:
-            for statistic in group.statistics:
-                inputs.logits.measure(statistic, self.facts.mask_id)
-
-
-def _decide(group: Group, inputs: StepInputs[Any, Any]) -> None:
-    """Write what the algorithm accepts to its canvases."""
-    decision = group.algorithm.decide(inputs)
-    decision.check(inputs.num_candidates)
-    accepted = accept_all(inputs, decision)
-    group.batch.commit(inputs.canvas_index, inputs.positions, accepted, decision.tokens)
-    group.algorithm.on_commit(inputs, accepted, decision)
-
-
-def _table(group: Group) -> torch.Tensor:
-    """``(R, A + 7)`` int64: the answers, -1 where masked, then ``Progress``."""
-    rows, step = group.batch.rows, group.batch.step
-    assert step is not None
-    numbers = (
-        rows.num_forwards,
-        rows.num_committed,
-        rows.cut_short.long(),
-        rows.done.long(),
-        step.candidates.sum(dim=1),
-        *group.windows,
-    )
-    answers = rows.ids.masked_fill(rows.masked, -1)
-    return torch.cat([answers, torch.stack(numbers, dim=1)], dim=1)
 
 
 def _progress(

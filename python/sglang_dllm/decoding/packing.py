@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, TypeAlias
 
@@ -53,26 +53,13 @@ class GroupCandidates:
     positions: torch.Tensor
     logits_indices: torch.Tensor
     counts: list[int]
-    offset: int = 0
-    uncond_offset: int = 0
+    offset: int
+    uncond_offset: int
 
     @property
     def num_uncond(self) -> int:
         """Candidates of the unconditional canvases."""
         return sum(compress(self.counts, self.guided))
-
-    def first_of(self, counts: list[int]) -> GroupCandidates:
-        """Keep the first ``sum(counts)`` candidates; the rest is padding."""
-        num = sum(counts)
-        if num == len(self.positions):
-            return replace(self, counts=counts)
-        return GroupCandidates(
-            self.guided,
-            self.canvas_index[:num],
-            self.positions[:num],
-            self.logits_indices[:num],
-            counts,
-        )
 
     def of_guided(self) -> torch.Tensor:
         """``(num_uncond,)`` int64: the candidates of guided canvases."""
@@ -106,7 +93,6 @@ class PackedForward:
     _predicted_at: list[torch.Tensor]
     logits_indices: torch.Tensor = field(init=False)
     _candidates: list[GroupCandidates] = field(default_factory=list)
-    _expected: list[GroupCandidates] = field(default_factory=list)
 
     @classmethod
     def of(cls, batches: Sequence[Batch], device: torch.device) -> PackedForward:
@@ -157,41 +143,16 @@ class PackedForward:
         """True if these are the same canvases, with the same windows."""
         return self._key == _key_of(canvases)
 
-    def expect(self, batches: Sequence[Batch]) -> None:
-        """Prepare the next forward before the host knows the number of candidates.
-
-        This gathers a fixed number of candidates: the previous count, rounded up to a
-        power of two. The content of surplus entries is undefined; ``update`` removes
-        them. ``logits_indices`` are right for a single group only.
-        """
-        answers = torch.cat([batch.rows.ids.flatten() for batch in batches])
-        self.input_ids[self._answer_at] = answers[self._answer_from]
-        self._expected = [
-            _find_candidates(batch, at[0], power_of_two(_num_known(batch)))
-            for batch, at in zip(batches, self._predicted_at, strict=True)
-        ]
-        self.logits_indices = self._expected[0].logits_indices
-
-    def forget_expected(self) -> None:
-        """The ids and the candidates have changed since ``expect``."""
-        self._expected = []
-
     def update(self, batches: Sequence[Batch]) -> None:
         """Bring the ids and the candidates up to date with the canvases."""
-        if not self._expected:
-            self.expect(batches)
+        answers = torch.cat([batch.rows.ids.flatten() for batch in batches])
+        self.input_ids[self._answer_at] = answers[self._answer_from]
         self._candidates = []
         own: list[torch.Tensor] = []
         uncond: list[torch.Tensor] = []
-        num, num_uncond = 0, sum(map(_num_known, batches))
-        for batch, predicted_at, expected in zip(
-            batches, self._predicted_at, self._expected, strict=True
-        ):
-            counts = [canvas.num_candidates for canvas in batch.records]
-            if sum(counts) > len(expected.positions):
-                expected = _find_candidates(batch, predicted_at[0], sum(counts))
-            group = expected.first_of(counts)
-            group.offset, group.uncond_offset = num, num_uncond
+        num, num_uncond = 0, sum(map(_num_candidates, batches))
+        for batch, predicted_at in zip(batches, self._predicted_at, strict=True):
+            group = _find_candidates(batch, predicted_at[0], num, num_uncond)
             own.append(group.logits_indices)
             if any(group.guided):
                 at = group.of_guided()
@@ -201,7 +162,6 @@ class PackedForward:
             num_uncond += group.num_uncond
             self._candidates.append(group)
         parts = own + uncond
-        # Do not copy a single part: ``stage`` has given this tensor to the graph.
         self.logits_indices = torch.cat(parts) if parts[1:] else parts[0]
 
     def inputs_of(
@@ -261,7 +221,7 @@ def _upload(values: IdArray, device: torch.device) -> torch.Tensor:
 
 
 def _ids(window: PackedWindow) -> IdArray:
-    """The window's ids. ``expect`` overwrites those of the answer on the device."""
+    """The window's ids. ``update`` overwrites those of the answer on the device."""
     canvas = window.canvas
     start, end = canvas.window
     ids = canvas.ids[start:end].copy()
@@ -310,23 +270,25 @@ def _predicted_at(
     return (zero + batch.positions).clamp(first, last)
 
 
-def _num_known(batch: Batch) -> int:
-    """Candidates at the last ``sync``: after a commit, those of the forward before."""
+def _num_candidates(batch: Batch) -> int:
+    """Candidates of the next forward, which the last ``sync`` told the host."""
     return sum(canvas.num_candidates for canvas in batch.records)
 
 
 def _find_candidates(
-    batch: Batch, predicted_at: torch.Tensor, size: int
+    batch: Batch, predicted_at: torch.Tensor, offset: int, uncond_offset: int
 ) -> GroupCandidates:
-    """The first ``size`` candidates; if there are fewer, the surplus is undefined."""
     assert batch.step is not None, "no step is chosen"
-    # A fixed ``size`` avoids a wait for the device.
-    found = torch.nonzero_static(batch.step.candidates, size=size, fill_value=0)
+    counts = [canvas.num_candidates for canvas in batch.records]
+    # A known ``size`` avoids a wait for the device.
+    found = torch.nonzero_static(batch.step.candidates, size=sum(counts))
     canvas_index, positions = found.unbind(dim=1)
     return GroupCandidates(
         [canvas.is_guided for canvas in batch.records],
         canvas_index,
         positions,
         predicted_at[canvas_index, positions],
-        [canvas.num_candidates for canvas in batch.records],
+        counts,
+        offset,
+        uncond_offset,
     )

@@ -62,13 +62,13 @@ def first_best(
         eligible: ``(N,)`` bool: the candidates to choose from. A canvas may have none.
             None for all.
     """
-    device = value.device
+    num, device = len(value), value.device
     if eligible is not None:
         value = torch.where(eligible, value, scalar_tensor(-torch.inf, device))
     is_best = value == best_of_group(value, canvas_index, num_canvases)[canvas_index]
     if eligible is not None:
         is_best = is_best & eligible
-    index, behind = indices(len(value), device), scalar_tensor(len(value), device)
+    index, behind = indices(num, device), indices(num + 1, device)[num]
     first = behind.repeat(num_canvases).scatter_reduce_(
         0, canvas_index, torch.where(is_best, index, behind), "amin"
     )

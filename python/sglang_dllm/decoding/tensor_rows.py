@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Self, TypeAlias
 
 import torch
@@ -36,6 +36,12 @@ class TensorRows:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def with_tensors(self, rest: Iterator[torch.Tensor]) -> Self:
+        """The same canvases in the next tensors, in the order of ``tensors``."""
+        moved = type(self)(**{name: next(rest) for name in self.tensors()})
+        moved._widths = self._widths
+        return moved
 
     def select(self, rows: Sequence[int], index: torch.Tensor) -> Self:
         """The canvases ``rows``, in that order.
@@ -118,15 +124,17 @@ def first_true(values: torch.Tensor) -> torch.Tensor:
     length = values.shape[1]
     if length == 0:
         return torch.zeros(len(values), dtype=torch.int64, device=values.device)
-    index = indices(length, values.device)
-    return torch.where(values, index, scalar_tensor(length, values.device)).amin(dim=1)
+    index = indices(length + 1, values.device)
+    return torch.where(values, index[:length], index[length]).amin(dim=1)
 
 
-@lru_cache(maxsize=4096, typed=True)
+@lru_cache(maxsize=None, typed=True)
 def scalar_tensor(value: float, device: torch.device) -> torch.Tensor:
     """``()`` int64, or float64 for a float. Nobody may write to it.
 
-    A literal in a tensor operation would be uploaded each time.
+    A literal in a tensor operation would be uploaded each time. The tensor stays for
+    ever, because a captured step reads it. So the value must be one of the program's:
+    lengths are entries of ``indices``.
     """
     dtype = torch.float64 if isinstance(value, float) else torch.int64
     return torch.full((), value, dtype=dtype, device=device)
@@ -138,6 +146,6 @@ def indices(length: int, device: torch.device) -> torch.Tensor:
     return _power_of_two(length.bit_length(), device)[:length]
 
 
-@lru_cache(maxsize=64)
+@cache
 def _power_of_two(exponent: int, device: torch.device) -> torch.Tensor:
     return torch.arange(1 << exponent, device=device)

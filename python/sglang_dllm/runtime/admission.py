@@ -24,7 +24,7 @@ from sglang.srt.managers.schedule_batch import (
 
 from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, request_options
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
-from sglang_dllm.decoding.denoiser import Group
+from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import is_device_fault, text_of
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts

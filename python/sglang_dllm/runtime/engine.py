@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.denoiser import Denoiser, Group
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
@@ -41,11 +42,11 @@ class ModelForward(Protocol):
         """
         ...
 
-    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
-        """Prepare the inputs of the next forward, if ``packed`` is its packing.
+    def launch_step(self, group: Group) -> bool:
+        """Start a captured step of a group: its forward and its commit.
 
-        The engine calls this before the host waits, so that the launch behind the
-        wait is short. It may do nothing.
+        Returns:
+            False if no capture holds it. Nothing was started then.
         """
         ...
 
@@ -61,10 +62,10 @@ class InFlight:
     """A forward that is launched and not committed yet.
 
     Attributes:
-        logits: of its candidates.
+        logits: of its candidates. None for a captured step, which commits itself.
     """
 
-    logits: Logits
+    logits: Logits | None
 
 
 class DenoisingEngine:
@@ -150,13 +151,13 @@ class DenoisingEngine:
         if self.in_flight is None:
             return
         logits, self.in_flight = self.in_flight.logits, None
-        self.denoiser.commit(logits)
+        if logits is None:
+            self.denoiser.commit_captured()
+        else:
+            self.denoiser.commit(logits)
         # The logits may be large, and the next forward needs their memory.
         del logits
         self._join_arrivals()
-        expected = self.denoiser.expect()
-        if expected is not None:
-            self.model.stage(expected, self.denoiser.statistics)
         self.denoiser.sync()
 
     def release(self, canvases: Sequence[Canvas]) -> None:
@@ -220,6 +221,10 @@ class DenoisingEngine:
         )
 
     def _launch(self) -> None:
+        group = self.denoiser.only_group()
+        if group is not None and self.model.launch_step(group):
+            self.in_flight = InFlight(None)
+            return
         packed = self.denoiser.pack()
         logits = self.model.launch(packed, self.denoiser.statistics)
         self.in_flight = InFlight(logits)

@@ -8,12 +8,14 @@ from typing import Any
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.runtime.engine import Statistics
 from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 from sglang_dllm.runtime.graphs import WindowGraphs
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
+from sglang_dllm.runtime.step_graphs import StepGraphs
 
 
 class RunnerForward:
@@ -22,16 +24,21 @@ class RunnerForward:
     Attributes:
         runner: SGLang's ModelRunner.
         graphs: run forwards of windows. None where there are none.
+        steps: run whole steps. None where there are none.
         vocab_size: V of the logits.
         in_graph: whether the last forward ran in a graph.
     """
 
     def __init__(
-        self, runner: Any, vocab_size: int, graphs: WindowGraphs | None = None
+        self,
+        runner: Any,
+        vocab_size: int,
+        graphs: WindowGraphs | None = None,
+        steps: StepGraphs | None = None,
     ) -> None:
         self.runner = runner
         self.vocab_size = vocab_size
-        self.graphs = graphs
+        self.graphs, self.steps = graphs, steps
         self.in_graph = False
         self._packed: PackedForward | None = None
         self._batch: CanvasForwardBatch | None = None
@@ -48,16 +55,12 @@ class RunnerForward:
         head = partial(self.runner.model.logits, forward_batch=batch)
         return Logits.of_hidden(out.logits_output.hidden_states, head, self.vocab_size)
 
-    def stage(self, packed: PackedForward, statistics: Statistics) -> None:
-        """Fill the inputs of the graph that will run ``packed``.
-
-        Does nothing for a packed forward with new windows; ``launch`` prepares that.
-        """
-        if self.graphs is None or packed is not self._packed:
-            return
-        plan = AttentionPlan(packed.windows, packed.logits_indices)
-        if self.graphs.accepts(plan):
-            self.graphs.stage(plan, self._batch_of(packed, plan), statistics)
+    def launch_step(self, group: Group) -> bool:
+        """Start a captured step of a group, if a capture holds it."""
+        if self.steps is None or not self.steps.launch(group):
+            return False
+        self.in_graph = True
+        return True
 
     def _batch_of(
         self, packed: PackedForward, plan: AttentionPlan

@@ -78,6 +78,9 @@ class AdaBlock(Algorithm[AdaBlockOptions, AdaBlockState]):
             return options.model_copy(update={"delimiter_ids": newlines})
         return options
 
+    def captured_options(self, options: AdaBlockOptions) -> AdaBlockOptions:
+        return AdaBlockOptions(max_forwards=1)
+
     def begin(
         self, batch: CanvasBatch[AdaBlockOptions, Any], options: AdaBlockOptions
     ) -> AdaBlockState:

@@ -50,6 +50,11 @@ class AdaptiveParallel(Algorithm[AdaptiveParallelOptions, AdaptiveParallelState]
     state = AdaptiveParallelState
     statistics = (PROBABILITY,)
 
+    def captured_options(
+        self, options: AdaptiveParallelOptions
+    ) -> AdaptiveParallelOptions:
+        return AdaptiveParallelOptions(max_forwards=1)
+
     def begin(
         self,
         batch: CanvasBatch[AdaptiveParallelOptions, Any],

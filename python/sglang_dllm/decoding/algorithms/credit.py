@@ -79,6 +79,9 @@ class Credit(Algorithm[CreditOptions, CreditState]):
     caches = ALL_CACHES
     statistics = (PROBABILITY,)
 
+    def captured_options(self, options: CreditOptions) -> CreditOptions:
+        return CreditOptions(max_forwards=1)
+
     def begin(
         self, batch: CanvasBatch[CreditOptions, Any], options: CreditOptions
     ) -> CreditState:

@@ -88,6 +88,11 @@ class Dream(Algorithm[DreamOptions, DreamState]):
             return options.model_copy(update={"steps": answer_len})
         return options
 
+    def captured_options(self, options: DreamOptions) -> DreamOptions | None:
+        if options.alg_temp > 0:
+            return None
+        return DreamOptions(max_forwards=1, alg=options.alg)
+
     def begin(
         self, batch: CanvasBatch[DreamOptions, Any], options: DreamOptions
     ) -> DreamState:

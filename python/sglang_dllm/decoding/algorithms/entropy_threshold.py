@@ -26,6 +26,11 @@ class EntropyThreshold(ByEntropy[EntropyThresholdOptions]):
         # dParallel's evaluation scripts.
         return {"threshold": 0.45} if family.sampler_family == "Dream" else {}
 
+    def captured_options(
+        self, options: EntropyThresholdOptions
+    ) -> EntropyThresholdOptions:
+        return EntropyThresholdOptions(max_forwards=1, early_stop=True)
+
     def begin(
         self,
         batch: CanvasBatch[EntropyThresholdOptions, Any],

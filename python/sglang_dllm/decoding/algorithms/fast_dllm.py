@@ -88,6 +88,9 @@ class FastDLLM(Algorithm[FastDLLMOptions, FastDLLMState]):
             return options.model_copy(update={"steps": steps})
         return options
 
+    def captured_options(self, options: FastDLLMOptions) -> FastDLLMOptions:
+        return FastDLLMOptions(max_forwards=1)
+
     def begin(
         self, batch: CanvasBatch[FastDLLMOptions, Any], options: FastDLLMOptions
     ) -> FastDLLMState:

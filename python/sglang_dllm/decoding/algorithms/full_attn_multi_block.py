@@ -88,6 +88,11 @@ class FullAttnMultiBlock(ByEntropy[FullAttnMultiBlockOptions]):
             return {"early_stop": True}
         return {"threshold": 0.4}
 
+    def captured_options(
+        self, options: FullAttnMultiBlockOptions
+    ) -> FullAttnMultiBlockOptions:
+        return FullAttnMultiBlockOptions(max_forwards=1, early_stop=True)
+
     def begin(
         self,
         batch: CanvasBatch[FullAttnMultiBlockOptions, Any],

@@ -51,6 +51,9 @@ class Hierarchical(Algorithm[HierarchicalOptions, HierarchicalState]):
     caches = ALL_CACHES
     statistics = (PROBABILITY,)
 
+    def captured_options(self, options: HierarchicalOptions) -> HierarchicalOptions:
+        return HierarchicalOptions(max_forwards=1)
+
     def begin(
         self, batch: CanvasBatch[HierarchicalOptions, Any], options: HierarchicalOptions
     ) -> HierarchicalState:

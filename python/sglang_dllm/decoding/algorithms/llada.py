@@ -89,6 +89,12 @@ class LLaDA(Algorithm[LLaDAOptions, LLaDAState]):
     def changes_logits(self, options: LLaDAOptions) -> bool:
         return self.is_guided(options) or options.logits_eos_inf
 
+    def captured_options(self, options: LLaDAOptions) -> LLaDAOptions | None:
+        reads_logits = options.confidence_eos_eot_inf or self.changes_logits(options)
+        if reads_logits or options.remasking == "random":
+            return None
+        return LLaDAOptions(max_forwards=1)
+
     def begin(
         self, batch: CanvasBatch[LLaDAOptions, Any], options: LLaDAOptions
     ) -> LLaDAState:

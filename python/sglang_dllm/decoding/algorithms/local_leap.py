@@ -52,6 +52,9 @@ class LocalLeap(Algorithm[LocalLeapOptions, LocalLeapState]):
     caches = ALL_CACHES
     statistics = (PROBABILITY,)
 
+    def captured_options(self, options: LocalLeapOptions) -> LocalLeapOptions:
+        return LocalLeapOptions(max_forwards=1)
+
     def begin(
         self, batch: CanvasBatch[LocalLeapOptions, Any], options: LocalLeapOptions
     ) -> LocalLeapState:

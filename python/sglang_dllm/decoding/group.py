@@ -1,0 +1,236 @@
+"""The canvases that one algorithm and one cache strategy decode together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+
+from sglang_dllm.decoding.algorithm import Algorithm
+from sglang_dllm.decoding.caches.base import (
+    CacheStrategy,
+    Windows,
+    whole_canvases,
+)
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
+from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.forward_limit import accept_all, widen
+from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.resolved import Decoding
+from sglang_dllm.decoding.statistics import Statistic, check_statistics
+from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import TensorRows, check_rows
+from sglang_dllm.models.facts import ModelFacts
+
+logger = logging.getLogger(__name__)
+
+GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str]
+
+NUM_NUMBERS = 7
+"""The numbers of a ``Progress`` in ``Group.table``."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What Python reads of a group in a step. Groups of one steering share a capture.
+
+    Attributes:
+        options: stand for the options of every canvas.
+    """
+
+    algorithm: Algorithm[Any, Any]
+    cache: CacheStrategy[Any, Any]
+    options: Options
+
+
+@dataclass
+class Group:
+    """The canvases that one algorithm and one cache strategy decode together.
+
+    Attributes:
+        statistics: what the algorithm reads of the logits.
+        changes_logits: whether it changes the logits first for some canvas.
+        cache_state: the tensors of the cache strategy.
+        windows: start and end ``(R,)`` int64 of the windows of the next forward.
+        reported: ``table`` as the last step left it, if that was a captured one.
+    """
+
+    algorithm: Algorithm[Any, Any]
+    cache: CacheStrategy[Any, Any]
+    statistics: tuple[Statistic, ...]
+    changes_logits: bool
+    batch: CanvasBatch[Any, Any]
+    cache_state: TensorRows
+    windows: Windows
+    reported: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, canvas: Canvas, decoding: Decoding, facts: ModelFacts, device: Device
+    ) -> Group:
+        """A canvas with nothing decoded and its first step.
+
+        Does not wait for the device, so that a forward may be in flight.
+
+        Args:
+            decoding: the result of ``Decoding.finalized``.
+
+        Raises:
+            Exception: whatever the algorithm raises.
+        """
+        algorithm, options = decoding.algorithm, decoding.options
+        batch = CanvasBatch.of(canvas, options, facts, device)
+        state = algorithm.begin(batch, options)
+        check_rows(state, algorithm.state, num_rows=1)
+        batch.start(state)
+        group = cls(
+            algorithm,
+            decoding.cache,
+            check_statistics(algorithm.statistics),
+            bool(algorithm.changes_logits(options)),
+            batch,
+            decoding.cache.begin(batch, decoding.cache_options, options),
+            whole_canvases(batch),
+        )
+        group.choose_next_step()
+        return group
+
+    @property
+    def key(self) -> GroupKey:
+        return self.algorithm, self.cache.name
+
+    @property
+    def records(self) -> list[Canvas]:
+        return self.batch.records
+
+    @cached_property
+    def steering(self) -> Steering | None:
+        """None if Python has to look at the canvases in each step."""
+        if any(c.is_guided or not c.sampling.greedy for c in self.records):
+            return None
+        with Guard(lambda error: None):
+            first, *others = map(self.algorithm.captured_options, self.batch.options)
+            if first is not None and all(options == first for options in others):
+                return Steering(self.algorithm, self.cache, first)
+        return None
+
+    def select(self, rows: Sequence[int]) -> Group:
+        """Some of the canvases."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.batch.device)
+        return replace(
+            self,
+            batch=self.batch.select(rows, index),
+            cache_state=self.cache_state.select(rows, index),
+            windows=Windows(*(bound[index] for bound in self.windows)),
+            reported=None,
+        )
+
+    def joined(self, other: Group) -> Group:
+        """These canvases, then the others of the same key.
+
+        Raises:
+            TypeError: the algorithm's states do not fit each other.
+        """
+        pairs = zip(self.windows, other.windows, strict=True)
+        return replace(
+            self,
+            changes_logits=self.changes_logits or other.changes_logits,
+            batch=self.batch.joined(other.batch),
+            cache_state=self.cache_state.joined(other.cache_state),
+            windows=Windows(*map(torch.cat, pairs)),
+            reported=None,
+        )
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors ``(R, ...)``, in one order for all groups of the key."""
+        state = self.cache_state.tensors().values()
+        return [*self.batch.tensors(), *state, *self.windows]
+
+    def move_to(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Keep the canvases in other tensors, in the order of ``tensors``."""
+        rest = iter(tensors)
+        self.batch = self.batch.with_tensors(rest)
+        self.cache_state = self.cache_state.with_tensors(rest)
+        self.windows = Windows(next(rest), next(rest))
+
+    def report(self, table: torch.Tensor) -> None:
+        """Note the table of a captured step."""
+        self.reported = table
+
+    def measure(self, inputs: StepInputs[Any, Any]) -> None:
+        """Compute the statistics that the algorithm always reads.
+
+        Changed logits are the algorithm's own, which it measures itself.
+        """
+        if inputs.num_candidates and not self.changes_logits:
+            for statistic in self.statistics:
+                inputs.logits.measure(statistic, self.batch.facts.mask_id)
+
+    def decide(self, inputs: StepInputs[Any, Any]) -> None:
+        """Commit what the algorithm accepts, and choose the next step.
+
+        The tensors are replaced by others; none is written to.
+        """
+        self.reported = None
+        decision = self.algorithm.decide(inputs)
+        decision.check(inputs.num_candidates)
+        accepted = accept_all(inputs, decision)
+        self.batch.commit(
+            inputs.canvas_index, inputs.positions, accepted, decision.tokens
+        )
+        self.algorithm.on_commit(inputs, accepted, decision)
+        self.choose_next_step()
+
+    def choose_next_step(self) -> None:
+        """Ask the algorithm and the cache strategy for the next step."""
+        batch = self.batch
+        step = self.algorithm.next_step(batch)
+        step.check(len(batch), batch.max_answer_len)
+        # After ``next_step``, which may fill the masks behind an EOS.
+        batch.update_done()
+        step = widen(batch, step)
+        candidates = step.candidates & ~batch.rows.done[:, None]
+        batch.set_step(Step(candidates, step.start, step.end))
+        self.windows = self.cache.next_windows(batch, self.cache_state, step)
+
+    def table(self) -> torch.Tensor:
+        """``(R, NUM_NUMBERS + A)`` int64: ``Progress``, the answer, -1 where masked."""
+        rows, step = self.batch.rows, self.batch.step
+        assert step is not None, "no step is chosen"
+        numbers = (
+            rows.num_forwards,
+            rows.num_committed,
+            rows.cut_short.long(),
+            rows.done.long(),
+            step.candidates.sum(dim=1),
+            *self.windows,
+        )
+        answers = rows.ids.masked_fill(rows.masked, -1)
+        return torch.cat([torch.stack(numbers, dim=1), answers], dim=1)
+
+    def finish(self) -> None:
+        """Commit every mask, so that no step changes the canvases any more."""
+        batch = self.batch
+        batch.fill(batch.rows.masked, batch.rows.ids[:, :1])
+        self.choose_next_step()
+
+    def expect_full_windows(self) -> None:
+        """The keys and values in the pool are lost: the next windows are full."""
+        self.windows = whole_canvases(self.batch)
+        for canvas in self.records:
+            canvas.expect_full_window()
+
+    def guard(self) -> Guard:
+        """Let an error of the algorithm end the group's requests and no others."""
+        return Guard(self._fail)
+
+    def _fail(self, error: Exception) -> None:
+        logger.error("%s failed", self.algorithm.name, exc_info=error)
+        for canvas in self.records:
+            canvas.fail(f"{self.algorithm.name}: {text_of(error)}")
