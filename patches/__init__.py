@@ -3,7 +3,8 @@
 A module holds the hooks on one upstream module; ``attention_backends`` holds those on
 all attention backends, which one factory makes.
 
-``python -m sglang_dllm.patches`` writes README.md from the hooks.
+``python -m sglang_dllm.patches`` writes README.md from the hooks, and the contract with
+SGLang from all of our code.
 """
 
 from __future__ import annotations
@@ -30,6 +31,5 @@ HOOKS = HookSet(
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
-    ),
-    gate=dllm_config.GATE,
+    )
 )
