@@ -20,7 +20,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
     """Owns the engine and runs its rounds.
 
     SGLang makes this object before it loads the model and the tokenizer. So the engine
-    is built when the scheduler first asks for it, in its first loop.
+    is built when the scheduler first asks for it, at the end of its own start-up.
     """
 
     _engine: DenoisingEngine | None = None
@@ -39,9 +39,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
         The arguments are SGLang's and not used: the engine packs its own forwards, and
         the first of a round may be in flight already.
         """
-        assert self._engine is not None, (
-            "a round runs before the scheduler's first loop"
-        )
+        assert self._engine is not None, "a round runs before the scheduler has started"
         self._engine.run_round()
         in_graph = self._engine.model.in_graph
         return LogitsProcessorOutput(None), [], None, None, in_graph

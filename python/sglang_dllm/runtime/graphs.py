@@ -18,12 +18,15 @@ import torch
 from tqdm import tqdm
 
 from sglang_dllm.attention.backends import backend_of
+from sglang_dllm.attention.plan import DUMMY_SLOT, AttentionPlan
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import is_device_fault
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
+from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
+from sglang_dllm.decoding.window import Window
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.forward_graph import ForwardGraph
 from sglang_dllm.runtime.graph_capture import Capture, CudaCapture
@@ -166,6 +169,7 @@ class CanvasGraphs:
         """
         self.drop()
         begin, before = time.perf_counter(), self._free_bytes()
+        self.run_eagerly()
         steps = (
             None
             if decoding is None
@@ -199,6 +203,23 @@ class CanvasGraphs:
             (before - self._free_bytes()) >> 20,
             f"; {num_failed} failed and run eagerly" if num_failed else "",
         )
+
+    def run_eagerly(self) -> None:
+        """Run a forward that no graph holds, so that its kernels are compiled.
+
+        It has a full window and one that reads the pool, and every statistic. Its keys
+        and values go to the slot that no canvas owns.
+        """
+        device = self.parts.attention.device
+        slots = torch.full((32,), DUMMY_SLOT, device=device)
+        windows = [Window(0, 32, 32), Window(0, 16, 32, slots)]
+        every = torch.arange(48, device=device)
+        plan = AttentionPlan(windows, every)
+        self.parts.attention.plan(plan)
+        hidden = self.parts.hidden(torch.zeros_like(every), every % 32, plan)
+        logits = Logits.of_hidden(hidden, self.parts.head, self.facts.vocab_size)
+        for statistic in (PROBABILITY, MARGIN, Statistic("negative_entropy")):
+            logits.measure(statistic, self.facts.mask_id)
 
     def drop(self) -> None:
         """Forget the captures, for example because the weights have moved."""
