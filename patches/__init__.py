@@ -3,7 +3,8 @@
 A module holds the hooks on one upstream module; ``attention_backends`` holds those on
 all attention backends, which one factory makes.
 
-``python -m sglang_dllm.patches`` writes README.md from the hooks.
+``python -m sglang_dllm.patches`` writes README.md from the hooks, and the contract with
+SGLang from all of our code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sglang_dllm.patches import (
     scheduler,
     server_args,
     tokenizer_manager,
+    weight_updater,
 )
 from sglang_dllm.upstream.hooks import HookSet
 
@@ -25,9 +27,9 @@ HOOKS = HookSet(
         *server_args.HOOKS,
         *dllm_scheduler.HOOKS,
         *scheduler.HOOKS,
+        *weight_updater.HOOKS,
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
-    ),
-    gate=dllm_config.GATE,
+    )
 )

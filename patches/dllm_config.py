@@ -24,14 +24,14 @@ def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
     if flags.dllm_algorithm is None:
         return original(server_args)
     from sglang_dllm.config.server import decodes
+    from sglang_dllm.patches import HOOKS
     from sglang_dllm.upstream.launch import architecture_of
 
     if not decodes(flags.dllm_algorithm, architecture_of(flags)):
         return original(server_args)
-    from sglang_dllm.patches import HOOKS
+    HOOKS.verify()
     from sglang_dllm.runtime.dllm_config import full_attn_config, hf_config_of
 
-    HOOKS.verify()
     return full_attn_config(server_args, hf_config_of(server_args))
 
 
@@ -42,6 +42,7 @@ GATE = Hook(
     "this is also where all hooks are verified",
     contract=("server_args",),
     remove_when="upstream lets models declare mask id, block size, full prefill",
+    always=True,
 )
 
 HOOKS = (GATE,)

@@ -42,6 +42,10 @@ def _handle_missing_default_values(
     # A name of ours is ours, as in ``config.server.decodes``.
     is_theirs = algorithm not in algorithms() and is_of_another_plugin(algorithm)
     if architecture in FAMILIES and not is_theirs:
+        from sglang_dllm.patches import HOOKS
+
+        # A field that SGLang does not have any more must not end in an AttributeError.
+        HOOKS.verify()
         defaults = compat.flag_defaults(server_args)
         compat.set_flags(
             server_args,
@@ -165,5 +169,6 @@ HOOKS = (
         "`--cuda-graph-max-bs` of d3LLM's launch lines is accepted",
         contract=("argv",),
         remove_when="upstream reports ValueError of flags in one line",
+        always=True,
     ),
 )

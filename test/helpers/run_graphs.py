@@ -87,7 +87,6 @@ def main() -> None:
     from sglang_dllm.demo import demo_path
 
     process = InProcess(str(demo_path()))
-    own = process.runner.attn_backend.canvas_attention
     cases: dict[str, list[Any]] = {
         "alone": REQUESTS[:1],
         "two": REQUESTS[:2],
@@ -99,7 +98,6 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, asks in cases.items():
         process.new_engine()
-        process.runner.attn_backend.canvas_attention = own
         eager = decode(process, asks)
         capture = RecordedCapture()
         graphs, launches = turn_on(process, capture)
@@ -113,7 +111,6 @@ def main() -> None:
             "captures": [num_captured, capture.num_captured],
         }
     process.new_engine()
-    process.runner.attn_backend.canvas_attention = own
     # A window of 32 tokens fills its bucket, and the next block starts behind it.
     asks = [*REQUESTS, (REQUESTS[0][0], 70, "FastDLLM", {"cache": "dual"})]
     eager = [ids for ask in asks for ids in decode_ahead(process, [ask])]

@@ -3,8 +3,7 @@
 Prints JSON: for each case what was decoded eagerly and in captured steps, and counts.
 It needs a process of its own, since SGLang's parallel state is global.
 
-Arguments: the model's folder, the cases as JSON (algorithm, options, prelaunch), and
-launch flags.
+Arguments: the model's folder, and the cases as JSON: algorithm, options, prelaunch.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class Watch:
 
 
 def main() -> None:
-    process, found = InProcess(sys.argv[1], *sys.argv[3:]), []
+    process, found = InProcess(sys.argv[1]), []
     for algorithm, options, prelaunch in json.loads(sys.argv[2]):
         process.new_engine(2, prelaunch)
         eager = decode(process, algorithm, options)

@@ -67,6 +67,7 @@ class ToyForward:
     def __init__(self, events: list[str]) -> None:
         self.model = ToyModel(3)
         self.events = events
+        self.has_graphs = True
         self.num_windows: list[int] = []
 
     def launch(self, packed: PackedForward) -> Logits:
@@ -77,6 +78,15 @@ class ToyForward:
 
     def launch_step(self, group: Group) -> bool:
         return False
+
+    def weights_changed(self) -> None:
+        self.events.append("drop")
+        self.has_graphs = False
+
+    def capture(self) -> None:
+        if not self.has_graphs:
+            self.events.append("capture")
+        self.has_graphs = True
 
 
 class Ended:

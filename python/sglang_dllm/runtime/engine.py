@@ -44,6 +44,17 @@ class ModelForward(Protocol):
         """
         ...
 
+    def weights_changed(self) -> None:
+        """Drop all captures. No forward may be in flight."""
+        ...
+
+    def capture(self) -> None:
+        """Capture what was dropped. Does nothing if nothing was.
+
+        Canvases may be active; a capture touches none of them.
+        """
+        ...
+
 
 class Metrics(Protocol):
     """Counts requests that ended."""
