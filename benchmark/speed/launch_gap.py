@@ -38,7 +38,7 @@ from sglang_dllm.attention.plan import AttentionPlan, KVWrites
 from sglang_dllm.attention.sdpa import SDPACanvasAttention, SDPAForward, attend
 
 WAYS = ("forward", "step")
-"""What a graph holds."""
+"""The contents of a graph."""
 
 CANVAS_LEN = 512
 

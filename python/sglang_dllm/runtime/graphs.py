@@ -161,8 +161,8 @@ class CanvasGraphs:
     ) -> None:
         """Capture all that the grid declares. No request may be active.
 
-        The largest come first: the smaller ones then fit into their memory. What does
-        not fit into the memory of the device is left out, and runs eagerly.
+        The largest come first: the smaller ones then fit into their memory. A graph for
+        which the memory of the device is too small is left out, and runs eagerly.
 
         Args:
             decoding: whose steps are captured, too; None for forwards alone.

@@ -92,8 +92,8 @@ def upstream_backend(runner: Any) -> Any:
 class WindowForward:
     """A ``StepForward`` of R windows of L tokens; every window reads the KV pool.
 
-    Attention has to know the slots and the length of a canvas, and L. Where a window
-    begins says the captured step itself. So a plan lasts as long as the canvases stay.
+    Attention has to know the slots and the length of a canvas, and L. The captured step
+    itself knows where a window begins. So a plan lasts as long as the canvases stay.
     """
 
     def __init__(self, parts: ModelParts, bucket: Bucket, max_canvas_len: int) -> None:
