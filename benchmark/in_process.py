@@ -63,6 +63,7 @@ class InProcess:
             forward_ct_decode=0,
             report_decode_stats=lambda *args, **kwargs: None,
         )
+        self.weight_updater = SimpleNamespace(offload_tags=set())
         self.waiting_queue: list[Any] = []
         self.running_batch = SimpleNamespace(reqs=[], batch_is_full=False)
         self.tp_worker = SimpleNamespace(

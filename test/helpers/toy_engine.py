@@ -83,7 +83,7 @@ class ToyForward:
         self.events.append("drop")
         self.has_graphs = False
 
-    def capture(self) -> None:
+    def recapture(self) -> None:
         if not self.has_graphs:
             self.events.append("capture")
         self.has_graphs = True

@@ -155,11 +155,14 @@ class CanvasGraphs:
     has_exact_pool: bool = True
     steps: StepGraphs | None = None
     _forwards: dict[Bucket, ForwardGraph] = field(default_factory=dict)
+    _decoding: Decoding | None = None
+    _shows_progress: bool = False
+    _is_dropped: bool = False
 
     def capture_grid(
         self, decoding: Decoding | None, shows_progress: bool = False
     ) -> None:
-        """Capture all that the grid declares. No request may be active.
+        """Capture all that the grid declares, over fillers: canvases may be active.
 
         The largest come first: the smaller ones then fit into their memory. A graph for
         which the memory of the device is too small is left out, and runs eagerly.
@@ -168,6 +171,8 @@ class CanvasGraphs:
             decoding: whose steps are captured, too; None for forwards alone.
         """
         self.drop()
+        self._is_dropped = False
+        self._decoding, self._shows_progress = decoding, shows_progress
         begin, before = time.perf_counter(), self._free_bytes()
         self.run_eagerly()
         steps = (
@@ -225,6 +230,12 @@ class CanvasGraphs:
         """Forget the captures, for example because the weights have moved."""
         self._forwards.clear()
         self.steps = None
+        self._is_dropped = True
+
+    def recapture(self) -> None:
+        """Capture again what was dropped. Does nothing if nothing was."""
+        if self._is_dropped:
+            self.capture_grid(self._decoding, self._shows_progress)
 
     @property
     def buckets(self) -> list[Bucket]:

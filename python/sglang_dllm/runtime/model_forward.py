@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 from sglang_dllm.runtime.graphs import CanvasGraphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
+
+logger = logging.getLogger(__name__)
 
 
 class RunnerForward:
@@ -69,6 +72,17 @@ class RunnerForward:
         self.metrics.launched("step_graph")
         self.in_graph = True
         return True
+
+    def weights_changed(self) -> None:
+        """Drop the graphs, which read the weights where they were."""
+        if self.graphs is not None:
+            self.graphs.drop()
+            logger.info("CUDA graphs are dropped: weights or KV pool change")
+
+    def recapture(self) -> None:
+        """Capture the graphs that were dropped."""
+        if self.graphs is not None:
+            self.graphs.recapture()
 
     def _batch_of(
         self, packed: PackedForward, plan: AttentionPlan

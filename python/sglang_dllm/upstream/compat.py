@@ -123,6 +123,26 @@ def read_model_config(server_args: Any) -> Any:
     return None
 
 
+def model_config(server_args: Any) -> Any:
+    """SGLang's model config, which it reads now if it has not yet.
+
+    0.5.17: a method of the record. 0.5.23: a function.
+    """
+    if hasattr(server_args, "get_model_config"):
+        return server_args.get_model_config()
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+
+    return model_config_of(server_args)
+
+
+def device_mebibytes(device: str) -> float | None:
+    """The memory of a device; None where it is not known."""
+    from sglang.srt.utils import get_device_memory_capacity
+
+    found: float | None = get_device_memory_capacity(device)
+    return found
+
+
 # Requests and their slots
 
 
