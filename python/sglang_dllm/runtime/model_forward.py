@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
+import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.agreement import Agree, Event, alone
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
@@ -26,6 +27,7 @@ class RunnerForward:
         graphs: run forwards of windows. None where there are none.
         steps: run whole steps. None where there are none.
         vocab_size: V of the logits.
+        agree: of the tensor-parallel ranks.
         in_graph: whether the last forward ran in a graph.
     """
 
@@ -35,10 +37,12 @@ class RunnerForward:
         vocab_size: int,
         graphs: WindowGraphs | None = None,
         steps: StepGraphs | None = None,
+        agree: Agree = alone,
     ) -> None:
         self.runner = runner
         self.vocab_size = vocab_size
         self.graphs, self.steps = graphs, steps
+        self.agree = agree
         self.in_graph = False
         self._packed: PackedForward | None = None
         self._batch: CanvasForwardBatch | None = None
@@ -51,8 +55,14 @@ class RunnerForward:
         if self.graphs is not None and self.in_graph:
             return self.graphs.run(plan, batch, statistics)
         out = self.runner.forward(batch, pp_proxy_tensors=None)
-        # SGLang's head reads nothing of the forward batch but the kind of forward.
-        head = partial(self.runner.model.logits, forward_batch=batch)
+
+        def head(hidden: torch.Tensor) -> torch.Tensor:
+            # An algorithm may ask for logits, and may fail before it does.
+            self.agree(Event.HEAD)
+            # SGLang's head reads nothing of the batch but the kind of forward.
+            logits: torch.Tensor = self.runner.model.logits(hidden, batch)
+            return logits
+
         return Logits.of_hidden(out.logits_output.hidden_states, head, self.vocab_size)
 
     def launch_step(self, group: Group) -> bool:
