@@ -20,5 +20,19 @@ def load(path: str, *flags: str) -> Any:
             *flags,
         ]
     )
+    _publish(server_args)
     wrapped, _ = load_model(server_args, PortArgs.init_new(server_args), 0, 0)
     return next(v for v in vars(wrapped).values() if hasattr(v, "model"))
+
+
+def _publish(server_args: Any) -> None:
+    """Make the flags known to this process, as SGLang's own benchmark of a ModelRunner
+    does: where resolution is a step of its own, a ModelRunner finds nothing without it.
+    """
+    if not hasattr(server_args, "resolve_once"):
+        return
+    from sglang.benchmark.one_batch import _init_process_global_configs
+    from sglang.srt.runtime_context import SpawnRanks, publish
+
+    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
+    _init_process_global_configs()

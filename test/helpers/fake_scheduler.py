@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
-from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.chunk_cache import ChunkCache
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from helpers.toy_engine import FACTS, ToyEngine
+from helpers.upstream_shapes import no_prefix_cache, retract
 from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.runtime import rounds
 
@@ -50,13 +49,8 @@ class FakeScheduler:
         self.token_to_kv_pool_allocator = TokenToKVPoolAllocator(
             slots, torch.float32, "cpu", None, False
         )
-        self.tree_cache = ChunkCache(
-            CacheInitParams(
-                disable=True,
-                req_to_token_pool=self.req_to_token_pool,
-                token_to_kv_pool_allocator=self.token_to_kv_pool_allocator,
-                page_size=1,
-            )
+        self.tree_cache = no_prefix_cache(
+            self.req_to_token_pool, self.token_to_kv_pool_allocator
         )
         self.page_size = 1
         self.max_total_num_tokens = slots
@@ -146,19 +140,9 @@ class FakeScheduler:
 
     def retract_all(self) -> None:
         """SGLang's own retraction of all running requests, as a pause makes it."""
-        from sglang.srt.managers.schedule_batch import release_req
-
         reqs, self.running_batch.reqs = self.running_batch.reqs, []
         for req in reqs:
-            release_req(
-                req=req,
-                remaing_req_count=1,
-                server_args=SimpleNamespace(disaggregation_mode="null"),
-                req_to_token_pool=self.req_to_token_pool,
-                token_to_kv_pool_allocator=self.token_to_kv_pool_allocator,
-                tree_cache=self.tree_cache,
-                hisparse_coordinator=None,
-            )
+            retract(req, self)
         self.waiting_queue += reqs
 
 

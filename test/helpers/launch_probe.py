@@ -17,10 +17,10 @@ from typing import Any
 
 import transformers.utils.hub as hub
 from sglang.srt.plugins import load_plugins
-from sglang.srt.server_args import ServerArgs, prepare_server_args
 
 import sglang_dllm.config.launch_flags as launch_flags
 import sglang_dllm.runtime.dllm_config as dllm_config
+from helpers.upstream_shapes import raw_args, resolve, resolve_first_step
 
 
 def noted(module: Any, name: str, note: Callable[..., None]) -> None:
@@ -32,15 +32,6 @@ def noted(module: Any, name: str, note: Callable[..., None]) -> None:
         return original(*args, **kwargs)
 
     setattr(module, name, wrapper)
-
-
-def resolve_early(model_path: str, algorithm: str | None = None) -> None:
-    """Run the first step of SGLang's resolution, on which we have a hook."""
-    args = object.__new__(ServerArgs)
-    for name, field in ServerArgs.__dataclass_fields__.items():
-        object.__setattr__(args, name, field.default)
-    args.model_path, args.dllm_algorithm = model_path, algorithm
-    args._handle_missing_default_values()
 
 
 def probe(arguments: list[str]) -> dict[str, Any]:
@@ -70,9 +61,9 @@ def probe(arguments: list[str]) -> dict[str, Any]:
     try:
         kind, *rest = arguments
         if kind == "early":
-            resolve_early(*rest)
+            resolve_first_step(raw_args(model_path=rest[0]))
         else:
-            prepare_server_args(rest)
+            resolve(rest)
     except BaseException as raised:
         error = f"{type(raised).__name__}: {raised}"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -9,6 +9,7 @@ import torch
 
 from helpers.fake_scheduler import FakeScheduler, end_of
 from helpers.third_party.left_to_right import Faulty, LeftToRight
+from helpers.upstream_shapes import request_slot
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.registry import algorithms
 
@@ -231,6 +232,6 @@ def test_slots_do_not_keep_the_free_list_in_memory() -> None:
     slots = req.dllm_algo_state.canvas.kv_slots
     assert slots.untyped_storage().nbytes() == 10 * 8
     index = req.dllm_algo_state.canvas.req_pool_index
-    assert index == req.req_pool_idx
+    assert index == request_slot(req)
     table = scheduler.req_to_token_pool.req_to_token[index, :10]
     assert torch.equal(table.long(), slots)

@@ -10,6 +10,7 @@ import pytest
 
 from helpers.fake_scheduler import FakeScheduler, end_of
 from helpers.third_party.left_to_right import Faulty
+from helpers.upstream_shapes import mark_overdue
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.runtime import rounds
 
@@ -71,7 +72,6 @@ def test_the_running_timeout_ends_a_request_before_another_forward(
 ) -> None:
     """SGLANG_REQ_RUNNING_TIMEOUT: SGLang's own check marks the old request."""
     from sglang.srt.environ import envs
-    from sglang.srt.managers.scheduler import Scheduler
 
     scheduler = FakeScheduler(prelaunch=prelaunch)
     old, young = scheduler.queue("old"), scheduler.queue("young")
@@ -80,7 +80,7 @@ def test_the_running_timeout_ends_a_request_before_another_forward(
     old.time_stats.forward_entry_time = now - 60.0
     young.time_stats.forward_entry_time = now
     with envs.SGLANG_REQ_RUNNING_TIMEOUT.override(30.0):
-        Scheduler._abort_on_running_timeout(scheduler, scheduler.running_batch)
+        mark_overdue(scheduler)
     scheduler.running_batch.batch_is_full = True
     launches = scheduler.toy.launches()
     rounds.end_aborted(scheduler, scheduler.running_batch)
