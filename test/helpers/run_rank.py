@@ -1,8 +1,8 @@
 """Decodes as one of two tensor-parallel ranks, without a server.
 
-``python -m helpers.run_rank RANK PORTS JOB.pt OUT``: JOB holds ``Job`` objects, and each
-of two processes runs them in turn on its half of each model. The ranks write OUT.0 and
-OUT.1: for each job the answers of its cases, and logits.
+``python -m helpers.run_rank RANK PORTS JOB.pt OUT``: JOB holds ``Job`` objects, and
+each of two processes runs them in turn on its half of each model. The ranks write OUT.0
+and OUT.1: for each job the answers of its cases, and logits.
 SGLang takes long to import, so that all checkpoints are run in one pair of processes.
 """
 
