@@ -9,6 +9,7 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.graphs import model_graphs
 from sglang_dllm.runtime.metrics import Metrics
@@ -64,9 +65,10 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
         prelaunch = scheduler.device != "cpu"
+    agree = agreement_of(scheduler.tp_cpu_group)
     return DenoisingEngine(
-        Denoiser(facts, scheduler.device),
-        RunnerForward(runner, facts.vocab_size, metrics, graphs),
+        Denoiser(facts, scheduler.device, agree),
+        RunnerForward(runner, facts.vocab_size, metrics, graphs, agree),
         metrics,
         config.decode.steps_per_round,
         prelaunch,

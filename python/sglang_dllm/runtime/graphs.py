@@ -249,16 +249,15 @@ class CanvasGraphs:
         )
         return captured.why_eager(canvases)
 
-    def launch(self, packed: PackedForward) -> Logits:
+    def launch(self, packed: PackedForward) -> torch.Tensor:
         """Replay a forward that the gate lets pass. The host does not wait.
 
         Returns:
-            The logits of ``packed.logits_indices``.
+            The hidden states ``(N, H)`` of ``packed.logits_indices``.
         """
         bucket = self.grid.fit(packed.lens)
         assert bucket is not None, "no bucket holds the forward"
-        hidden = self._forwards[bucket].run(packed)
-        return Logits.of_hidden(hidden, self.parts.head, self.facts.vocab_size)
+        return self._forwards[bucket].run(packed)
 
     def launch_step(self, group: Group) -> bool:
         """Replay a whole step of canvases that the gate lets pass; False if no capture
