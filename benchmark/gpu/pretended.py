@@ -48,6 +48,9 @@ def environment(simcuda: Path, folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(simcuda),
         "LD_LIBRARY_PATH": str(folder),
         "OMP_NUM_THREADS": "1",
+        # DeepGEMM would ask the real driver. No model here needs it.
+        "SGLANG_ENABLE_JIT_DEEPGEMM": "0",
+        "SGLANG_DEEPGEMM_PDL": "0",
     }
 
 
