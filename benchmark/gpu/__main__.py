@@ -54,7 +54,7 @@ CAPTURED = re.compile(
     r"CUDA graphs: (\d+) forwards and (\d+) steps captured "
     r"in ([\d.]+) s and (-?\d+) MiB"
 )
-"""What a server logs of its graphs (``runtime.graph_memory``, ``runtime.graphs``)."""
+"""Lines that a server logs of its graphs (``runtime.graph_memory``, ``runtime.graphs``)."""
 
 
 class Run:

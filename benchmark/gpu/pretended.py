@@ -4,7 +4,7 @@
 
 The folder has a ``sitecustomize.py`` that pretends CUDA in every process: tensors of
 the device are on the CPU, and kernels and captures do nothing. So no computed value
-means anything. What the launch shows is that all Python code around the kernels holds
+means anything. The launch shows that all Python code around the kernels holds
 together, and in which order things happen.
 """
 
@@ -81,7 +81,7 @@ def launch(simcuda: Path, backend: str, seconds: float, flags: Sequence[str]) ->
 
 
 def told(log: str) -> list[str]:
-    """What a log says of graphs, and that the server is ready, in its order."""
+    """The lines of a log about graphs and about being ready, in their order."""
     parts = ("CUDA graph", READY)
     return [line for line in log.splitlines() if any(part in line for part in parts)]
 
