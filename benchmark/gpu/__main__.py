@@ -54,7 +54,7 @@ CAPTURED = re.compile(
     r"CUDA graphs: (\d+) forwards and (\d+) steps captured "
     r"in ([\d.]+) s and (-?\d+) MiB"
 )
-"""Lines that a server logs of its graphs (``runtime.graph_memory``, ``runtime.graphs``)."""
+"""Lines of a server's log (``runtime.graph_memory``, ``runtime.graphs``)."""
 
 
 class Run:
