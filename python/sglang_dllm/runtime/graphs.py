@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from sglang.srt.runtime_context import get_parallel
 from tqdm import tqdm
 
 from sglang_dllm.attention.backends import backend_of
@@ -93,7 +94,7 @@ def model_graphs(
         capture or CudaCapture(),
         has_exact_pool=pool.dtype == model_runner.dtype,
     )
-    graphs.capture_grid(decoding, shows_progress=model_runner.tp_rank == 0)
+    graphs.capture_grid(decoding, shows_progress=get_parallel().tp_rank == 0)
     return graphs
 
 
