@@ -28,6 +28,9 @@ import sglang_dllm.runtime.dllm_config as dllm_config
 from helpers.upstream_shapes import raw_args, resolve, resolve_first_step
 from sglang_dllm.upstream.contract import Contract
 
+FLAGS = ("trust_remote_code", "attention_backend", "mem_fraction_static")
+FLAGS += ("cuda_graph_max_bs_decode", "disable_decode_cuda_graph", "tokenizer_path")
+
 
 def noted(module: Any, name: str, note: Callable[..., None]) -> None:
     """Call ``note`` with the arguments of each call of ``module.name``."""
@@ -46,7 +49,7 @@ def probe(arguments: list[str]) -> dict[str, Any]:
     Returns:
         ``ours``: the functions of ours that ran. ``reads``: the files that a hub was
         asked for. ``grown``: bytes by which the process grew. ``error``: the end of the
-        launch.
+        launch. ``flags``: some of its flags, if it did not end.
     """
     ours: list[str] = []
     reads: list[Any] = []
@@ -63,17 +66,24 @@ def probe(arguments: list[str]) -> dict[str, Any]:
         lambda *args, **kwargs: reads.append(kwargs.get("filename", args[1:])),
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    error = None
+    error, flags = None, {}
     try:
         kind, *rest = arguments
         if kind == "early":
             resolve_first_step(raw_args(model_path=rest[0]))
         else:
-            resolve(rest)
+            found = resolve(rest)
+            flags = {name: getattr(found, name) for name in FLAGS}
     except BaseException as raised:
         error = f"{type(raised).__name__}: {raised}"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"ours": ours, "reads": reads, "grown": grown * 1024, "error": error}
+    return {
+        "ours": ours,
+        "reads": reads,
+        "grown": grown * 1024,
+        "error": error,
+        "flags": flags,
+    }
 
 
 def in_fork(asked: dict[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def read_model_config(server_args: Any) -> Any:
     0.5.17: ``model_config`` of the record. 0.5.23: ``_model_config``.
     """
     for name in ("model_config", "_model_config"):
-        config = vars(server_args).get(name)
+        config = getattr(server_args, name, None)
         if config is not None:
             return config
     return None
