@@ -13,10 +13,12 @@ from sglang_dllm.patches import (
     attention_backends,
     dllm_config,
     dllm_scheduler,
+    gpu_memory,
     http_server,
     scheduler,
     server_args,
     tokenizer_manager,
+    weight_updater,
 )
 from sglang_dllm.upstream.hooks import HookSet
 
@@ -24,8 +26,10 @@ HOOKS = HookSet(
     hooks=(
         *dllm_config.HOOKS,
         *server_args.HOOKS,
+        *gpu_memory.HOOKS,
         *dllm_scheduler.HOOKS,
         *scheduler.HOOKS,
+        *weight_updater.HOOKS,
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,

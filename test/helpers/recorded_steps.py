@@ -20,7 +20,6 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.static_group import StaticGroup, StepShape, StepTokens
-from sglang_dllm.runtime.engine import Statistics
 from sglang_dllm.runtime.step_graphs import StepGraphs
 
 ROOM = 64
@@ -30,7 +29,7 @@ _HASHES = 9973
 
 
 class Operations(TorchDispatchMode):
-    """Lists the operations that compute: no views, and not the transfer."""
+    """Lists the operations that compute: neither views nor new empty tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +39,8 @@ class Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         aliases = [value.alias_info for value in func._schema.returns]
-        if not any(alias is not None and not alias.is_write for alias in aliases):
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        if not is_view and func._schema.name != "aten::empty":
             self.names.append(func._schema.name)
         return func(*args, **(kwargs or {}))
 
@@ -78,10 +78,10 @@ class PoolModel:
         canvas.place(torch.arange(first, first + len(canvas)), number)
 
     def capture(self, static: StaticGroup, shapes: Sequence[StepShape]) -> None:
-        self.steps = StepGraphs(static, lambda hidden: hidden, VOCAB)
-        capture = RecordedCapture()
+        capture = self._noted(RecordedCapture())
+        self.steps = StepGraphs(static, lambda hidden: hidden, VOCAB, capture)
         for shape in shapes:
-            self.steps.capture(shape, self, self._noted(capture))
+            self.steps.capture(shape, self)
 
     def place(self, canvases: Sequence[Canvas]) -> None:
         pass
@@ -100,7 +100,7 @@ class PoolModel:
         self._last = group
         return True
 
-    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+    def launch(self, packed: PackedForward) -> Logits:
         self._last = None
         self.num_eager += 1
         slots, firsts = [], []
@@ -124,7 +124,9 @@ class PoolModel:
             firsts: ``(T,)``: the first slot of each token's canvas.
         """
         self.pool.index_put_((slots,), ids + 1)
-        places = (firsts[:, None] + torch.arange(ROOM)).clamp(max=len(self.pool) - 1)
+        places = (firsts[:, None] + torch.arange(ROOM, device=ids.device)).clamp(
+            max=len(self.pool) - 1
+        )
         canvas = (self.pool[places] * self.factors).sum(dim=1)
         return self.table[(canvas + positions * 17 + ids * 5) % _HASHES]
 

@@ -1,9 +1,10 @@
-"""Decodes in recorded steps on the demo model in this process.
+"""Decodes in recorded steps on a model in this process.
 
 Prints JSON: for each case what was decoded eagerly and in captured steps, and counts.
 It needs a process of its own, since SGLang's parallel state is global.
 
-Args: the cases, as JSON: name, algorithm, cache, prelaunch.
+Arguments: the model's folder, the cases as JSON (algorithm, options, prelaunch), and
+launch flags.
 """
 
 from __future__ import annotations
@@ -12,18 +13,14 @@ import json
 import sys
 from typing import Any
 
-import torch
-
 from benchmark.in_process import InProcess
-from helpers.recorded_capture import FixedAttention, RecordedCapture
+from helpers.recorded_capture import RecordedCapture, grid_of, make_graphs
 from helpers.recorded_steps import Operations
 from helpers.static_steps import news
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.static_group import StaticGroup, StepShape
-from sglang_dllm.runtime.step_forward import WindowForward
-from sglang_dllm.runtime.step_graphs import StepGraphs
+from sglang_dllm.runtime.graphs import CanvasGraphs
 
-CANVAS_LEN, ANSWER_LEN = 128, 64
+CANVAS_LEN = 128
 
 SIZES = [(25, 60), (11, 45), (40, 33), (7, 64), (19, 20)]
 """Tokens of each prompt and of its answer."""
@@ -31,37 +28,18 @@ SIZES = [(25, 60), (11, 45), (40, 33), (7, 64), (19, 20)]
 
 def make_steps(
     process: InProcess, algorithm: str, options: dict[str, Any], lengths: list[int]
-) -> StepGraphs:
+) -> CanvasGraphs:
     """Captured steps of up to 4 canvases. The runner's attention is replaced."""
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
-
-    runner, facts = process.runner, process.facts
-    backend = runner.attn_backend
-    attention = backend.canvas_attention = FixedAttention("cpu", CANVAS_LEN)
-    ids = torch.zeros(1, dtype=torch.int64)
-    template = ForwardBatch(ForwardMode.DLLM_EXTEND, 1, ids, ids, ids, ids, 1)
-    decode = process.dllm_config.decode
-    static = StaticGroup(
-        decode.resolve({"algorithm": algorithm, **options}),
-        facts,
-        torch.device("cpu"),
-        num_canvases=4,
-        answer_len=ANSWER_LEN,
-        canvas_len=CANVAS_LEN,
+    default = process.dllm_config.decode
+    decoding = default.resolve({"algorithm": algorithm, **options})
+    return make_graphs(
+        process.runner,
+        process.facts,
+        grid_of((1, 4), lengths),
+        CANVAS_LEN,
+        RecordedCapture(),
+        decoding,
     )
-    steps = StepGraphs(
-        static,
-        lambda hidden: runner.model.logits(hidden, template),
-        facts.vocab_size,
-    )
-    capture = RecordedCapture()
-    for length in lengths:
-        for num in (1, 4):
-            forward = WindowForward(
-                runner.model, attention, backend, template, num, length
-            )
-            steps.capture(StepShape(num, length, num * length), forward, capture)
-    return steps
 
 
 def decode(process: InProcess, algorithm: str, options: dict[str, Any]) -> list[Any]:
@@ -99,8 +77,7 @@ class Watch:
         self._last: Any = None
         model = process.model
         launch, launch_step = model.launch, model.launch_step
-        steps = model.steps
-        assert steps is not None
+        assert model.graphs is not None and model.graphs.steps is not None
 
         def eager(*args: Any) -> Any:
             self.num_eager += 1
@@ -122,28 +99,27 @@ class Watch:
 
 
 def main() -> None:
-    from sglang_dllm.demo import demo_path
-
-    process = InProcess(str(demo_path()))
-    found = {}
-    for name, algorithm, options, prelaunch in json.loads(sys.argv[1]):
+    process, found = InProcess(sys.argv[1], *sys.argv[3:]), []
+    for algorithm, options, prelaunch in json.loads(sys.argv[2]):
         process.new_engine(2, prelaunch)
         eager = decode(process, algorithm, options)
         lengths = [128] if options["cache"] == "none" else [32, 64]
         attention = process.runner.attn_backend.canvas_attention
-        steps = make_steps(process, algorithm, options, lengths)
-        process.new_engine(2, prelaunch, steps=steps)
+        graphs = make_steps(process, algorithm, options, lengths)
+        process.new_engine(2, prelaunch, graphs=graphs)
         watch = Watch(process)
         with watch.operations:
             captured = decode(process, algorithm, options)
         process.runner.attn_backend.canvas_attention = attention
-        found[name] = {
-            "eager": eager,
-            "captured": captured,
-            "num_captured": watch.num_captured,
-            "num_eager": watch.num_eager,
-            "between": watch.between,
-        }
+        found.append(
+            {
+                "eager": eager,
+                "captured": captured,
+                "num_captured": watch.num_captured,
+                "num_eager": watch.num_eager,
+                "between": watch.between,
+            }
+        )
     # SGLang prints to the same stream, so the reader takes the last line.
     print(json.dumps(found))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from helpers.toy_model import Request, ToyModel, facts_of, held, resolve
+from sglang_dllm.decoding.agreement import Agree, alone
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.canvas import Canvas
@@ -16,7 +17,7 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.runtime.engine import DenoisingEngine, Statistics
+from sglang_dllm.runtime.engine import DenoisingEngine
 
 FACTS = facts_of("llada")
 LENGTH = 12
@@ -26,8 +27,8 @@ LENGTH = 12
 class WatchedDenoiser(Denoiser):
     """Notes its calls. A canvas that joins or leaves during a forward is an error."""
 
-    def __init__(self, events: list[str]) -> None:
-        super().__init__(FACTS)
+    def __init__(self, events: list[str], agree: Agree) -> None:
+        super().__init__(FACTS, agree=agree)
         self.events = events
         self.is_packed = False
 
@@ -67,16 +68,26 @@ class ToyForward:
     def __init__(self, events: list[str]) -> None:
         self.model = ToyModel(3)
         self.events = events
+        self.has_graphs = True
         self.num_windows: list[int] = []
 
-    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+    def launch(self, packed: PackedForward) -> Logits:
         self.events.append("launch")
         self.num_windows.append(len(packed.lens))
         rows = [self.model(ids) for ids in packed.input_ids.split(packed.lens)]
-        return held(torch.cat(rows)[packed.logits_indices], statistics)
+        return held(torch.cat(rows)[packed.logits_indices])
 
     def launch_step(self, group: Group) -> bool:
         return False
+
+    def weights_changed(self) -> None:
+        self.events.append("drop")
+        self.has_graphs = False
+
+    def recapture(self) -> None:
+        if not self.has_graphs:
+            self.events.append("capture")
+        self.has_graphs = True
 
 
 class Ended:
@@ -92,9 +103,11 @@ class Ended:
 class ToyEngine:
     """An engine with everything that it was given."""
 
-    def __init__(self, steps_per_round: int = 1, prelaunch: bool = False) -> None:
+    def __init__(
+        self, steps_per_round: int = 1, prelaunch: bool = False, agree: Agree = alone
+    ) -> None:
         self.events: list[str] = []
-        self.denoiser = WatchedDenoiser(self.events)
+        self.denoiser = WatchedDenoiser(self.events, agree)
         self.model = ToyForward(self.events)
         self.metrics = Ended()
         self.engine = DenoisingEngine(

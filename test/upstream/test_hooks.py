@@ -17,6 +17,7 @@ import pytest
 from sglang_dllm import SUPPORTED_SGLANG
 from sglang_dllm.errors import UpstreamContractError
 from sglang_dllm.patches import HOOKS
+from sglang_dllm.patches.weight_updater import CHANGES
 from sglang_dllm.upstream import hooks as hooks_module
 from sglang_dllm.upstream.contract import Contract
 from sglang_dllm.upstream.extensions import EXTENSION_POINTS
@@ -286,6 +287,10 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
         "pause_generation": [(s, "recv_req") for s in schedulers],
+        **{
+            name: [(SimpleNamespace(scheduler=s), "recv_req") for s in schedulers]
+            for name in CHANGES
+        },
         "init_forward_metadata": [hook.contract],
         "forward_extend": [hook.contract],
         "_validate_one_request": [(manager, "obj", [1, 2])],
@@ -293,6 +298,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "prepare_server_args": [(["--model-path", "x"],)],
         "json": [("request",)],
         "_handle_missing_default_values": [(args,), (theirs,)],
+        "_handle_gpu_memory_settings": [(args, 1024), (theirs, 1024)],
     }
     return calls[name]
 

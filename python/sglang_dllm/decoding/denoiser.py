@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import torch
 
+from sglang_dllm.decoding.agreement import Agree, alone
 from sglang_dllm.decoding.canvas import Canvas, IdArray, Progress
 from sglang_dllm.decoding.canvas_batch import Device
 from sglang_dllm.decoding.group import NUM_NUMBERS, Group, GroupKey
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.models.facts import ModelFacts
 
 MAX_FORWARDS = 100_000
@@ -35,8 +35,14 @@ class Denoiser:
     device, and ``commit_captured`` does the host's part.
     """
 
-    def __init__(self, facts: ModelFacts, device: Device = "cpu") -> None:
-        self.facts = facts
+    def __init__(
+        self, facts: ModelFacts, device: Device = "cpu", agree: Agree = alone
+    ) -> None:
+        """
+        Args:
+            agree: of the ranks that decode these canvases.
+        """
+        self.facts, self.agree = facts, agree
         self.device = torch.device(device)
         self._groups: dict[GroupKey, Group] = {}
         self._packed: PackedForward | None = None
@@ -45,12 +51,6 @@ class Denoiser:
     def canvases(self) -> list[Canvas]:
         """In the order of a forward's windows."""
         return [c for group in self._groups.values() for c in group.records]
-
-    @property
-    def statistics(self) -> tuple[Statistic, ...]:
-        """The statistics that the algorithms in use read, in one order."""
-        groups = self._groups.values()
-        return tuple(sorted({s for group in groups for s in group.statistics}))
 
     def prepare(self, canvas: Canvas, decoding: Decoding) -> Group:
         """A canvas with nothing decoded and its first step, ready to ``join``.
@@ -71,7 +71,7 @@ class Denoiser:
         A canvas whose state does not fit the others of its group fails.
         """
         there = self._groups.get(group.key)
-        with group.guard():
+        with group.guard(self.agree):
             self._groups[group.key] = there.joined(group) if there else group
             self._packed = None
 
@@ -119,10 +119,8 @@ class Denoiser:
             for canvas in group.records:
                 canvas.count_forward()
             inputs = packed.inputs_of(index, group.batch, logits)
-            # With tensor parallelism the head has collectives, so it runs outside of
-            # the guard.
             group.measure(inputs)
-            with group.guard() as guard:
+            with group.guard(self.agree) as guard:
                 group.decide(inputs)
             if guard.caught:
                 self.remove(group.records)

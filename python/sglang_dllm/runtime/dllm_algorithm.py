@@ -10,8 +10,9 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
-from sglang_dllm.runtime.graphs import window_graphs
+from sglang_dllm.runtime.graphs import model_graphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
 from sglang_dllm.upstream.compat import in_effect
@@ -21,7 +22,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
     """Owns the engine and runs its rounds.
 
     SGLang makes this object before it loads the model and the tokenizer. So the engine
-    is built when the scheduler first asks for it, in its first loop.
+    is built when the scheduler first asks for it, at the end of its own start-up.
     """
 
     # A newer SGLang ends a launch that names this class for another model.
@@ -42,9 +43,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
         The arguments are SGLang's and not used: the engine packs its own forwards, and
         the first of a round may be in flight already.
         """
-        assert self._engine is not None, (
-            "a round runs before the scheduler's first loop"
-        )
+        assert self._engine is not None, "a round runs before the scheduler has started"
         self._engine.run_round()
         in_graph = self._engine.model.in_graph
         return LogitsProcessorOutput(None), [], None, None, in_graph
@@ -61,15 +60,19 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     config = scheduler.dllm_config
     facts = config.facts.with_tokenizer(scheduler.tokenizer)
     runner = scheduler.tp_worker.model_runner
-    graphs = window_graphs(runner, in_effect(scheduler.server_args), facts)
+    graphs = model_graphs(
+        runner, in_effect(scheduler.server_args), facts, config.decode.resolve({})
+    )
+    metrics = Metrics(scheduler.metrics_collector)
     prelaunch = config.decode.prelaunch
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
         prelaunch = scheduler.device != "cpu"
+    agree = agreement_of(scheduler.tp_cpu_group)
     return DenoisingEngine(
-        Denoiser(facts, scheduler.device),
-        RunnerForward(runner, facts.vocab_size, graphs),
-        Metrics(scheduler.metrics_collector),
+        Denoiser(facts, scheduler.device, agree),
+        RunnerForward(runner, facts.vocab_size, metrics, graphs, agree),
+        metrics,
         config.decode.steps_per_round,
         prelaunch,
     )

@@ -54,7 +54,7 @@ class CanvasScheduleBatch(ScheduleBatch):
         # Its forward attends to fresh keys and values, and keeps none in the pool.
         slots = torch.cat(
             [
-                _slots_of(canvas)[window.start : window.end]
+                canvas.placed_slots[window.start : window.end]
                 for canvas, window in zip(canvases, packed.windows, strict=True)
             ]
         )
@@ -102,7 +102,8 @@ class CanvasScheduleBatch(ScheduleBatch):
         self.seq_lens_cpu = torch.tensor(canvas_lens)
         self.seq_lens_sum = sum(canvas_lens)
         self.seq_lens = self.seq_lens_cpu.to(self.device, non_blocking=True)
-        self.orig_seq_lens = self.seq_lens.to(torch.int32)
+        lens32 = torch.tensor(canvas_lens, dtype=torch.int32)
+        self.orig_seq_lens = lens32.to(self.device, non_blocking=True)
         self.req_pool_indices_cpu = owners
         self.req_pool_indices = owners.to(self.device, non_blocking=True)
         self.multimodal_inputs = [None] * len(lens)
@@ -143,11 +144,6 @@ def release_canvas_slots(req: Req, scheduler: Any) -> None:
 def fill_ids(canvas: Canvas) -> array[int]:
     """The token ids of a canvas in SGLang's type."""
     return array("q", canvas.ids.tolist())
-
-
-def _slots_of(canvas: Canvas) -> torch.Tensor:
-    assert canvas.kv_slots is not None, "admission places a canvas first"
-    return canvas.kv_slots
 
 
 def _window_len(canvas: Canvas) -> int:

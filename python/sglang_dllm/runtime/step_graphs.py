@@ -26,26 +26,6 @@ from sglang_dllm.runtime.graph_capture import Capture, Run
 logger = logging.getLogger(__name__)
 
 
-ANSWER_LEN = 512
-"""The longest answer of a captured step. Its tensors are as wide for any answer, which
-costs little next to a forward."""
-
-
-def step_shapes(batch_sizes: Sequence[int], lengths: Sequence[int]) -> list[StepShape]:
-    """The declared shapes of some sizes of a bucket.
-
-    A head over all tokens of many windows would be a good part of the forward, so large
-    buckets are captured for a quarter of the candidates, too.
-    """
-    return [
-        StepShape(num, length, tokens // part)
-        for num in batch_sizes
-        for length in lengths
-        for tokens in (num * length,)
-        for part in ((4, 1) if tokens >= 128 else (1,))
-    ]
-
-
 class StepForward(Protocol):
     """The model over R windows of L tokens, as a capture needs it."""
 
@@ -79,7 +59,13 @@ class StepGraph:
 class StepGraphs:
     """The captured steps of one static group."""
 
-    def __init__(self, static: StaticGroup, head: Head, vocab_size: int) -> None:
+    def __init__(
+        self,
+        static: StaticGroup,
+        head: Head,
+        vocab_size: int,
+        capture: Capture,
+    ) -> None:
         """
         Args:
             head: from hidden states to logits.
@@ -87,6 +73,7 @@ class StepGraphs:
         """
         self.static = static
         self._head, self._vocab_size = head, vocab_size
+        self._capture = capture
         self._graphs: list[StepGraph] = []
 
     @property
@@ -94,20 +81,20 @@ class StepGraphs:
         """The captured shapes, in the order in which they are tried."""
         return [graph.shape for graph in self._graphs]
 
-    def capture(self, shape: StepShape, forward: StepForward, capture: Capture) -> None:
+    def capture(self, shape: StepShape, forward: StepForward) -> None:
         """Capture a step. No request may be active: the capture runs over fillers.
+
+        Args:
+            forward: of the shape's windows.
 
         Raises:
             RuntimeError: the capture failed; there may be no memory left.
         """
         forward.place([])
-        graph = StepGraph(shape, forward, capture(partial(self._run, shape, forward)))
+        replay = self._capture(partial(self._run, shape, forward))
+        graph = StepGraph(shape, forward, replay)
         # The smallest graph that holds a step is the fastest.
         self._graphs = sorted([*self._graphs, graph], key=lambda one: one.shape)
-
-    def drop(self) -> None:
-        """Forget the captures, for example because the weights have moved."""
-        self._graphs = []
 
     def launch(self, group: Group) -> bool:
         """Replay the next step of a group; False if no capture holds it.
