@@ -33,17 +33,17 @@ own. The others are called many times in a row."""
 
 
 def _hook(name: str, is_whole: bool) -> Hook:
-    def change(original: Callable[..., Any], manager: Any, recv_req: Any) -> Any:
-        scheduler = manager.scheduler
+    def change(original: Callable[..., Any], updater: Any, recv_req: Any) -> Any:
+        scheduler = updater.scheduler
         if not is_ours(scheduler):
-            return original(manager, recv_req)
+            return original(updater, recv_req)
         from sglang_dllm.runtime.rounds import (
             after_weights_change,
             before_weights_change,
         )
 
         before_weights_change(scheduler)
-        result = original(manager, recv_req)
+        result = original(updater, recv_req)
         if is_whole:
             after_weights_change(scheduler)
         return result

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MIB = 2**20
 
 GRAPH_BYTES = 8 * MIB
-"""What the driver keeps of one captured forward: some ten kernels a layer. SGLang
+"""The driver's share of one captured forward, of some ten kernels a layer. SGLang
 reserves as much for one of its own."""
 
 INT_WORKSPACE = {"flashinfer": 8 * MIB}

@@ -38,6 +38,7 @@ CLASSES = {
     "SchedulerMetricsReporter": f"{_COMPONENTS}.metrics_reporter",
     "SchedulerOutputStreamer": f"{_COMPONENTS}.output_streamer",
     "SchedulerReqTimeStats": "sglang.srt.observability.req_time_stats",
+    "SchedulerWeightUpdaterManager": f"{_COMPONENTS}.weight_updater",
     "ServerArgs": "sglang.srt.server_args",
     "TokenizerManager": "sglang.srt.managers.tokenizer_manager",
     "TorchNativeAttnBackend": f"{_ATTENTION}.torch_native_backend",
@@ -60,6 +61,7 @@ NAMES = {
     "runner": "ModelRunner",
     "scheduler": "Scheduler",
     "server_args": "ServerArgs",
+    "updater": "SchedulerWeightUpdaterManager",
 }
 """The class of a parameter, a variable or an attribute of ours with this name."""
 
@@ -96,6 +98,7 @@ FIELDS = {
     "Scheduler.token_to_kv_pool_allocator": "BaseTokenToKVPoolAllocator",
     "Scheduler.tp_worker": "TpModelWorker",
     "Scheduler.waiting_queue": "[Req",
+    "Scheduler.weight_updater": "SchedulerWeightUpdaterManager",
     "TokenizerManager.model_config": "ModelConfig",
     "TokenizerManager.server_args": "ServerArgs",
     "TpModelWorker.model_runner": "ModelRunner",
