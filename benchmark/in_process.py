@@ -19,6 +19,7 @@ from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.admission import admit, leave
+from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
@@ -28,13 +29,13 @@ from sglang_dllm.runtime.rounds import finish_round, next_round
 class InProcess:
     """Requests that are decoded together, as a server's scheduler does it."""
 
-    def __init__(self, model_path: str, *flags: str) -> None:
+    def __init__(self, model_path: str, *flags: str, rank: int = 0) -> None:
         from sglang.srt.mem_cache.cache_init_params import CacheInitParams
         from sglang.srt.mem_cache.chunk_cache import ChunkCache
         from sglang.srt.plugins import load_plugins
 
         load_plugins()
-        self.runner = runner = load(model_path, *flags)
+        self.runner = runner = load(model_path, *flags, rank=rank)
         self.facts = ModelFacts.from_hf_config(runner.model_config.hf_config)
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool_allocator = runner.token_to_kv_pool_allocator
@@ -63,6 +64,7 @@ class InProcess:
             forward_ct_decode=0,
             report_decode_stats=lambda *args, **kwargs: None,
         )
+        self.weight_updater = SimpleNamespace(offload_tags=set())
         self.waiting_queue: list[Any] = []
         self.running_batch = SimpleNamespace(reqs=[], batch_is_full=False)
         self.tp_worker = SimpleNamespace(
@@ -82,10 +84,15 @@ class InProcess:
         graphs: Any = None,
     ) -> None:
         """Begin again with other rounds or other graphs. No request may be active."""
+        from sglang.srt.distributed import get_tp_group
+
         assert not self.requests, "requests are being decoded"
-        self.denoiser = Denoiser(self.facts, self.runner.device)
+        agree = agreement_of(get_tp_group().cpu_group)
+        self.denoiser = Denoiser(self.facts, self.runner.device, agree)
         metrics = Metrics(None)
-        self.model = RunnerForward(self.runner, self.facts.vocab_size, metrics, graphs)
+        self.model = RunnerForward(
+            self.runner, self.facts.vocab_size, metrics, graphs, agree
+        )
         self.engine = DenoisingEngine(
             self.denoiser, self.model, metrics, steps_per_round, prelaunch
         )

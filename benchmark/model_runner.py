@@ -8,8 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def load(path: str, *flags: str) -> Any:
-    """A ModelRunner with its KV pool and attention backend, as the server builds it."""
+def load(path: str, *flags: str, rank: int = 0) -> Any:
+    """A ModelRunner with its KV pool and attention backend, as the server builds it.
+
+    Args:
+        rank: of the tensor-parallel ranks, which need the same ``--nccl-port``.
+    """
     from sglang.benchmark.one_batch import load_model
     from sglang.srt.server_args import PortArgs, prepare_server_args
 
@@ -20,12 +24,13 @@ def load(path: str, *flags: str) -> Any:
             *flags,
         ]
     )
-    _publish(server_args)
-    wrapped, _ = load_model(server_args, PortArgs.init_new(server_args), 0, 0)
+    _publish(server_args, rank)
+    ports = PortArgs.init_new(server_args)
+    wrapped, _ = load_model(server_args, ports, rank, rank)
     return next(v for v in vars(wrapped).values() if hasattr(v, "model"))
 
 
-def _publish(server_args: Any) -> None:
+def _publish(server_args: Any, rank: int) -> None:
     """Make the flags known to this process, as SGLang's own benchmark of a ModelRunner
     does: where resolution is a step of its own, a ModelRunner finds nothing without it.
     """
@@ -34,5 +39,6 @@ def _publish(server_args: Any) -> None:
     from sglang.benchmark.one_batch import _init_process_global_configs
     from sglang.srt.runtime_context import SpawnRanks, publish
 
-    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
+    place = SpawnRanks(world_rank=rank, gpu_id=rank)
+    publish(server_args, role="scheduler", ranks=place)
     _init_process_global_configs()

@@ -13,6 +13,7 @@ from sglang_dllm.patches import (
     attention_backends,
     dllm_config,
     dllm_scheduler,
+    gpu_memory,
     http_server,
     scheduler,
     server_args,
@@ -25,6 +26,7 @@ HOOKS = HookSet(
     hooks=(
         *dllm_config.HOOKS,
         *server_args.HOOKS,
+        *gpu_memory.HOOKS,
         *dllm_scheduler.HOOKS,
         *scheduler.HOOKS,
         *weight_updater.HOOKS,

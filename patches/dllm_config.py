@@ -17,14 +17,35 @@ from typing import Any
 from sglang_dllm.upstream.hooks import Hook
 
 
+def require_contract(algorithm: str | None) -> None:
+    """End the launch of an algorithm of ours where the contract is known as broken.
+
+    Its name decides. The model's architecture and the resolved flags may be out of
+    reach: nobody knows what is left of SGLang's shape.
+
+    Raises:
+        UpstreamContractError: the contract is broken, and the algorithm is ours.
+    """
+    from sglang_dllm.decoding.registry import algorithms
+    from sglang_dllm.patches import HOOKS
+    from sglang_dllm.upstream.launch import is_of_another_plugin
+
+    if algorithm in algorithms() and not is_of_another_plugin(algorithm):
+        HOOKS.verify()
+
+
 def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
+    from sglang_dllm.patches import HOOKS
+
+    if HOOKS.problem is not None:
+        require_contract(server_args.dllm_algorithm)
+        return original(server_args)
     from sglang_dllm.upstream import compat
 
     flags = compat.in_effect(server_args)
     if flags.dllm_algorithm is None:
         return original(server_args)
     from sglang_dllm.config.server import decodes
-    from sglang_dllm.patches import HOOKS
     from sglang_dllm.upstream.launch import architecture_of
 
     if not decodes(flags.dllm_algorithm, architecture_of(flags)):

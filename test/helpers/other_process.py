@@ -15,6 +15,12 @@ TEST = Path(__file__).parents[1]
 ROOT = TEST.parent
 
 
+def environment() -> dict[str, str]:
+    """This environment, with test/ and the repository's root on Python's path."""
+    path = os.pathsep.join([str(TEST), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
+
+
 def run_module(module: str, *args: str | Path, timeout: float = 400) -> str:
     """``python -m module args``, with test/ and the repository's root on its path.
 
@@ -24,10 +30,9 @@ def run_module(module: str, *args: str | Path, timeout: float = 400) -> str:
     Raises:
         AssertionError: the process failed; the message has the end of its output.
     """
-    path = os.pathsep.join([str(TEST), str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -3,7 +3,8 @@
 Prints JSON: for each case what was decoded eagerly and in captured steps, and counts.
 It needs a process of its own, since SGLang's parallel state is global.
 
-Arguments: the model's folder, and the cases as JSON: algorithm, options, prelaunch.
+Arguments: the model's folder, the cases as JSON (algorithm, options, prelaunch), and
+launch flags.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Watch:
 
 
 def main() -> None:
-    process, found = InProcess(sys.argv[1]), []
+    process, found = InProcess(sys.argv[1], *sys.argv[3:]), []
     for algorithm, options, prelaunch in json.loads(sys.argv[2]):
         process.new_engine(2, prelaunch)
         eager = decode(process, algorithm, options)

@@ -49,9 +49,9 @@ class SyncDetector(TorchDispatchMode):
 
     Two kinds are found: an operation that needs a value of a tensor, and a blocking
     copy between host and device. On a CPU a copy does nothing, so the second kind is
-    found by how it is called, and by where its source came from: a tensor over memory of
-    NumPy is on the host, and so is one that the watched code makes without a device or
-    from another tensor of the host. Every other tensor is on the device.
+    found by how it is called, and by where its source came from. A tensor over memory
+    of NumPy is on the host, and so is one that the watched code makes without a device
+    or from another tensor of the host. Every other tensor is on the device.
 
     A copy that is asked not to wait may come from memory that is not pinned. CUDA then
     copies to a buffer of its own first, which waits for no kernel.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from helpers.toy_model import Request, ToyModel, facts_of, held, resolve
+from sglang_dllm.decoding.agreement import Agree, alone
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.canvas import Canvas
@@ -26,8 +27,8 @@ LENGTH = 12
 class WatchedDenoiser(Denoiser):
     """Notes its calls. A canvas that joins or leaves during a forward is an error."""
 
-    def __init__(self, events: list[str]) -> None:
-        super().__init__(FACTS)
+    def __init__(self, events: list[str], agree: Agree) -> None:
+        super().__init__(FACTS, agree=agree)
         self.events = events
         self.is_packed = False
 
@@ -83,7 +84,7 @@ class ToyForward:
         self.events.append("drop")
         self.has_graphs = False
 
-    def capture(self) -> None:
+    def recapture(self) -> None:
         if not self.has_graphs:
             self.events.append("capture")
         self.has_graphs = True
@@ -102,9 +103,11 @@ class Ended:
 class ToyEngine:
     """An engine with everything that it was given."""
 
-    def __init__(self, steps_per_round: int = 1, prelaunch: bool = False) -> None:
+    def __init__(
+        self, steps_per_round: int = 1, prelaunch: bool = False, agree: Agree = alone
+    ) -> None:
         self.events: list[str] = []
-        self.denoiser = WatchedDenoiser(self.events)
+        self.denoiser = WatchedDenoiser(self.events, agree)
         self.model = ToyForward(self.events)
         self.metrics = Ended()
         self.engine = DenoisingEngine(

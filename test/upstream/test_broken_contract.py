@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.launch_probe import run
+from helpers.upstream_shapes import RESOLVES_LATER
 from sglang_dllm import SUPPORTED_SGLANG
 from sglang_dllm.demo import demo_path
 from sglang_dllm.upstream.versions import installed
@@ -91,6 +92,14 @@ CHANGES = {
     ),
 }
 """Code that changes SGLang, and the words of the message."""
+
+if RESOLVES_LATER:
+    CHANGES["the view of the flags"] = (
+        "import sglang.srt.arg_groups.overrides as module\n"
+        "import sglang.srt.arg_groups.pipeline\n"
+        "del module.resolving_view",
+        "SGLang has no sglang.srt.arg_groups.overrides.resolving_view",
+    )
 
 SDAR = {
     "architectures": ["SDARForCausalLM"],

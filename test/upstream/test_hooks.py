@@ -298,6 +298,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "prepare_server_args": [(["--model-path", "x"],)],
         "json": [("request",)],
         "_handle_missing_default_values": [(args,), (theirs,)],
+        "_handle_gpu_memory_settings": [(args, 1024), (theirs, 1024)],
     }
     return calls[name]
 

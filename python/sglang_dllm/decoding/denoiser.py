@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sglang_dllm.decoding.agreement import Agree, alone
 from sglang_dllm.decoding.canvas import Canvas, IdArray, Progress
 from sglang_dllm.decoding.canvas_batch import Device
 from sglang_dllm.decoding.group import NUM_NUMBERS, Group, GroupKey
@@ -34,8 +35,14 @@ class Denoiser:
     device, and ``commit_captured`` does the host's part.
     """
 
-    def __init__(self, facts: ModelFacts, device: Device = "cpu") -> None:
-        self.facts = facts
+    def __init__(
+        self, facts: ModelFacts, device: Device = "cpu", agree: Agree = alone
+    ) -> None:
+        """
+        Args:
+            agree: of the ranks that decode these canvases.
+        """
+        self.facts, self.agree = facts, agree
         self.device = torch.device(device)
         self._groups: dict[GroupKey, Group] = {}
         self._packed: PackedForward | None = None
@@ -64,7 +71,7 @@ class Denoiser:
         A canvas whose state does not fit the others of its group fails.
         """
         there = self._groups.get(group.key)
-        with group.guard():
+        with group.guard(self.agree):
             self._groups[group.key] = there.joined(group) if there else group
             self._packed = None
 
@@ -112,10 +119,8 @@ class Denoiser:
             for canvas in group.records:
                 canvas.count_forward()
             inputs = packed.inputs_of(index, group.batch, logits)
-            # With tensor parallelism the head has collectives, so it runs outside of
-            # the guard.
             group.measure(inputs)
-            with group.guard() as guard:
+            with group.guard(self.agree) as guard:
                 group.decide(inputs)
             if guard.caught:
                 self.remove(group.records)

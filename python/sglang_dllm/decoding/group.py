@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from sglang_dllm.decoding.agreement import Agree
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.base import (
     CacheStrategy,
@@ -226,9 +227,9 @@ class Group:
         for canvas in self.records:
             canvas.expect_full_window()
 
-    def guard(self) -> Guard:
+    def guard(self, agree: Agree) -> Guard:
         """Let an error of the algorithm end the group's requests and no others."""
-        return Guard(self._fail)
+        return Guard(self._fail, agree)
 
     def _fail(self, error: Exception) -> None:
         logger.error("%s failed", self.algorithm.name, exc_info=error)

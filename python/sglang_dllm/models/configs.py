@@ -146,6 +146,27 @@ class DreamConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+_KEPT = {
+    "num_attention_heads": "original_num_attention_heads",
+    "num_key_value_heads": "original_total_num_kv_heads",
+    "intermediate_size": "original_intermediate_size",
+}
+"""Where SGLang keeps a size that it has changed."""
+
+
+def published_size(config: Any, field: str) -> int:
+    """A size as the checkpoint's config.json has it.
+
+    With ranks on a CPU, SGLang pads the sizes in the config to what its own CPU kernels
+    need. Our layers split or repeat the real ones, as they do on a GPU.
+
+    Args:
+        field: the name in Llama's config.
+    """
+    size: int = getattr(config, _KEPT[field], None) or getattr(config, field)
+    return size
+
+
 def check_fields(
     config: Any, architecture: str, required: Mapping[str, object]
 ) -> None:

@@ -34,6 +34,7 @@ from torch import nn
 
 from sglang_dllm.attention.plan import plan_of
 from sglang_dllm.errors import ConfigError
+from sglang_dllm.models.configs import published_size
 from sglang_dllm.models.linear import use_column_major
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
@@ -71,8 +72,8 @@ class DenseShape:
         sizes = {
             "hidden_size": config.hidden_size,
             "num_layers": config.num_hidden_layers,
-            "num_heads": config.num_attention_heads,
-            "num_kv_heads": config.num_key_value_heads,
+            "num_heads": published_size(config, "num_attention_heads"),
+            "num_kv_heads": published_size(config, "num_key_value_heads"),
             "vocab_size": config.vocab_size,
             "max_positions": config.max_position_embeddings,
             "rms_norm_eps": config.rms_norm_eps,

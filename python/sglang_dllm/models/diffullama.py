@@ -15,7 +15,7 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.utils.hf_transformers_utils import get_rope_config
 
 from sglang_dllm.errors import ConfigError
-from sglang_dllm.models.configs import check_fields
+from sglang_dllm.models.configs import check_fields, published_size
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 from sglang_dllm.models.weights import rename_llama
 
@@ -36,7 +36,8 @@ class DiffuLlamaModel(DenseDiffusionLM):
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
-        head_dim = config.hidden_size // config.num_attention_heads
+        heads = published_size(config, "num_attention_heads")
+        head_dim = config.hidden_size // heads
         check_fields(config, "DiffuLlamaModel", _REQUIRED | {"head_dim": head_dim})
         rope_theta, rope = get_rope_config(config)
         rope_type = (rope or {}).get("rope_type", "default")
@@ -48,7 +49,7 @@ class DiffuLlamaModel(DenseDiffusionLM):
         shape = DenseShape.from_llama_config(
             config,
             qkv_bias=False,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=published_size(config, "intermediate_size"),
             rope_theta=rope_theta,
         )
         super().__init__(config, shape, quant_config, prefix)

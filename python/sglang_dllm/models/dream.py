@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 
+from sglang_dllm.models.configs import published_size
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 from sglang_dllm.models.weights import rename_llama
 
@@ -28,7 +29,7 @@ class DreamModel(DenseDiffusionLM):
         shape = DenseShape.from_llama_config(
             config,
             qkv_bias=True,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=published_size(config, "intermediate_size"),
             rope_theta=config.rope_theta,
         )
         super().__init__(config, shape, quant_config, prefix)

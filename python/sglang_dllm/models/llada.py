@@ -10,7 +10,7 @@ import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.models.utils import WeightsMapper
 
-from sglang_dllm.models.configs import check_fields
+from sglang_dllm.models.configs import check_fields, published_size
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 
 _TOP = {"wte": "embed_tokens", "ln_f": "norm", "ff_out": "lm_head"}
@@ -78,9 +78,9 @@ class LLaDAModelLM(DenseDiffusionLM):
         shape = DenseShape(
             hidden_size=config.d_model,
             num_layers=config.n_layers,
-            num_heads=config.n_heads,
-            num_kv_heads=config.n_kv_heads,
-            intermediate_size=config.mlp_hidden_size,
+            num_heads=published_size(config, "num_attention_heads"),
+            num_kv_heads=published_size(config, "num_key_value_heads"),
+            intermediate_size=published_size(config, "intermediate_size"),
             vocab_size=config.vocab_size,
             max_positions=config.max_sequence_length,
             rope_theta=config.rope_theta,

@@ -10,7 +10,8 @@ from typing import Any
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 
-from sglang_dllm.upstream.compat import PlatformPools
+from sglang_dllm.platform.ranks import RankBinding, end_without_core_dump
+from sglang_dllm.upstream.compat import PlatformPools, keep_nccl_away
 
 _KV_POOL_FRACTION = 0.1
 """Share of the machine's memory for weights and KV pool."""
@@ -23,6 +24,9 @@ class TorchCpuPlatform(CpuDeviceMixin, PlatformPools):
     """SGLang on plain torch CPU operators."""
 
     _enum = PlatformEnum.OOT
+
+    def __init__(self) -> None:
+        self._binding = RankBinding()
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Set the flags that the user did not give to values that work on a CPU."""
@@ -42,11 +46,17 @@ class TorchCpuPlatform(CpuDeviceMixin, PlatformPools):
             server_args.mem_fraction_static = _KV_POOL_FRACTION
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = _MAX_TOTAL_TOKENS
+        self._binding.set_for(server_args)
+        end_without_core_dump()
 
     def init_backend(self) -> None:
-        """Register the operators of ``platform.operators`` for SGLang's layers."""
+        """Register the operators of ``platform.operators`` for SGLang's layers.
+
+        SGLang calls this in each process that runs a model.
+        """
         from sglang_dllm.platform.operators import register
 
+        keep_nccl_away()
         register(self.get_dispatch_key_name())
 
     def get_device(self, local_rank: int = 0) -> str:

@@ -25,7 +25,7 @@ from sglang.srt.managers.schedule_batch import (
 from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, request_options
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.group import Group
-from sglang_dllm.decoding.guard import is_device_fault, text_of
+from sglang_dllm.decoding.guard import Guard, text_of
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
@@ -178,14 +178,13 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
         # SGLang's n > 1 first asks for an empty answer, to warm a prefix cache.
         req.finished_reason = FINISH_LENGTH(length=0)
         return None
-    try:
-        if req.dllm_algo_state is None:
+    if req.dllm_algo_state is None:
+        # A third party's code may raise anything.
+        with Guard(lambda error: _end(req, error), engine.denoiser.agree) as guard:
             req.dllm_algo_state = start(req, scheduler, engine)
-    except Exception as error:  # a third party's code may raise anything
-        if is_device_fault(error):
-            raise
-        _end(req, error)
-        return None
+        if guard.caught:
+            return None
+    assert req.dllm_algo_state is not None, "it has no canvas and no error"
     canvas: Canvas = req.dllm_algo_state.canvas
     if canvas.failure is not None:
         # It failed in the forward that was in flight when it was retracted.

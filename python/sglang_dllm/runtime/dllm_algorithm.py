@@ -9,6 +9,7 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.graphs import model_graphs
 from sglang_dllm.runtime.metrics import Metrics
@@ -20,7 +21,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
     """Owns the engine and runs its rounds.
 
     SGLang makes this object before it loads the model and the tokenizer. So the engine
-    is built when the scheduler first asks for it, in its first loop.
+    is built when the scheduler first asks for it, at the end of its own start-up.
     """
 
     _engine: DenoisingEngine | None = None
@@ -39,9 +40,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
         The arguments are SGLang's and not used: the engine packs its own forwards, and
         the first of a round may be in flight already.
         """
-        assert self._engine is not None, (
-            "a round runs before the scheduler's first loop"
-        )
+        assert self._engine is not None, "a round runs before the scheduler has started"
         self._engine.run_round()
         in_graph = self._engine.model.in_graph
         return LogitsProcessorOutput(None), [], None, None, in_graph
@@ -66,9 +65,10 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
         prelaunch = scheduler.device != "cpu"
+    agree = agreement_of(scheduler.tp_cpu_group)
     return DenoisingEngine(
-        Denoiser(facts, scheduler.device),
-        RunnerForward(runner, facts.vocab_size, metrics, graphs),
+        Denoiser(facts, scheduler.device, agree),
+        RunnerForward(runner, facts.vocab_size, metrics, graphs, agree),
         metrics,
         config.decode.steps_per_round,
         prelaunch,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.dllm.config import DllmConfig
 
+from sglang_dllm.config.parallel_limits import check_timeouts, check_tp_size
 from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
-from sglang_dllm.upstream.compat import in_effect
+from sglang_dllm.upstream.compat import in_effect, timeouts_are_shared
 
 SGLANG_NAME = "sglang_dllm"
 """The name of ``FullAttnAlgorithm`` in SGLang's table of algorithms.
@@ -69,6 +71,8 @@ def full_attn_config(server_args: Any, hf_config: Any) -> FullAttnDllmConfig:
         ConfigError: a flag, the YAML file or the checkpoint's config is wrong.
     """
     flags = in_effect(server_args)
+    check_tp_size(flags, hf_config)
+    check_timeouts(flags.tp_size, os.environ, timeouts_are_shared)
     return FullAttnDllmConfig(
         load_decode_config(
             flags.dllm_algorithm,

@@ -48,7 +48,7 @@ class ModelForward(Protocol):
         """Drop all captures. No forward may be in flight."""
         ...
 
-    def capture(self) -> None:
+    def recapture(self) -> None:
         """Capture what was dropped. Does nothing if nothing was.
 
         Canvases may be active; a capture touches none of them.

@@ -2,8 +2,8 @@
 
 ``--mem-fraction-static`` is the share of weights and KV pool. Graphs live in the rest,
 as SGLang's own do, and SGLang reserves nothing for ours. So where the flag is not
-given, SGLang's default is lowered by the estimate of this module. A given share is kept;
-if its rest does not hold the graphs, one warning says so.
+given, SGLang's default is lowered by the estimate of this module. A given share is
+kept. If its rest does not hold the graphs, one warning says so.
 
 **No GPU has checked the estimate yet.** It is made to be rather too high.
 """
@@ -15,8 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sglang_dllm.attention.backends import BACKENDS
+from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.static_group import StepShape
 from sglang_dllm.decoding.statistics import HEAD_ELEMENTS
+from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.runtime.graph_grid import Bucket, GraphGrid
+from sglang_dllm.runtime.step_grid import step_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +32,7 @@ GRAPH_BYTES = 8 * MIB
 reserves as much for one of its own."""
 
 INT_WORKSPACE = {"flashinfer": 8 * MIB}
-"""By attention backend, what a bucket takes whatever its size: FlashInfer's schedule."""
+"""By attention backend, what each bucket takes: FlashInfer's schedule."""
 
 LOGIT_BYTES = 12
 """Of a logit at its peak: in the dtype of the head, in float32, and one more copy."""
@@ -109,11 +114,15 @@ def estimate_graph_memory(
     buckets = {*forwards, *((step.num_canvases, step.length) for step in steps)}
     if not buckets:
         return GraphMemory()
+    most_windows = max(num for num, _ in buckets)
     each = INT_WORKSPACE.get(attention_backend, 0)
     # Slots are int32. A window's four numbers in int64 for each token are small change.
     attention = sum(
         each + num * (4 * max_canvas_len + 32 * length) for num, length in buckets
     )
+    if steps:
+        # The prompts and the slots of the canvases whose steps are captured.
+        attention += 16 * most_windows * max_canvas_len
     # Of one layer at a time: the residual, the normed input, queries, keys, values and
     # the output, then both halves of the MLP and their product.
     per_token = (8 * size.hidden_size + 3 * size.mlp_size) * size.bytes_per_number
@@ -129,16 +138,70 @@ def estimate_graph_memory(
     )
 
 
+def declared(
+    flags: Any, model_config: Any
+) -> tuple[Sequence[Bucket], Sequence[StepShape]]:
+    """The forwards and the steps that a server with these flags would capture.
+
+    The longest canvas is that of the model: how many tokens the KV pool has is not
+    known yet. Steps that Python has to see are listed, too.
+
+    Args:
+        flags: SGLang's, as far as they are resolved.
+        model_config: SGLang's ``ModelConfig``.
+    """
+    backend = next(
+        (one for one in BACKENDS if one.flag == flags.attention_backend), None
+    )
+    if (
+        flags.device != "cuda"
+        or flags.tp_size > 1
+        or backend is None
+        or not backend.attention_class.can_be_captured
+    ):
+        return (), ()
+    family = FAMILIES[model_config.hf_config.architectures[0]]
+    config = load_decode_config(
+        flags.dllm_algorithm, family, flags.dllm_algorithm_config
+    )
+    grid = GraphGrid.declared(
+        flags,
+        family,
+        block_size=getattr(config.resolve({}).options, "block_size", None),
+        max_canvas_len=model_config.context_len,
+    )
+    return grid.buckets, step_shapes(grid.buckets)
+
+
+def reserve(
+    flags: Any, model_config: Any, given: float | None, device_bytes: int
+) -> None:
+    """Let the graphs of a server have their memory, before SGLang sizes the KV pool.
+
+    Args:
+        flags: SGLang's; its resolved ``mem_fraction_static`` is written.
+        model_config: SGLang's ``ModelConfig``.
+        given: the share that the user asked for; None where SGLang chose it.
+        device_bytes: of the whole device.
+    """
+    forwards, steps = declared(flags, model_config)
+    memory = estimate_graph_memory(
+        ModelSize.of_model_config(model_config, flags.tp_size),
+        forwards,
+        steps,
+        model_config.context_len,
+        flags.attention_backend,
+    )
+    settle_fraction(flags, given, memory.total, device_bytes)
+
+
 def settle_fraction(
     flags: Any, given: float | None, needed: int, device_bytes: int
 ) -> None:
-    """Let the graphs have their memory, before SGLang sizes the KV pool.
+    """Lower a share that SGLang chose, or warn of one that is too large.
 
     Args:
-        flags: with SGLang's resolved ``mem_fraction_static``, which is written.
-        given: the share that the user asked for; None where SGLang chose it.
-        needed: bytes of the graphs.
-        device_bytes: of the whole device.
+        needed: bytes of the graphs. The others are those of ``reserve``.
     """
     if not needed:
         return

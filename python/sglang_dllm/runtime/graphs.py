@@ -18,12 +18,15 @@ import torch
 from tqdm import tqdm
 
 from sglang_dllm.attention.backends import backend_of
+from sglang_dllm.attention.plan import DUMMY_SLOT, AttentionPlan
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import is_device_fault
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
+from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
+from sglang_dllm.decoding.window import Window
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.forward_graph import ForwardGraph
 from sglang_dllm.runtime.graph_capture import Capture, CudaCapture
@@ -152,11 +155,14 @@ class CanvasGraphs:
     has_exact_pool: bool = True
     steps: StepGraphs | None = None
     _forwards: dict[Bucket, ForwardGraph] = field(default_factory=dict)
+    _decoding: Decoding | None = None
+    _shows_progress: bool = False
+    _is_dropped: bool = False
 
     def capture_grid(
         self, decoding: Decoding | None, shows_progress: bool = False
     ) -> None:
-        """Capture all that the grid declares. No request may be active.
+        """Capture all that the grid declares, over fillers: canvases may be active.
 
         The largest come first: the smaller ones then fit into their memory. A graph for
         which the memory of the device is too small is left out, and runs eagerly.
@@ -165,7 +171,10 @@ class CanvasGraphs:
             decoding: whose steps are captured, too; None for forwards alone.
         """
         self.drop()
+        self._is_dropped = False
+        self._decoding, self._shows_progress = decoding, shows_progress
         begin, before = time.perf_counter(), self._free_bytes()
+        self.run_eagerly()
         steps = (
             None
             if decoding is None
@@ -200,10 +209,33 @@ class CanvasGraphs:
             f"; {num_failed} failed and run eagerly" if num_failed else "",
         )
 
+    def run_eagerly(self) -> None:
+        """Run a forward that no graph holds, so that its kernels are compiled.
+
+        It has a full window and one that reads the pool, and every statistic. Its keys
+        and values go to the slot that no canvas owns.
+        """
+        device = self.parts.attention.device
+        slots = torch.full((32,), DUMMY_SLOT, device=device)
+        windows = [Window(0, 32, 32), Window(0, 16, 32, slots)]
+        every = torch.arange(48, device=device)
+        plan = AttentionPlan(windows, every)
+        self.parts.attention.plan(plan)
+        hidden = self.parts.hidden(torch.zeros_like(every), every % 32, plan)
+        logits = Logits.of_hidden(hidden, self.parts.head, self.facts.vocab_size)
+        for statistic in (PROBABILITY, MARGIN, Statistic("negative_entropy")):
+            logits.measure(statistic, self.facts.mask_id)
+
     def drop(self) -> None:
         """Forget the captures, for example because the weights have moved."""
         self._forwards.clear()
         self.steps = None
+        self._is_dropped = True
+
+    def recapture(self) -> None:
+        """Capture again what was dropped. Does nothing if nothing was."""
+        if self._is_dropped:
+            self.capture_grid(self._decoding, self._shows_progress)
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -217,16 +249,15 @@ class CanvasGraphs:
         )
         return captured.why_eager(canvases)
 
-    def launch(self, packed: PackedForward) -> Logits:
+    def launch(self, packed: PackedForward) -> torch.Tensor:
         """Replay a forward that the gate lets pass. The host does not wait.
 
         Returns:
-            The logits of ``packed.logits_indices``.
+            The hidden states ``(N, H)`` of ``packed.logits_indices``.
         """
         bucket = self.grid.fit(packed.lens)
         assert bucket is not None, "no bucket holds the forward"
-        hidden = self._forwards[bucket].run(packed)
-        return Logits.of_hidden(hidden, self.parts.head, self.facts.vocab_size)
+        return self._forwards[bucket].run(packed)
 
     def launch_step(self, group: Group) -> bool:
         """Replay a whole step of canvases that the gate lets pass; False if no capture

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+import logging
 from typing import Any
 
+import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.decoding.agreement import Agree, Event, alone
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
@@ -15,6 +17,8 @@ from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 from sglang_dllm.runtime.graphs import CanvasGraphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
+
+logger = logging.getLogger(__name__)
 
 
 class RunnerForward:
@@ -25,6 +29,7 @@ class RunnerForward:
         vocab_size: V of the logits.
         metrics: counts launches.
         graphs: run forwards and whole steps. None where there are none.
+        agree: of the tensor-parallel ranks.
         in_graph: whether the last forward ran in a graph.
     """
 
@@ -34,11 +39,13 @@ class RunnerForward:
         vocab_size: int,
         metrics: Metrics,
         graphs: CanvasGraphs | None = None,
+        agree: Agree = alone,
     ) -> None:
         self.runner = runner
         self.vocab_size = vocab_size
         self.metrics = metrics
         self.graphs = graphs
+        self.agree = agree
         self.in_graph = False
         self._packed: PackedForward | None = None
         self._batch: CanvasForwardBatch | None = None
@@ -50,14 +57,12 @@ class RunnerForward:
         self.in_graph = reason is None
         if graphs is not None and reason is None:
             self.metrics.launched("forward_graph")
-            return graphs.launch(packed)
+            return self._logits(graphs.launch(packed), graphs.parts.template)
         self.metrics.launched("eager", reason or "")
         plan = AttentionPlan(packed.windows, packed.logits_indices)
         batch = self._batch_of(packed, plan)
         out = self.runner.forward(batch, pp_proxy_tensors=None)
-        # SGLang's head reads nothing of the forward batch but the kind of forward.
-        head = partial(self.runner.model.logits, forward_batch=batch)
-        return Logits.of_hidden(out.logits_output.hidden_states, head, self.vocab_size)
+        return self._logits(out.logits_output.hidden_states, batch)
 
     def launch_step(self, group: Group) -> bool:
         """Start a captured step of a group, if a capture holds it."""
@@ -69,6 +74,29 @@ class RunnerForward:
         self.metrics.launched("step_graph")
         self.in_graph = True
         return True
+
+    def weights_changed(self) -> None:
+        """Drop the graphs, which read the weights where they were."""
+        if self.graphs is not None:
+            self.graphs.drop()
+            logger.info("CUDA graphs are dropped: weights or KV pool change")
+
+    def recapture(self) -> None:
+        """Capture the graphs that were dropped."""
+        if self.graphs is not None:
+            self.graphs.recapture()
+
+    def _logits(self, hidden: torch.Tensor, forward_batch: Any) -> Logits:
+        """The logits of hidden states ``(N, H)``, which are computed when asked for."""
+
+        def head(some: torch.Tensor) -> torch.Tensor:
+            # An algorithm may ask for logits, and may fail before it does.
+            self.agree(Event.HEAD)
+            # SGLang's head reads nothing of the batch but the kind of forward.
+            logits: torch.Tensor = self.runner.model.logits(some, forward_batch)
+            return logits
+
+        return Logits.of_hidden(hidden, head, self.vocab_size)
 
     def _batch_of(
         self, packed: PackedForward, plan: AttentionPlan

@@ -111,7 +111,7 @@ def after_weights_change(scheduler: Any) -> None:
     # Only newer versions of SGLang have sessions of updates.
     is_open = getattr(updater, "_session", None) is not None
     if not is_open and not updater.offload_tags:
-        engine_of(scheduler).model.capture()
+        engine_of(scheduler).model.recapture()
 
 
 def _hand_out(scheduler: Any, running_batch: ScheduleBatch, reqs: list[Req]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,26 @@ def read_model_config(server_args: Any) -> Any:
     return None
 
 
+def model_config(server_args: Any) -> Any:
+    """SGLang's model config, which it reads now if it has not yet.
+
+    0.5.17: a method of the record. 0.5.23: a function.
+    """
+    if hasattr(server_args, "get_model_config"):
+        return server_args.get_model_config()
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+
+    return model_config_of(server_args)
+
+
+def device_mebibytes(device: str) -> float | None:
+    """The memory of a device; None where it is not known."""
+    from sglang.srt.utils import get_device_memory_capacity
+
+    found: float | None = get_device_memory_capacity(device)
+    return found
+
+
 # Requests and their slots
 
 
@@ -185,6 +206,43 @@ def report_round(reporter: Any, in_graph: bool, batch: Any, num_tokens: int) -> 
         reporter.report_decode_stats(
             in_graph, running_batch=batch, num_correct_drafts=more
         )
+
+
+# Ranks
+
+
+def num_thread_bindings(server_args: Any) -> int:
+    """The entries that SGLang expects in ``SGLANG_CPU_OMP_THREADS_BIND``.
+
+    0.5.17: one for each tensor-parallel rank. 0.5.23: one for each process.
+    """
+    from sglang.srt.utils.numa_utils import init_threads_binding
+
+    tp_size: int = server_args.tp_size
+    if _takes(init_threads_binding, "world_size"):
+        return tp_size * int(server_args.dp_size)
+    return tp_size
+
+
+def keep_nccl_away() -> None:
+    """Let the ranks of a platform without CUDA talk through gloo alone.
+
+    0.5.17: SGLang opens NCCL wherever it finds the library, which a CUDA build of torch
+    brings, and then needs a CUDA device. Without the library it goes on with gloo; so
+    we name one that is not there. 0.5.23: the platform's capabilities say no.
+    """
+    if not hasattr(SRTPlatform, "capabilities"):
+        os.environ.setdefault("SGLANG_NCCL_SO_PATH", "no-nccl-on-a-cpu")
+
+
+def timeouts_are_shared() -> bool:
+    """True if all ranks end a request for its timeout in the same round.
+
+    0.5.17: each rank asks its own clock. 0.5.23: one rank's clock decides.
+    """
+    from sglang.srt.managers.scheduler import Scheduler
+
+    return hasattr(Scheduler, "_poll_timeout_aborts")
 
 
 # Platform
