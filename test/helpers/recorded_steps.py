@@ -124,7 +124,7 @@ class PoolModel:
             firsts: ``(T,)``: the first slot of each token's canvas.
         """
         self.pool.index_put_((slots,), ids + 1)
-        places = (firsts[:, None] + torch.arange(ROOM, device=self.pool.device)).clamp(
+        places = (firsts[:, None] + torch.arange(ROOM, device=ids.device)).clamp(
             max=len(self.pool) - 1
         )
         canvas = (self.pool[places] * self.factors).sum(dim=1)
@@ -166,5 +166,5 @@ class RecordedDecoder(Decoder):
         if group is not None and self.model.launch_step(group):
             self.denoiser.commit_captured()
         else:
-            self.denoiser.commit(self.model.launch(self.denoiser.pack()))
+            self.denoiser.commit(self.model.launch(self.denoiser.pack(), ()))
         self.sync()
