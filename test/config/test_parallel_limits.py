@@ -14,6 +14,9 @@ from sglang_dllm.models.configs import DreamConfig, LLaDAConfig, LLaDAMoEConfig
 LLADA_8B = LLaDAConfig(mlp_hidden_size=12288)
 DREAM_7B = DreamConfig(num_key_value_heads=4)
 LLADA_MOE = LLaDAMoEConfig()
+ONE_KV_HEAD = DreamConfig(
+    num_attention_heads=8, num_key_value_heads=1, intermediate_size=64
+)
 
 
 def check(config: Any, tp_size: int, ep_size: int = 1) -> None:
@@ -24,9 +27,10 @@ def check(config: Any, tp_size: int, ep_size: int = 1) -> None:
     ("config", "fits"),
     [
         (LLADA_8B, (1, 2, 4, 8, 16, 32)),
-        # 28 heads; 4 heads of keys and values, which 28 ranks would repeat.
-        (DREAM_7B, (1, 2, 4, 28)),
+        (DREAM_7B, (1, 2, 4)),
         (LLADA_MOE, (1, 2, 4, 8, 16)),
+        # All ranks repeat the only head of keys and values.
+        (ONE_KV_HEAD, (1, 2, 4, 8)),
     ],
 )
 def test_what_fits(config: Any, fits: tuple[int, ...]) -> None:
@@ -43,7 +47,7 @@ def test_the_message_names_field_and_allowed_values() -> None:
         check(DREAM_7B, 7)
     assert str(error.value) == (
         "--tp-size=7 does not fit the checkpoint's num_key_value_heads=4; "
-        "expected 1, 2, 4 or 28"
+        "expected 1, 2 or 4"
     )
 
 
