@@ -64,6 +64,7 @@ class InProcess:
             forward_ct_decode=0,
             report_decode_stats=lambda *args, **kwargs: None,
         )
+        self.weight_updater = SimpleNamespace(offload_tags=set())
         self.waiting_queue: list[Any] = []
         self.running_batch = SimpleNamespace(reqs=[], batch_is_full=False)
         self.tp_worker = SimpleNamespace(
@@ -81,7 +82,6 @@ class InProcess:
         steps_per_round: int = 1,
         prelaunch: bool = False,
         graphs: Any = None,
-        steps: Any = None,
     ) -> None:
         """Begin again with other rounds or other graphs. No request may be active."""
         from sglang.srt.distributed import get_tp_group
@@ -89,11 +89,12 @@ class InProcess:
         assert not self.requests, "requests are being decoded"
         agree = agreement_of(get_tp_group().cpu_group)
         self.denoiser = Denoiser(self.facts, self.runner.device, agree)
+        metrics = Metrics(None)
         self.model = RunnerForward(
-            self.runner, self.facts.vocab_size, graphs, steps, agree
+            self.runner, self.facts.vocab_size, metrics, graphs, agree
         )
         self.engine = DenoisingEngine(
-            self.denoiser, self.model, Metrics(None), steps_per_round, prelaunch
+            self.denoiser, self.model, metrics, steps_per_round, prelaunch
         )
 
     @property

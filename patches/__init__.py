@@ -3,7 +3,8 @@
 A module holds the hooks on one upstream module; ``attention_backends`` holds those on
 all attention backends, which one factory makes.
 
-``python -m sglang_dllm.patches`` writes README.md from the hooks.
+``python -m sglang_dllm.patches`` writes README.md from the hooks, and the contract with
+SGLang from all of our code.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from sglang_dllm.patches import (
     attention_backends,
     dllm_config,
     dllm_scheduler,
+    gpu_memory,
     http_server,
     scheduler,
     server_args,
     tokenizer_manager,
+    weight_updater,
 )
 from sglang_dllm.upstream.hooks import HookSet
 
@@ -23,11 +26,12 @@ HOOKS = HookSet(
     hooks=(
         *dllm_config.HOOKS,
         *server_args.HOOKS,
+        *gpu_memory.HOOKS,
         *dllm_scheduler.HOOKS,
         *scheduler.HOOKS,
+        *weight_updater.HOOKS,
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
-    ),
-    gate=dllm_config.GATE,
+    )
 )

@@ -17,7 +17,29 @@ from typing import Any
 from sglang_dllm.upstream.hooks import Hook
 
 
+def require_contract(algorithm: str | None) -> None:
+    """End the launch of an algorithm of ours where the contract is known as broken.
+
+    Its name decides. The model's architecture and the resolved flags may be out of
+    reach: nobody knows what is left of SGLang's shape.
+
+    Raises:
+        UpstreamContractError: the contract is broken, and the algorithm is ours.
+    """
+    from sglang_dllm.decoding.registry import algorithms
+    from sglang_dllm.patches import HOOKS
+    from sglang_dllm.upstream.launch import is_of_another_plugin
+
+    if algorithm in algorithms() and not is_of_another_plugin(algorithm):
+        HOOKS.verify()
+
+
 def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
+    from sglang_dllm.patches import HOOKS
+
+    if HOOKS.problem is not None:
+        require_contract(server_args.dllm_algorithm)
+        return original(server_args)
     from sglang_dllm.upstream import compat
 
     flags = compat.in_effect(server_args)
@@ -28,10 +50,9 @@ def _from_server_args(original: Callable[..., Any], server_args: Any) -> Any:
 
     if not decodes(flags.dllm_algorithm, architecture_of(flags)):
         return original(server_args)
-    from sglang_dllm.patches import HOOKS
+    HOOKS.verify()
     from sglang_dllm.runtime.dllm_config import full_attn_config, hf_config_of
 
-    HOOKS.verify()
     return full_attn_config(server_args, hf_config_of(server_args))
 
 
@@ -42,6 +63,7 @@ GATE = Hook(
     "this is also where all hooks are verified",
     contract=("server_args",),
     remove_when="upstream lets models declare mask id, block size, full prefill",
+    always=True,
 )
 
 HOOKS = (GATE,)

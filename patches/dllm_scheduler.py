@@ -19,6 +19,15 @@ def is_ours(scheduler: Any) -> bool:
     return getattr(scheduler.dllm_config, "needs_full_prefill", False)
 
 
+def _init_diffusion_llm(original: Callable[..., Any], scheduler: Any) -> None:
+    original(scheduler)
+    if is_ours(scheduler):
+        from sglang_dllm.runtime.rounds import engine_of
+
+        # Here the CUDA graphs are captured, and the server is not ready yet.
+        engine_of(scheduler)
+
+
 def _get_new_batch_dllm(
     original: Callable[..., Any], scheduler: Any, running_batch: Any
 ) -> Any:
@@ -43,6 +52,14 @@ _MIXIN = "sglang.srt.dllm.mixin.scheduler.SchedulerDllmMixin"
 _REMOVE_WHEN = "upstream has a scheduling interface per kind of dLLM"
 
 HOOKS = (
+    Hook(
+        target=f"{_MIXIN}.init_diffusion_llm",
+        fn=_init_diffusion_llm,
+        why="the engine is built, and its CUDA graphs are captured, before the server "
+        "says that it is ready",
+        contract=("self",),
+        remove_when="upstream lets a dLLM algorithm prepare itself at start-up",
+    ),
     Hook(
         target=f"{_MIXIN}.get_new_batch_dllm",
         fn=_get_new_batch_dllm,

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sglang_dllm.errors import ConfigError, UpstreamContractError
+from sglang_dllm.patches.dllm_config import require_contract
 from sglang_dllm.upstream.hooks import Hook
 
 _OLD_FLAG, _FLAG = "--cuda-graph-max-bs", "--cuda-graph-max-bs-decode"
@@ -42,6 +43,10 @@ def _handle_missing_default_values(
     # A name of ours is ours, as in ``config.server.decodes``.
     is_theirs = algorithm not in algorithms() and is_of_another_plugin(algorithm)
     if architecture in FAMILIES and not is_theirs:
+        from sglang_dllm.patches import HOOKS
+
+        # A field that SGLang does not have any more must not end in an AttributeError.
+        HOOKS.verify()
         defaults = compat.flag_defaults(server_args)
         compat.set_flags(
             server_args,
@@ -57,7 +62,8 @@ def _settle(original: Callable[..., Any], server_args: Any) -> None:
     with _ends_in_one_line(server_args):
         if HOOKS.problem is None:
             _handle_missing_default_values(original, server_args)
-        else:  # the gate says so, if the launch is ours
+        else:
+            require_contract(server_args.dllm_algorithm)
             original(server_args)
 
 
@@ -70,9 +76,13 @@ def _handle_dllm_inference(original: Callable[..., Any], server_args: Any) -> No
     from sglang.srt.dllm.config import DllmConfig
 
     from sglang_dllm.config.server import decodes
+    from sglang_dllm.patches import HOOKS
     from sglang_dllm.upstream import compat
     from sglang_dllm.upstream.launch import architecture_of
 
+    if HOOKS.problem is not None:
+        original(server_args)
+        return
     with _ends_in_one_line(server_args):
         flags = compat.in_effect(server_args)
         if decodes(flags.dllm_algorithm, architecture_of(flags)):
@@ -165,5 +175,6 @@ HOOKS = (
         "`--cuda-graph-max-bs` of d3LLM's launch lines is accepted",
         contract=("argv",),
         remove_when="upstream reports ValueError of flags in one line",
+        always=True,
     ),
 )

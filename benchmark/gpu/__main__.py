@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import sys
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +47,14 @@ CASE_SECONDS = 15.0
 PROFILE_SECONDS = 60.0
 """The time that is kept for the traces. They come last, because the profiler leaves the
 server slower."""
+
+
+ESTIMATED = re.compile(r"CUDA graphs take about (\d+) MiB")
+CAPTURED = re.compile(
+    r"CUDA graphs: (\d+) forwards and (\d+) steps captured "
+    r"in ([\d.]+) s and (-?\d+) MiB"
+)
+"""What a server logs of its graphs (``runtime.graph_memory``, ``runtime.graphs``)."""
 
 
 class Run:
@@ -122,7 +132,8 @@ class Run:
             stack.callback(server.stop)
             began = time.monotonic()
             base_url = server.wait_until_ready().base_url
-            print(f"server up in {time.monotonic() - began:.0f} s", flush=True)
+            for row in start_rows(time.monotonic() - began, server.tail(100_000)):
+                self.results.add("machine", row)
             client = steps.Requests(base_url, self.left)
             self.measure_steps(client)
             self.measure_outside(client, folder / "traces")
@@ -132,7 +143,7 @@ class Run:
     def flags(self) -> list[str]:
         dtype = "bfloat16" if self.shape.dtype_bytes == 2 else "float32"
         flags = [
-            *("--load-format", "dummy", "--dtype", dtype, "--log-level", "warning"),
+            *("--load-format", "dummy", "--dtype", dtype, "--log-level", "info"),
             *("--dllm-algorithm", DEFAULT_ALGORITHM),
             *("--max-running-requests", str(max(16, self.sizes.most_requests))),
             *("--max-prefill-tokens", str(max(16384, self.sizes.most_tokens))),
@@ -171,6 +182,21 @@ class Run:
             raise steps.StepError("its step was not measured")
         row = traces.measure_outside(client, case, measured[case.name], folder)
         self.results.add("outside", row)
+
+
+def start_rows(seconds: float, log: str) -> list[dict[str, Any]]:
+    """The start-up of a server, and the CUDA graphs that its log tells of."""
+    found: list[tuple[str, float, str]] = [("server start", seconds, "s")]
+    if about := ESTIMATED.search(log):
+        found.append(("CUDA graphs, estimated memory", float(about[1]), "MiB"))
+    if captured := CAPTURED.search(log):
+        names = "forwards", "steps", "capture", "memory"
+        units = "", "", "s", "MiB"
+        found += [
+            (f"CUDA graphs, {name}", float(value), unit)
+            for name, value, unit in zip(names, captured.groups(), units, strict=True)
+        ]
+    return [{"name": name, "value": value, "unit": unit} for name, value, unit in found]
 
 
 def build_parser() -> argparse.ArgumentParser:

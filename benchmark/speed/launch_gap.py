@@ -38,7 +38,7 @@ from sglang_dllm.attention.plan import AttentionPlan, KVWrites
 from sglang_dllm.attention.sdpa import SDPACanvasAttention, SDPAForward, attend
 
 WAYS = ("forward", "step")
-"""What a graph holds."""
+"""The contents of a graph."""
 
 CANVAS_LEN = 512
 
@@ -72,7 +72,7 @@ class BucketAttention(SDPACanvasAttention):
     can_be_captured = True
 
     def new_bucket(
-        self, num_windows: int, length: int, writes: KVWrites
+        self, num_windows: int, length: int, max_canvas_len: int, writes: KVWrites
     ) -> WindowSlots:
         return WindowSlots(writes, [], [])
 
@@ -165,27 +165,22 @@ class Gaps:
 
     def graphs(self, num: int, way: str) -> dict[str, Any]:
         """The graphs of an engine."""
-        from sglang_dllm.runtime.graph_buckets import GraphLimits, window_lengths
-        from sglang_dllm.runtime.graphs import WindowGraphs
-        from sglang_dllm.runtime.step_grid import new_step_graphs, step_shapes
+        from sglang_dllm.runtime.graph_grid import SPAN_LENGTHS, Bucket, GraphGrid
+        from sglang_dllm.runtime.graphs import CanvasGraphs
+        from sglang_dllm.runtime.window_forward import ModelParts
 
         model, args = self.model, self.args
-        upstream = model.runner.attn_backend
-        attention = upstream.canvas_attention = BucketAttention("cpu", CANVAS_LEN)
-        limits = GraphLimits((num,), window_lengths(model.facts))
-        made = WindowGraphs(
-            model.runner.model, model.facts, attention, upstream, limits, self.noted
-        )
-        if way == "forward":
-            return {"graphs": made}
-        decode = model.dllm_config.decode
+        model.runner.attn_backend.canvas_attention = BucketAttention("cpu")
+        shift = model.facts.family.shift
+        grid = GraphGrid(tuple(Bucket(num, n + shift) for n in SPAN_LENGTHS))
+        parts = ModelParts.of(model.runner)
+        made = CanvasGraphs(parts, model.facts, grid, CANVAS_LEN, self.noted)
         options = {"algorithm": args.algorithm, **options_of(args)}
-        steps = new_step_graphs(made, decode.resolve(options))
-        if steps is None:
+        decoding = model.dllm_config.decode.resolve(options)
+        made.capture_grid(decoding if way == "step" else None)
+        if way == "step" and made.steps is None:
             raise ValueError(f"steps of {args.algorithm} are not captured")
-        for shape in step_shapes(limits.batch_sizes, limits.lengths):
-            steps.capture(shape)
-        return {"steps": steps}
+        return {"graphs": made}
 
     def noted(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """A capture that captures nothing and notes each replay."""

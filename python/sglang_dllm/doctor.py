@@ -11,9 +11,10 @@ import warnings
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TextIO
 
-from sglang_dllm import SUPPORTED_SGLANG, __version__
+from sglang_dllm import __version__
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.upstream import versions
 
 
 def report(out: TextIO) -> int:
@@ -38,11 +39,12 @@ def _check_versions(out: TextIO) -> str | None:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "missing"
-    versions = ", ".join(f"{name} {number}" for name, number in found.items())
+    numbers = ", ".join(f"{name} {number}" for name, number in found.items())
     _line(out, "python", platform.python_version())
-    _line(out, "versions", f"sglang-dllm {__version__}, {versions}")
-    if found["sglang"] not in SUPPORTED_SGLANG:
-        return f"pip install sglang=={SUPPORTED_SGLANG[-1]}"
+    _line(out, "versions", f"sglang-dllm {__version__}, {numbers}")
+    if found["sglang"] == "missing":
+        return f"pip install '{versions.REQUIREMENT}'"
+    _line(out, "sglang", versions.describe(found["sglang"]))
     return None
 
 
@@ -106,7 +108,8 @@ def _check_hooks(out: TextIO) -> str | None:
         HOOKS.verify()
     except UpstreamContractError as error:
         return str(error)
-    _line(out, "hooks", f"{len(HOOKS.hooks)} of {len(HOOKS.hooks)} applied")
+    _line(out, "contract", "SGLang has all that sglang-dllm uses of it")
+    _line(out, "hooks", f"{len(HOOKS.originals)} applied")
     from sglang.srt.dllm.algorithm import algo_name_to_cls
     from sglang.srt.models.registry import ModelRegistry
 

@@ -27,12 +27,13 @@ def register() -> None:
     SGLang calls this in the launching process and in every scheduler.
     """
     from sglang_dllm.models.configs import register_configs
-    from sglang_dllm.patches import HOOKS
+    from sglang_dllm.patches import HOOKS, gpu_memory
     from sglang_dllm.patches.server_args import add_resolution_steps
 
     register_configs()
     HOOKS.install()
     add_resolution_steps()
+    gpu_memory.add_resolution_step()
     if HOOKS.problem is None:
         _register_models()
         _register_algorithms()

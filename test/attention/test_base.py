@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from helpers.attention_batches import (
+    MAX_LEN,
     WINDOWS,
     Batch,
     assert_right,
@@ -21,6 +22,7 @@ from helpers.attention_batches import (
     graph_windows,
     moved,
     plain_canvas_attention,
+    plan_bucket,
     plan_of,
     pool_size,
     random_batch,
@@ -29,11 +31,10 @@ from helpers.flashinfer_shadows import attention_for, half_batch
 from helpers.sync_detector import SyncDetector
 from sglang_dllm.attention import triton as triton_module
 from sglang_dllm.attention.base import CanvasAttention, LayerPool
-from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.attention.plan import AttentionPlan, KVWrites
 from sglang_dllm.attention.sdpa import SDPACanvasAttention
 from sglang_dllm.attention.triton import TritonCanvasAttention
 
-MAX_LEN = 160
 HEADS = pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=["mha", "gqa"])
 Make = Callable[[Batch], CanvasAttention[Any]]
 
@@ -54,7 +55,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], torch.Tensor]
 @pytest.fixture(params=["flashinfer", "triton"])
 def make(request: pytest.FixtureRequest, launches: list) -> Make:
     if request.param == "triton":
-        return lambda batch: TritonCanvasAttention("cpu", MAX_LEN)
+        return lambda batch: TritonCanvasAttention("cpu")
     return attention_for
 
 
@@ -104,8 +105,8 @@ def test_a_plan_asks_the_device_for_nothing(name: str, launches: list) -> None:
     """FlashInfer is missing here: its shadows look at what they are given."""
     plan = plan_of(WINDOWS[name])
     for attention in (
-        TritonCanvasAttention("cpu", MAX_LEN),
-        SDPACanvasAttention("cpu", 0),
+        TritonCanvasAttention("cpu"),
+        SDPACanvasAttention("cpu"),
     ):
         with SyncDetector():
             attention.plan(AttentionPlan(plan.windows, plan.logits_indices))
@@ -178,7 +179,7 @@ def test_a_graph_is_replayed_for_other_canvases(
     size, dtype = 200, torch.bfloat16
     first = random_batch(plan_of(graph_windows(9, 40, 12)), size, heads, dtype=dtype)
     attention = make(first)
-    attention.plan(first.plan, graph=True)
+    plan_bucket(attention, first.plan)
     # FlashInfer's wrappers would get a contiguous copy of q, which no replay fills.
     static = replace(first, q=first.q.contiguous()).copy()
     recorded = RecordedLayer(attention, static, launches)
@@ -191,8 +192,8 @@ def test_a_graph_is_replayed_for_other_canvases(
         plan = plan_of(graph_windows(*lens), seed + 1)
         batch = random_batch(plan, size, heads, dtype=dtype, seed=seed + 1)
         attention.plan(plan_of(WINDOWS["interleaved"]))
-        attention.plan(plan, graph=True)
-        attention.plan(other_bucket, graph=True)
+        plan_bucket(attention, plan)
+        plan_bucket(attention, other_bucket)
         out = recorded.replay(batch)
         wanted, *pools = expected(batch)
         torch.testing.assert_close(out.float(), wanted, atol=1e-2, rtol=1e-2)
@@ -213,7 +214,7 @@ def test_padding_of_a_graph_leaves_real_tokens_and_slots_alone(make: Make) -> No
     for name in ("k", "v"):
         qkv[name][7:] += 1.0
     attention = make(batch)
-    attention.plan(padded, graph=True)
+    plan_bucket(attention, padded)
     own = replace(batch.copy(), plan=padded, **qkv)
     out = attention.run(own.q, own.k, own.v, own.layer_pool, own.scale)
     wanted, *pools = expected(batch)
@@ -222,30 +223,24 @@ def test_padding_of_a_graph_leaves_real_tokens_and_slots_alone(make: Make) -> No
     assert torch.equal(own.v_pool[1:], pools[1][1:])
 
 
-@pytest.mark.parametrize(
-    ("windows", "said"),
-    [
-        ([(0, 4, 9, True), (0, 5, 9, True)], "one length"),
-        ([(0, 4, 9, True), (0, 4, 4, False)], "a window needs"),
-        ([(0, 4, MAX_LEN + 1, True)], "up to 160"),
-    ],
-)
-def test_a_graph_refuses_other_windows(windows: list, said: str, make: Make) -> None:
+def test_a_bucket_refuses_a_window_without_slots(make: Make) -> None:
     attention = make(half_batch("windows", (4, 2)))
-    with pytest.raises(ValueError, match=said):
-        attention.plan(plan_of(windows), graph=True)
+    plan = plan_of([(0, 4, 9, True), (0, 4, 4, False)])
+    bucket = attention.new_bucket(2, 4, MAX_LEN, KVWrites(slice(None), torch.zeros(8)))
+    with pytest.raises(ValueError, match="a window needs"):
+        attention.fill_bucket(bucket, plan)
 
 
 def test_a_backend_without_fixed_buffers_says_so() -> None:
-    attention = SDPACanvasAttention("cpu", MAX_LEN)
+    attention = SDPACanvasAttention("cpu")
     assert not attention.can_be_captured
     with pytest.raises(NotImplementedError, match="SDPACanvasAttention"):
-        attention.plan(plan_of(graph_windows(9)), graph=True)
+        plan_bucket(attention, plan_of(graph_windows(9)))
 
 
 def on_gpu(backend: str, batch: Batch, **settings: Any) -> CanvasAttention[Any]:
     if backend == "triton":
-        return TritonCanvasAttention("cuda", MAX_LEN)
+        return TritonCanvasAttention("cuda")
     return attention_for(batch, shadows=False, **settings)
 
 
@@ -282,7 +277,7 @@ def test_a_cuda_graph_is_replayed_for_other_canvases(
             static.q, static.k, static.v, static.layer_pool, static.scale
         )
 
-    attention.plan(static.plan, graph=True)
+    plan_bucket(attention, static.plan)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -296,7 +291,7 @@ def test_a_cuda_graph_is_replayed_for_other_canvases(
         for name in ("q", "k", "v", "k_pool", "v_pool"):
             getattr(static, name).copy_(getattr(batch, name))
         attention.plan(batch_of(4).plan)
-        attention.plan(batch.plan, graph=True)
+        plan_bucket(attention, batch.plan)
         graph.replay()
         wanted, *pools = expected(batch.to("cpu"))
         torch.testing.assert_close(out.float().cpu(), wanted, atol=1e-2, rtol=1e-2)

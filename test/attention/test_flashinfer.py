@@ -20,8 +20,10 @@ from helpers.attention_batches import (
     WINDOWS,
     Batch,
     assert_right,
+    buckets_of,
     graph_windows,
     moved,
+    plan_bucket,
     plan_of,
     pool_size,
     random_batch,
@@ -126,11 +128,11 @@ def test_a_graph_is_planned_again_only_for_other_canvases() -> None:
     attention = attention_for(batch)
     plan = plan_of(graph_windows(9, 40))
     for again in (plan, plan, moved(plan)):
-        attention.plan(again, graph=True)
+        plan_bucket(attention, again)
         attention.plan(batch.plan)
-    forward = attention._buckets[2, 4]
+    forward = buckets_of(attention)[2, 4]
     assert forward.paged.wrapper.plans == 1
-    attention.plan(plan_of(graph_windows(9, 40), seed=1), graph=True)
+    plan_bucket(attention, plan_of(graph_windows(9, 40), seed=1))
     assert forward.paged.wrapper.plans == 2
 
 
@@ -138,8 +140,8 @@ def test_the_pinned_workspace_holds_no_garbage() -> None:
     """In a graph without split keys, programs without work read entries that no plan
     has written."""
     attention = attention_for(half_batch("windows", (4, 2)))
-    attention.plan(plan_of(graph_windows(9, 40)), graph=True)
-    wrappers = attention._ragged, attention._paged, attention._buckets[2, 4].paged
+    plan_bucket(attention, plan_of(graph_windows(9, 40)))
+    wrappers = attention._ragged, attention._paged, buckets_of(attention)[2, 4].paged
     for planned in wrappers:
         assert not planned.wrapper._pin_memory_int_workspace_buffer.any()
     for wrapper in (
@@ -155,7 +157,7 @@ def test_large_graphs_are_planned_without_splitting(num_windows: int) -> None:
     """Their partial results would not fit the workspace."""
     batch = half_batch("windows", (4, 2))
     attention = attention_for(batch)
-    attention.plan(plan_of(graph_windows(*[20] * num_windows)), graph=True)
+    plan_bucket(attention, plan_of(graph_windows(*[20] * num_windows)))
     forward = attention._forward
     assert forward is not None
     # Per tile 4 heads * 128 queries * 17 numbers * 4 bytes = 34 KiB, of 1 MiB.

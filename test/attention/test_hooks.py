@@ -77,9 +77,9 @@ def is_close(out: torch.Tensor, batch: Batch) -> None:
 
 def attention_by(name: str, batch: Batch) -> CanvasAttention[Any]:
     if name == "triton":
-        return TritonCanvasAttention("cpu", 160)
+        return TritonCanvasAttention("cpu")
     if name == "sdpa":
-        return SDPACanvasAttention("cpu", 0)
+        return SDPACanvasAttention("cpu")
     return attention_for(batch)
 
 

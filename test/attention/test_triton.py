@@ -29,8 +29,6 @@ from sglang_dllm.attention.triton import TritonCanvasAttention
 from sglang_dllm.kernels import canvas_attention as kernel_module
 from sglang_dllm.kernels.canvas_attention import blocks
 
-MAX_LEN = 160
-
 
 @dataclass(frozen=True)
 class Case:
@@ -74,7 +72,7 @@ GPU_CASES = [
 def answers(case: Case, device: str) -> list[torch.Tensor]:
     """The output, and the pools after it."""
     batch = case.batch().to(device)
-    attention = TritonCanvasAttention(device, MAX_LEN)
+    attention = TritonCanvasAttention(device)
     attention.plan(batch.plan)
     out = attention.run(batch.q, batch.k, batch.v, batch.layer_pool, batch.scale)
     return [x.cpu() for x in (out, *batch.pools)]

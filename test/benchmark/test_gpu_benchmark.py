@@ -272,6 +272,25 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--out" in capsys.readouterr().err
 
 
+def test_the_log_tells_of_the_graphs() -> None:
+    """The two lines are those of ``graph_memory.settle_fraction`` and
+    ``graphs.CanvasGraphs.capture_grid``."""
+    log = """
+        CUDA graphs take about 1400 MiB: --mem-fraction-static is 0.800
+        CUDA graphs: 23 forwards and 40 steps captured in 12.5 s and 1301 MiB
+    """
+    found = [tuple(row.values()) for row in command.start_rows(60, log)]
+    assert found == [
+        ("server start", 60, "s"),
+        ("CUDA graphs, estimated memory", 1400, "MiB"),
+        ("CUDA graphs, forwards", 23, ""),
+        ("CUDA graphs, steps", 40, ""),
+        ("CUDA graphs, capture", 12.5, "s"),
+        ("CUDA graphs, memory", 1301, "MiB"),
+    ]
+    assert [row["name"] for row in command.start_rows(60, "")] == ["server start"]
+
+
 def test_timing_on_the_cpu() -> None:
     calls: list[int] = []
     assert machine.timed(lambda: calls.append(1), "cpu") >= 0

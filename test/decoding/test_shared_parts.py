@@ -24,7 +24,6 @@ from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import StepInputs
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.prediction import plain_prediction
-from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.decoding.sampling import (
     Stream,
     counter_uniform,
@@ -83,28 +82,6 @@ def test_a_nan_row_does_not_stop_a_canvas() -> None:
         request = Request(Broken(1), (1, 2), 6, algorithm, {})
         (canvas,) = decode("llada", [request])
         assert not canvas.masked.any(), algorithm
-
-
-@pytest.mark.parametrize("family", ["llada", "dream"])
-def test_a_forward_may_know_the_statistics(family: str) -> None:
-    """As in a CUDA graph. Other logits than the forward's are measured anew."""
-    options: dict[str, list[dict[str, Any]]] = {name: [{}] for name in algorithms()}
-    options["LLaDA"] += [{"cfg_scale": 1.5}, {"logits_eos_inf": True}]
-    warm = SamplingOptions(temperature=0.8, seed=3)
-    requests = [
-        Request(ToyModel(seed, eos_bias=2.0), (1, 2), 20 + seed, name, chosen, sampling)
-        for seed, (name, chosen, sampling) in enumerate(
-            (name, chosen, sampling)
-            for name, choices in options.items()
-            for chosen in choices
-            for sampling in (SamplingOptions(), warm)
-        )
-    ]
-    answers = [
-        [(c.ids.tolist(), c.num_forwards) for c in decode(family, requests, measures)]
-        for measures in (False, True)
-    ]
-    assert answers[0] == answers[1]
 
 
 def test_committed_prefix_is_handed_out_once_and_in_order() -> None:

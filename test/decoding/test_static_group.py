@@ -159,7 +159,7 @@ def test_groups_that_share_no_capture() -> None:
 
 
 def test_a_group_moves_in_once() -> None:
-    """What an eager step replaced is copied; nothing is after a captured one."""
+    """After an eager step its changes are copied; after a captured one nothing is."""
     request = Request(ToyModel(2, eos_bias=-50.0), (1, 2), 40, "LLaDA", {})
     static = static_group("llada", request, 2, 60)
     decoder = Decoder("llada", static, 64)

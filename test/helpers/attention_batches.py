@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from sglang_dllm.attention.base import CanvasAttention, LayerPool
-from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.attention.plan import AttentionPlan, KVWrites
 from sglang_dllm.attention.sdpa import SDPACanvasAttention, attend
 from sglang_dllm.decoding.window import Window
 
@@ -113,10 +114,38 @@ def random_batch(
     return Batch(q, k, v, k_pool, v_pool, plan, 0.3)
 
 
+MAX_LEN = 160
+"""The longest canvas of a bucket."""
+
+_BUCKETS: WeakKeyDictionary[CanvasAttention[Any], dict[tuple[int, int], Any]] = (
+    WeakKeyDictionary()
+)
+
+
+def buckets_of(attention: CanvasAttention[Any]) -> dict[tuple[int, int], Any]:
+    """The buckets of ``plan_bucket``, by their windows and the tokens of one."""
+    return _BUCKETS.setdefault(attention, {})
+
+
+def plan_bucket(attention: CanvasAttention[Any], plan: AttentionPlan) -> None:
+    """Let ``run`` read the bucket of a plan, as the forward of a CUDA graph does."""
+    writes = plan.kv_writes
+    assert writes is not None
+    (length,) = set(plan.lens)
+    size = len(plan.windows), length
+    found = buckets_of(attention)
+    if size not in found:
+        own = KVWrites(slice(None), torch.zeros_like(writes.slots))
+        found[size] = attention.new_bucket(*size, MAX_LEN, own)
+    found[size].kv_writes.slots.copy_(writes.slots)
+    attention.fill_bucket(found[size], plan)
+    attention.use(found[size])
+
+
 def sdpa(batch: Batch) -> torch.Tensor:
     """The oracle; ``test_sdpa.py`` compares it with a softmax token by token. Writes to
     the batch's pools."""
-    attention = SDPACanvasAttention("cpu", max_canvas_len=0)
+    attention = SDPACanvasAttention("cpu")
     attention.plan(batch.plan)
     return attention.run(batch.q, batch.k, batch.v, batch.layer_pool, batch.scale)
 

@@ -191,7 +191,6 @@ def attention_for(
         "q_dtype": batch.q.dtype,
         "kv_dtype": batch.k_pool.dtype,
         "scale": batch.scale,
-        "max_canvas_len": 160,
     }
     size = 2**20 if shadows else 2**27
     return FlashInferCanvasAttention(

@@ -2,17 +2,22 @@
 
 SGLang takes 13 seconds to import. The forks share that, and each loads the plugins and
 patches modules for itself. Reads a JSON list of launches from stdin, ``{"arguments",
-"plugins"}``, and prints a JSON list of what each did.
+"plugins", "change"}``, and prints a JSON list of what each did. A change is Python code
+that runs first, to make the fork's SGLang another one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import resource
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import transformers.utils.hub as hub
@@ -21,6 +26,10 @@ from sglang.srt.plugins import load_plugins
 import sglang_dllm.config.launch_flags as launch_flags
 import sglang_dllm.runtime.dllm_config as dllm_config
 from helpers.upstream_shapes import raw_args, resolve, resolve_first_step
+from sglang_dllm.upstream.contract import Contract
+
+FLAGS = ("trust_remote_code", "attention_backend", "mem_fraction_static")
+FLAGS += ("cuda_graph_max_bs_decode", "disable_decode_cuda_graph", "tokenizer_path")
 
 
 def noted(module: Any, name: str, note: Callable[..., None]) -> None:
@@ -40,7 +49,7 @@ def probe(arguments: list[str]) -> dict[str, Any]:
     Returns:
         ``ours``: the functions of ours that ran. ``reads``: the files that a hub was
         asked for. ``grown``: bytes by which the process grew. ``error``: the end of the
-        launch.
+        launch. ``flags``: some of its flags, if it did not end.
     """
     ours: list[str] = []
     reads: list[Any] = []
@@ -57,28 +66,36 @@ def probe(arguments: list[str]) -> dict[str, Any]:
         lambda *args, **kwargs: reads.append(kwargs.get("filename", args[1:])),
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    error = None
+    error, flags = None, {}
     try:
         kind, *rest = arguments
         if kind == "early":
             resolve_first_step(raw_args(model_path=rest[0]))
         else:
-            resolve(rest)
+            found = resolve(rest)
+            flags = {name: getattr(found, name) for name in FLAGS}
     except BaseException as raised:
         error = f"{type(raised).__name__}: {raised}"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"ours": ours, "reads": reads, "grown": grown * 1024, "error": error}
+    return {
+        "ours": ours,
+        "reads": reads,
+        "grown": grown * 1024,
+        "error": error,
+        "flags": flags,
+    }
 
 
-def in_fork(launch: dict[str, Any]) -> dict[str, Any]:
+def in_fork(asked: dict[str, Any]) -> dict[str, Any]:
     """``probe`` in a child process, with its own plugins and stderr."""
     with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as errors:
         child = os.fork()
         if child == 0:
             os.dup2(errors.fileno(), 2)
-            if launch["plugins"] is not None:
-                os.environ["SGLANG_PLUGINS"] = launch["plugins"]
-            json.dump(probe(launch["arguments"]), answer)
+            if asked["plugins"] is not None:
+                os.environ["SGLANG_PLUGINS"] = asked["plugins"]
+            exec(asked.get("change", ""), {})
+            json.dump(probe(asked["arguments"]), answer)
             answer.flush()
             os._exit(0)
         os.waitpid(child, 0)
@@ -90,5 +107,30 @@ def in_fork(launch: dict[str, Any]) -> dict[str, Any]:
         return {**json.loads(text), "stderr": stderr}
 
 
+def run(
+    launches: Iterable[dict[str, Any]], environment: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Start a process of this module and return what its launches did."""
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.launch_probe"],
+        input=json.dumps(list(launches)),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={
+            **os.environ,
+            **(environment or {}),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
 if __name__ == "__main__":
-    print("\n" + json.dumps([in_fork(launch) for launch in json.load(sys.stdin)]))
+    for use in Contract.load().always:
+        # The forks would import the same modules, each for itself.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(use.partition(":")[0])
+    print("\n" + json.dumps([in_fork(asked) for asked in json.load(sys.stdin)]))

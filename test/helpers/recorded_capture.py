@@ -6,7 +6,7 @@ that brings values of the host, is an error in a capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from helpers.sync_detector import SyncDetector
 from sglang_dllm.attention.base import LayerPool, slots_of
 from sglang_dllm.attention.plan import AttentionPlan, KVWrites
 from sglang_dllm.attention.sdpa import SDPACanvasAttention, SDPAForward
-from sglang_dllm.runtime.graph_buckets import GraphLimits
+from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.runtime.graph_capture import Capture, Run
-from sglang_dllm.runtime.graphs import WindowGraphs
+from sglang_dllm.runtime.graph_grid import Bucket, GraphGrid
+from sglang_dllm.runtime.graphs import CanvasGraphs
+from sglang_dllm.runtime.window_forward import ModelParts
 
 
 class _Recorder(SyncDetector):
@@ -44,7 +46,7 @@ class _Recorder(SyncDetector):
 
 
 class RecordedCapture:
-    """A capture for ``WindowGraphs``. Its graphs share memory, so each replay destroys
+    """A capture for ``CanvasGraphs``. Its graphs share memory, so each replay destroys
     the outputs of all others."""
 
     def __init__(self) -> None:
@@ -92,9 +94,9 @@ class FixedAttention(SDPACanvasAttention):
     can_be_captured = True
 
     def new_bucket(
-        self, num_windows: int, length: int, writes: KVWrites
+        self, num_windows: int, length: int, max_canvas_len: int, writes: KVWrites
     ) -> FixedForward:
-        slots = torch.zeros(num_windows, self.max_canvas_len, dtype=torch.int64)
+        slots = torch.zeros(num_windows, max_canvas_len, dtype=torch.int64)
         lens = torch.zeros(num_windows, dtype=torch.int64)
         return FixedForward(writes, [], slots, lens)
 
@@ -130,27 +132,26 @@ class FixedAttention(SDPACanvasAttention):
 
 
 def make_graphs(
-    runner: Any, facts: Any, limits: GraphLimits, canvas_len: int, capture: Capture
-) -> WindowGraphs:
-    """Graphs of a ModelRunner on the CPU for canvases up to a length. The runner's
-    attention is replaced by one that can be captured."""
-    upstream = runner.attn_backend
-    attention = upstream.canvas_attention = FixedAttention("cpu", canvas_len)
-    return WindowGraphs(runner.model, facts, attention, upstream, limits, capture)
-
-
-def turn_graphs_on(
-    process: Any,
-    limits: GraphLimits,
+    runner: Any,
+    facts: Any,
+    grid: GraphGrid,
     canvas_len: int,
     capture: Capture,
-    **rounds: Any,
-) -> WindowGraphs:
-    """``make_graphs`` for an ``InProcess``, which uses them from then on.
+    decoding: Decoding | None = None,
+) -> CanvasGraphs:
+    """Graphs of a ModelRunner on the CPU for canvases up to a length, captured. The
+    runner's attention is replaced by one that can be captured.
 
     Args:
-        rounds: how the engine runs rounds, as ``InProcess.new_engine`` takes it.
+        decoding: whose steps are captured; None for graphs of forwards alone.
     """
-    graphs = make_graphs(process.runner, process.facts, limits, canvas_len, capture)
-    process.new_engine(graphs=graphs, **rounds)
+    runner.attn_backend.canvas_attention = FixedAttention("cpu")
+    graphs = CanvasGraphs(ModelParts.of(runner), facts, grid, canvas_len, capture)
+    graphs.capture_grid(decoding)
     return graphs
+
+
+def grid_of(batch_sizes: Sequence[int], lengths: Sequence[int]) -> GraphGrid:
+    """All buckets of some windows and lengths, both ascending."""
+    pairs = [Bucket(num, length) for length in lengths for num in batch_sizes]
+    return GraphGrid(tuple(sorted(pairs, key=lambda one: one.num_tokens)))

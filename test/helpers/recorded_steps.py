@@ -20,7 +20,6 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.static_group import StaticGroup, StepShape, StepTokens
-from sglang_dllm.runtime.engine import Statistics
 from sglang_dllm.runtime.step_graphs import StepGraphs
 
 ROOM = 64
@@ -80,11 +79,9 @@ class PoolModel:
 
     def capture(self, static: StaticGroup, shapes: Sequence[StepShape]) -> None:
         capture = self._noted(RecordedCapture())
-        self.steps = StepGraphs(
-            static, lambda num, length: self, lambda hidden: hidden, VOCAB, capture
-        )
+        self.steps = StepGraphs(static, lambda hidden: hidden, VOCAB, capture)
         for shape in shapes:
-            self.steps.capture(shape)
+            self.steps.capture(shape, self)
 
     def place(self, canvases: Sequence[Canvas]) -> None:
         pass
@@ -103,7 +100,7 @@ class PoolModel:
         self._last = group
         return True
 
-    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+    def launch(self, packed: PackedForward) -> Logits:
         self._last = None
         self.num_eager += 1
         slots, firsts = [], []

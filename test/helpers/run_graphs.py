@@ -1,50 +1,53 @@
 """Decodes with graphs that are recorded on the CPU, on the demo model in this process.
 
-Prints JSON: for each case the ids decoded eagerly and through graphs, and the buckets.
-It needs a process of its own, since SGLang's parallel state is global.
+Prints JSON: for each case the ids decoded eagerly and through graphs, and counts. It
+needs a process of its own, since SGLang's parallel state is global.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from benchmark.in_process import InProcess
-from helpers.recorded_capture import RecordedCapture, turn_graphs_on
-from sglang_dllm.decoding.denoiser import Denoiser
-from sglang_dllm.runtime.graph_buckets import GraphLimits
+from helpers.recorded_capture import RecordedCapture, grid_of, make_graphs
 from sglang_dllm.runtime.graph_capture import Capture, Run
-from sglang_dllm.runtime.graphs import WindowGraphs
+from sglang_dllm.runtime.graphs import CanvasGraphs
 
 REQUESTS = [
     (list(range(5, 30)), 60, "FullAttnMultiBlock", {"cache": "dual", "block_size": 16}),
     (list(range(9, 20)), 45, "FastDLLM", {"cache": "vicinity", "block_size": 8}),
     (list(range(7, 70)), 33, "Credit", {"cache": "prefix", "block_size": 16}),
 ]
+EXACT = [
+    (list(range(9, 20)), 45, "FastDLLM", {}),
+    (list(range(5, 30)), 60, "FullAttnMultiBlock", {}),
+    (list(range(7, 27)), 33, "LLaDA", {"steps": 20}),
+]
+GUIDED = (list(range(5, 30)), 40, "LLaDA", {"steps": 20, "cfg_scale": 0.5})
+GRID = grid_of((1, 4), (32, 64, 96))
 
-LIMITS = GraphLimits(batch_sizes=(1, 4), lengths=(32, 64))
+
+class Launches:
+    """Metrics that count launches by path and reason."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def launched(self, path: str, reason: str = "") -> None:
+        self.counts[f"{path} {reason}".strip()] += 1
 
 
-def fails(run: Run) -> Run:
-    """A capture that runs out of memory."""
-    run()
-    raise RuntimeError("out of memory")
-
-
-def decode(
-    process: InProcess, asks: list[Any], ignore_eos: bool = False
-) -> list[list[int]]:
-    canvases = [process.add(*ask, ignore_eos=ignore_eos) for ask in asks]
+def decode(process: InProcess, asks: list[Any]) -> list[list[int]]:
+    canvases = [process.add(*ask) for ask in asks]
     while process.requests:
         process.run_round()
     return [canvas.ids.tolist() for canvas in canvases]
 
 
-def decode_ahead(
-    process: InProcess, graphs: WindowGraphs, asks: list[Any], num_steps: int
-) -> list[list[int]]:
+def decode_ahead(process: InProcess, asks: list[Any]) -> list[list[int]]:
     """One more request every second round, with a forward in flight between rounds."""
-    process.new_engine(num_steps, prelaunch=True, graphs=graphs)
     canvases = []
     for ask in asks:
         canvases.append(process.add(*ask, ignore_eos=True))
@@ -55,85 +58,76 @@ def decode_ahead(
     return [canvas.ids.tolist() for canvas in canvases]
 
 
-def noted_graphs(
-    process: InProcess, capture: RecordedCapture
-) -> tuple[WindowGraphs, list[str]]:
-    """Turn new graphs on, and list the events from now on in their order.
+class FailsAt:
+    """A capture that runs out of memory at its first calls."""
 
-    The events: the host waits, the inputs of a graph are put in place, a graph is
-    replayed.
-    """
-    events: list[str] = []
+    def __init__(self, num_failing: int) -> None:
+        self.num_failing = num_failing
+        self.record = RecordedCapture()
 
-    def noted(name: str, function: Any) -> Any:
-        def note(*args: Any) -> Any:
-            events.append(name)
-            return function(*args)
+    def __call__(self, run: Run) -> Run:
+        self.num_failing -= 1
+        if self.num_failing >= 0:
+            run()
+            raise RuntimeError("out of memory")
+        return self.record(run)
 
-        return note
 
-    graphs = turn_on(process, lambda run: noted("replay", capture(run)))
-    Denoiser.sync = noted("sync", Denoiser.sync)  # type: ignore[method-assign]
-    graphs.stage = noted("stage", graphs.stage)  # type: ignore[method-assign]
-    return graphs, events
+def turn_on(
+    process: InProcess, capture: Capture, **rounds: Any
+) -> tuple[CanvasGraphs, Launches]:
+    """New graphs of forwards, which the process uses from now on."""
+    graphs = make_graphs(process.runner, process.facts, GRID, 128, capture)
+    process.new_engine(graphs=graphs, **rounds)
+    launches = process.model.metrics = Launches()  # type: ignore[assignment]
+    return graphs, launches
 
 
 def main() -> None:
     from sglang_dllm.demo import demo_path
 
     process = InProcess(str(demo_path()))
-    cases = {"alone": REQUESTS[:1], "two": REQUESTS[:2], "three": REQUESTS}
-    exact = (REQUESTS[0][0], 40, "LLaDA", {})
-    cases["with one that has no cache"] = [*REQUESTS, exact]
-    found = {}
+    cases: dict[str, list[Any]] = {
+        "alone": REQUESTS[:1],
+        "two": REQUESTS[:2],
+        "three": REQUESTS,
+        "exact": EXACT,
+        "mixed": [*REQUESTS, EXACT[0]],
+        "guided": [GUIDED, *REQUESTS[:1]],
+    }
+    found: dict[str, Any] = {}
     for name, asks in cases.items():
         process.new_engine()
         eager = decode(process, asks)
         capture = RecordedCapture()
-        graphs = turn_on(process, capture)
+        graphs, launches = turn_on(process, capture)
+        num_captured = capture.num_captured
         found[name] = {
             "eager": eager,
             "graphs": decode(process, asks),
-            "buckets": [
-                [*bucket, [statistic.kind for statistic in statistics]]
-                for bucket, statistics in graphs.buckets.items()
-            ],
-            "num_captured": capture.num_captured,
-            "num_replayed": capture.num_replayed,
+            "buckets": graphs.buckets,
+            "launches": launches.counts,
+            # No graph is captured while requests run.
+            "captures": [num_captured, capture.num_captured],
         }
-    capture = RecordedCapture()
-    graphs = turn_on(process, capture)
-    in_turn, captured = [], []
-    for asks in (REQUESTS[:1], REQUESTS[1:2], REQUESTS[:1], REQUESTS[1:2]):
-        in_turn += decode(process, asks)
-        captured.append(capture.num_captured)
-    found["in turn"] = {
-        "eager": 2 * found["two"]["eager"],
-        "graphs": in_turn,
-        "captured": captured,
-    }
     process.new_engine()
     # A window of 32 tokens fills its bucket, and the next block starts behind it.
     asks = [*REQUESTS, (REQUESTS[0][0], 70, "FastDLLM", {"cache": "dual"})]
-    eager = [ids for ask in asks for ids in decode(process, [ask], ignore_eos=True)]
-    ahead = decode_ahead(process, turn_on(process, capture), asks, 2)
-    graphs, events = noted_graphs(process, capture)
+    eager = [ids for ask in asks for ids in decode_ahead(process, [ask])]
+    ahead = []
     for num_steps in (1, 2):
-        for ask in asks:
-            ahead += decode_ahead(process, graphs, [ask], num_steps)
-    found["ahead"] = {"eager": 3 * eager, "graphs": ahead, "events": events}
-    graphs = turn_on(process, fails)
+        turn_on(process, RecordedCapture(), steps_per_round=num_steps, prelaunch=True)
+        ahead += decode_ahead(process, asks)
+    found["ahead"] = {"eager": 2 * eager, "graphs": ahead}
+    graphs, launches = turn_on(process, FailsAt(2))
     found["without memory"] = {
         "eager": found["three"]["eager"],
         "graphs": decode(process, REQUESTS),
-        "buckets": list(graphs.buckets),
+        "buckets": graphs.buckets,
+        "launches": launches.counts,
     }
     # SGLang prints to the same stream, so the reader takes the last line.
     print(json.dumps(found))
-
-
-def turn_on(process: InProcess, capture: Capture) -> WindowGraphs:
-    return turn_graphs_on(process, LIMITS, 128, capture)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Prints JSON: for each case what was decoded eagerly and in captured steps, and counts.
 It needs a process of its own, since SGLang's parallel state is global.
 
-Arguments: the model's folder, and the cases as JSON: algorithm, options, prelaunch.
+Arguments: the model's folder, the cases as JSON (algorithm, options, prelaunch), and
+launch flags.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ import sys
 from typing import Any
 
 from benchmark.in_process import InProcess
-from helpers.recorded_capture import RecordedCapture, make_graphs
+from helpers.recorded_capture import RecordedCapture, grid_of, make_graphs
 from helpers.recorded_steps import Operations
 from helpers.static_steps import news
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.runtime.graph_buckets import GraphLimits
-from sglang_dllm.runtime.step_graphs import StepGraphs
-from sglang_dllm.runtime.step_grid import new_step_graphs, step_shapes
+from sglang_dllm.runtime.graphs import CanvasGraphs
 
 CANVAS_LEN = 128
 
@@ -29,19 +28,18 @@ SIZES = [(25, 60), (11, 45), (40, 33), (7, 64), (19, 20)]
 
 def make_steps(
     process: InProcess, algorithm: str, options: dict[str, Any], lengths: list[int]
-) -> StepGraphs:
+) -> CanvasGraphs:
     """Captured steps of up to 4 canvases. The runner's attention is replaced."""
-    limits = GraphLimits(batch_sizes=(1, 4), lengths=lengths)
-    graphs = make_graphs(
-        process.runner, process.facts, limits, CANVAS_LEN, RecordedCapture()
+    default = process.dllm_config.decode
+    decoding = default.resolve({"algorithm": algorithm, **options})
+    return make_graphs(
+        process.runner,
+        process.facts,
+        grid_of((1, 4), lengths),
+        CANVAS_LEN,
+        RecordedCapture(),
+        decoding,
     )
-    decode = process.dllm_config.decode
-    decoding = decode.resolve({"algorithm": algorithm, **options})
-    steps = new_step_graphs(graphs, decoding)
-    assert steps is not None
-    for shape in step_shapes(limits.batch_sizes, lengths):
-        steps.capture(shape)
-    return steps
 
 
 def decode(process: InProcess, algorithm: str, options: dict[str, Any]) -> list[Any]:
@@ -79,8 +77,7 @@ class Watch:
         self._last: Any = None
         model = process.model
         launch, launch_step = model.launch, model.launch_step
-        steps = model.steps
-        assert steps is not None
+        assert model.graphs is not None and model.graphs.steps is not None
 
         def eager(*args: Any) -> Any:
             self.num_eager += 1
@@ -102,14 +99,14 @@ class Watch:
 
 
 def main() -> None:
-    process, found = InProcess(sys.argv[1]), []
+    process, found = InProcess(sys.argv[1], *sys.argv[3:]), []
     for algorithm, options, prelaunch in json.loads(sys.argv[2]):
         process.new_engine(2, prelaunch)
         eager = decode(process, algorithm, options)
         lengths = [128] if options["cache"] == "none" else [32, 64]
         attention = process.runner.attn_backend.canvas_attention
-        steps = make_steps(process, algorithm, options, lengths)
-        process.new_engine(2, prelaunch, steps=steps)
+        graphs = make_steps(process, algorithm, options, lengths)
+        process.new_engine(2, prelaunch, graphs=graphs)
         watch = Watch(process)
         with watch.operations:
             captured = decode(process, algorithm, options)

@@ -17,7 +17,7 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.runtime.engine import DenoisingEngine, Statistics
+from sglang_dllm.runtime.engine import DenoisingEngine
 
 FACTS = facts_of("llada")
 LENGTH = 12
@@ -68,16 +68,26 @@ class ToyForward:
     def __init__(self, events: list[str]) -> None:
         self.model = ToyModel(3)
         self.events = events
+        self.has_graphs = True
         self.num_windows: list[int] = []
 
-    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+    def launch(self, packed: PackedForward) -> Logits:
         self.events.append("launch")
         self.num_windows.append(len(packed.lens))
         rows = [self.model(ids) for ids in packed.input_ids.split(packed.lens)]
-        return held(torch.cat(rows)[packed.logits_indices], statistics)
+        return held(torch.cat(rows)[packed.logits_indices])
 
     def launch_step(self, group: Group) -> bool:
         return False
+
+    def weights_changed(self) -> None:
+        self.events.append("drop")
+        self.has_graphs = False
+
+    def recapture(self) -> None:
+        if not self.has_graphs:
+            self.events.append("capture")
+        self.has_graphs = True
 
 
 class Ended:

@@ -15,7 +15,6 @@ from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.sampling import Stream, counter_uniform
-from sglang_dllm.decoding.statistics import Statistic, measure
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 MASK, EOS, TURN_END, NEWLINE, VOCAB = 3, 5, 6, 7, 11
@@ -92,20 +91,13 @@ class Memory:
         return self.model(self.ids)[start:end]
 
 
-def held(table: torch.Tensor, statistics: Sequence[Statistic] = ()) -> Logits:
-    """Logits ``(N, V)`` that are there, with some statistics computed before."""
-    known = {statistic: measure(table, MASK, statistic) for statistic in statistics}
-    return Logits(len(table), table.shape[1], lambda rows: table[rows], known)
+def held(table: torch.Tensor) -> Logits:
+    """Logits ``(N, V)`` that are there."""
+    return Logits(len(table), table.shape[1], lambda rows: table[rows])
 
 
-def decode(
-    family: str, requests: Sequence[Request], measures: bool = False
-) -> list[Canvas]:
-    """All requests in one batch, until each canvas is full.
-
-    Args:
-        measures: let the forward compute what the algorithms read of the logits.
-    """
+def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
+    """All requests in one batch, until each canvas is full."""
     facts = facts_of(family)
     denoiser, canvases = Denoiser(facts), []
     memories: dict[tuple[int, bool], Memory] = {}
@@ -137,8 +129,7 @@ def decode(
                 )
             ]
         )
-        statistics = denoiser.statistics if measures else ()
-        denoiser.commit(held(logits[packed.logits_indices], statistics))
+        denoiser.commit(held(logits[packed.logits_indices]))
         denoiser.sync()
         assert not any(canvas.failure for canvas in canvases)
         denoiser.remove([canvas for canvas in canvases if canvas.done])

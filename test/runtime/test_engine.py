@@ -317,10 +317,10 @@ def test_a_launch_ahead_that_fails_is_not_hidden() -> None:
     setup.add(1, "LLaDA", steps=12)
     launch: Callable[..., Logits] = setup.model.launch
 
-    def once(packed: Any, statistics: Any) -> Logits:
+    def once(packed: Any) -> Logits:
         if setup.launches():
             raise DeviceError("out of memory")
-        return launch(packed, statistics)
+        return launch(packed)
 
     setup.model.launch = once  # type: ignore[method-assign]
     with pytest.raises(DeviceError):

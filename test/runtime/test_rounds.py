@@ -168,6 +168,58 @@ def test_a_pause_begins_with_no_forward_in_flight(prelaunch: bool) -> None:
     assert [list(req.output_ids)] == answers(8, 1)
 
 
+def change(scheduler: FakeScheduler, name: str, **during: Any) -> None:
+    """A call of SGLang's weight updater, which sets attributes of it."""
+    from sglang_dllm.patches.weight_updater import HOOKS
+
+    (hook,) = [hook for hook in HOOKS if hook.target.endswith(f".{name}")]
+
+    def original(updater: Any, request: Any) -> str:
+        assert scheduler.engine.in_flight is None
+        assert not scheduler.toy.model.has_graphs
+        vars(updater).update(during)
+        return "changed"
+
+    assert hook.fn(original, scheduler.weight_updater, "request") == "changed"
+
+
+@prelaunched
+def test_a_change_of_the_weights_drops_the_graphs(prelaunch: bool) -> None:
+    """A graph would read the old weights, or memory that is not the server's."""
+    scheduler = FakeScheduler(prelaunch=prelaunch)
+    req = scheduler.queue("one", 8, (1, 0))
+    scheduler.loop(2)
+    change(scheduler, "update_weights_from_disk")
+    assert scheduler.toy.model.has_graphs
+    # One of many calls: the graphs come back before the next round, once.
+    for name in ("tensor", "tensor", "distributed", "ipc"):
+        change(scheduler, f"update_weights_from_{name}")
+        assert not scheduler.toy.model.has_graphs
+    scheduler.loop()
+    assert scheduler.toy.model.has_graphs
+    assert scheduler.toy.events.count("capture") == 2
+    scheduler.loop_to_end()
+    assert [list(req.output_ids)] == answers(8, 1)
+
+
+def test_graphs_come_back_when_the_change_is_over() -> None:
+    scheduler = FakeScheduler()
+    model = scheduler.toy.model
+    change(scheduler, "release_memory_occupation", offload_tags={"weights", "kv"})
+    change(scheduler, "resume_memory_occupation", offload_tags={"kv"})
+    assert not model.has_graphs
+    change(scheduler, "resume_memory_occupation", offload_tags=set())
+    assert model.has_graphs
+    # In a session of updates, the last call may still replace the weights.
+    change(scheduler, "update_weights_from_tensor", _session="open")
+    scheduler.queue("one", 8, (1, 0))
+    scheduler.loop()
+    assert not model.has_graphs
+    scheduler.weight_updater._session = None
+    scheduler.loop_to_end()
+    assert model.has_graphs
+
+
 @prelaunched
 def test_a_failure_at_a_pause_is_answered_behind_it(
     prelaunch: bool, monkeypatch: pytest.MonkeyPatch

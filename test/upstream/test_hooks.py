@@ -8,16 +8,28 @@ import inspect
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sglang_dllm import SUPPORTED_SGLANG
 from sglang_dllm.errors import UpstreamContractError
 from sglang_dllm.patches import HOOKS
+from sglang_dllm.patches.weight_updater import CHANGES
+from sglang_dllm.upstream import hooks as hooks_module
+from sglang_dllm.upstream.contract import Contract
+from sglang_dllm.upstream.extensions import EXTENSION_POINTS
 from sglang_dllm.upstream.hooks import Hook, HookSet, check_contract
+from sglang_dllm.upstream.versions import installed
 
-ALL = pytest.mark.parametrize("hook", HOOKS.hooks, ids=lambda h: h.target)
+NEEDED = tuple(hook for hook in HOOKS.hooks if hook.is_needed)
+"""The hooks that the installed SGLang needs."""
+
+ALWAYS = [hook.target for hook in NEEDED if hook.always]
+
+ALL = pytest.mark.parametrize("hook", NEEDED, ids=lambda h: h.target)
 
 
 @pytest.fixture
@@ -32,25 +44,44 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         targets.append(target)
 
     monkeypatch.setattr(HookRegistry, "register", register)
+    # test_contract.py has the tests of the rest of the contract.
+    monkeypatch.setattr(Contract, "load", lambda: Contract([], {}))
     return targets
-
-
-def fresh(hooks: tuple[Hook, ...] = HOOKS.hooks) -> HookSet:
-    return HookSet(hooks=hooks, gate=HOOKS.gate)
 
 
 def altered(hook: Hook, **changes: Any) -> HookSet:
     """All hooks, one of them with another target or contract."""
     other = dataclasses.replace(hook, **changes)
-    return fresh(tuple(other if h is hook else h for h in HOOKS.hooks))
+    return HookSet(tuple(other if h is hook else h for h in HOOKS.hooks))
+
+
+def always_but(hook: Hook) -> list[str]:
+    """The hooks that stay where the contract of one is broken."""
+    return [target for target in ALWAYS if target != hook.target]
 
 
 def test_targets_are_unique_and_every_field_says_something() -> None:
     targets = [hook.target for hook in HOOKS.hooks]
     assert len(set(targets)) == len(targets)
-    assert HOOKS.gate in HOOKS.hooks
+    assert ALWAYS
     for hook in HOOKS.hooks:
         assert hook.why and hook.remove_when, hook.target
+        assert bool(hook.replaced_by) == (hook.unless is not None), hook.target
+        assert hook.replaced_by.keys() < set(SUPPORTED_SGLANG), hook.target
+
+
+@pytest.mark.parametrize("hook", HOOKS.hooks, ids=lambda h: h.target)
+def test_the_ledgers_column_is_the_installed_sglang(hook: Hook) -> None:
+    if installed() not in SUPPORTED_SGLANG:
+        pytest.skip("the ledger has no column for this version")
+    assert hook.is_needed == (installed() not in hook.replaced_by)
+
+
+def test_the_extension_points_of_the_ledger_are_there() -> None:
+    for point in EXTENSION_POINTS:
+        assert set(point.versions) <= set(SUPPORTED_SGLANG)
+        if installed() in point.versions:
+            resolve_name(point.name)
 
 
 @ALL
@@ -76,39 +107,101 @@ def test_a_hook_takes_what_its_target_takes(hook: Hook) -> None:
 
 
 @ALL
-def test_a_changed_contract_leaves_only_the_gate(
+def test_a_changed_contract_leaves_the_hooks_that_tell(
     hook: Hook, registered: list[str]
 ) -> None:
     hooks = altered(hook, contract=(*hook.contract, "brand_new"))
     hooks.install()
-    assert registered == [HOOKS.gate.target]
+    assert registered == always_but(hook)
     with pytest.raises(UpstreamContractError) as caught:
         hooks.verify()
-    assert hook.target in str(caught.value)
-    assert "brand_new" in str(caught.value)
-    assert "0.5.17" in str(caught.value)
+    for word in (hook.target, "brand_new", installed(), *SUPPORTED_SGLANG):
+        assert word in str(caught.value)
 
 
 @ALL
-def test_a_missing_target_leaves_only_the_gate(
+def test_a_missing_target_leaves_the_hooks_that_tell(
     hook: Hook, registered: list[str]
 ) -> None:
     hooks = altered(hook, target=hook.target + "_gone")
     hooks.install()
-    assert registered == [HOOKS.gate.target]
+    assert registered == always_but(hook)
     with pytest.raises(UpstreamContractError, match=f"{hook.target}_gone"):
         hooks.verify()
 
 
-def test_another_sglang_version_leaves_only_the_gate(
+def test_an_attribute_that_is_gone_ends_the_launch(
     registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.9.9")
-    hooks = fresh()
+    gone = Contract(["sglang.srt.managers.schedule_batch:Req.finished_gone()"], {})
+    monkeypatch.setattr(Contract, "load", lambda: gone)
+    hooks = HookSet(HOOKS.hooks)
+    # Whether a method sets it on ``self`` is only known from the source, at launch.
     hooks.install()
-    assert registered == [HOOKS.gate.target]
-    with pytest.raises(UpstreamContractError, match=r"found SGLang 0\.9\.9.*0\.5\.17"):
+    assert registered == [hook.target for hook in NEEDED]
+    put_in_place(hooks, monkeypatch)
+    with pytest.raises(UpstreamContractError, match=r"no .*Req\.finished_gone; .*"):
         hooks.verify()
+    # A second look must not pass: SGLang may catch the first error.
+    with pytest.raises(UpstreamContractError, match=r"no .*Req\.finished_gone; .*"):
+        hooks.verify()
+
+
+def test_an_import_that_is_gone_leaves_the_hooks_that_tell(
+    registered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Contract(["sglang.srt.managers.schedule_batch:Req_gone"], {})
+    monkeypatch.setattr(Contract, "load", lambda: gone)
+    hooks = HookSet(HOOKS.hooks)
+    hooks.install()
+    assert registered == ALWAYS
+    with pytest.raises(UpstreamContractError, match="Req_gone"):
+        hooks.verify()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("0.5.20", "untested: between 0.5.17 and 0.5.23"),
+        ("0.5.17.post1", "untested: between"),
+        ("0.5.23.dev12+g0123abc", "untested: between"),
+        ("0.9.9", "untested: outside of the supported 0.5.17 to 0.5.23"),
+        ("0.5.16", "untested: outside"),
+        ("main", "untested: outside"),
+        ("0.5.17", None),
+        ("0.5.23+cu130", None),
+    ],
+)
+def test_an_untested_version_is_logged_once_and_goes_on(
+    number: str,
+    words: str | None,
+    registered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("sglang_dllm.upstream.versions.version", lambda name: number)
+    hooks = HookSet(HOOKS.hooks)
+    hooks.install()
+    assert registered == [hook.target for hook in NEEDED]
+    put_in_place(hooks, monkeypatch)
+    hooks.verify()
+    hooks.verify()
+    logged = [record.message for record in caplog.records]
+    if words is None:
+        assert logged == []
+    else:
+        (line,) = logged
+        assert f"SGLang {number}, {words}" in line
+
+
+def put_in_place(hooks: HookSet, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Let every hook of a set look as if SGLang had applied it."""
+    applied: dict[str, Any] = {
+        target: SimpleNamespace(__wrapped__=original)
+        for target, original in hooks.originals.items()
+    }
+    monkeypatch.setattr(hooks_module, "_resolve", applied.__getitem__)
+    return applied
 
 
 @ALL
@@ -116,14 +209,10 @@ def test_a_hook_that_was_not_applied_is_named(
     hook: Hook, registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other hook is in place; SGLang only logs the one that failed."""
-    hooks = fresh()
+    hooks = HookSet(HOOKS.hooks)
     hooks.install()
-    assert registered == [h.target for h in HOOKS.hooks]
-    applied = dict(hooks.originals)
-    for target, original in hooks.originals.items():
-        if target != hook.target:
-            applied[target] = SimpleNamespace(__wrapped__=original)
-    monkeypatch.setattr("sglang_dllm.upstream.hooks._resolve", applied.__getitem__)
+    applied = put_in_place(hooks, monkeypatch)
+    applied[hook.target] = hooks.originals[hook.target]
     with pytest.raises(UpstreamContractError) as caught:
         hooks.verify()
     assert f"the sglang-dllm hook on {hook.target} is not applied" in str(caught.value)
@@ -134,19 +223,17 @@ def test_a_hook_that_was_not_applied_is_named(
 def test_verify_looks_through_another_plugins_wrapper(
     registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hooks = fresh()
+    hooks = HookSet(HOOKS.hooks)
     hooks.install()
-    applied = {
-        target: SimpleNamespace(__wrapped__=SimpleNamespace(__wrapped__=original))
-        for target, original in hooks.originals.items()
-    }
-    monkeypatch.setattr("sglang_dllm.upstream.hooks._resolve", applied.__getitem__)
+    applied = put_in_place(hooks, monkeypatch)
+    for target, ours in applied.items():
+        applied[target] = SimpleNamespace(__wrapped__=ours)
     hooks.verify()
 
 
 def test_verify_before_install_is_an_error() -> None:
     with pytest.raises(UpstreamContractError, match="is not applied"):
-        fresh().verify()
+        HookSet(HOOKS.hooks).verify()
 
 
 def test_sglangs_loader_applies_all_of_them() -> None:
@@ -200,6 +287,10 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
         "pause_generation": [(s, "recv_req") for s in schedulers],
+        **{
+            name: [(SimpleNamespace(scheduler=s), "recv_req") for s in schedulers]
+            for name in CHANGES
+        },
         "init_forward_metadata": [hook.contract],
         "forward_extend": [hook.contract],
         "_validate_one_request": [(manager, "obj", [1, 2])],
@@ -207,6 +298,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "prepare_server_args": [(["--model-path", "x"],)],
         "json": [("request",)],
         "_handle_missing_default_values": [(args,), (theirs,)],
+        "_handle_gpu_memory_settings": [(args, 1024), (theirs, 1024)],
     }
     return calls[name]
 
@@ -238,7 +330,7 @@ def test_off_means_off(hook: Hook) -> None:
     """The original gets the same objects, once, and its result comes back as it is."""
     for arguments in off_arguments(hook):
         seen: list[tuple[Any, ...]] = []
-        answer = object()
+        answer = SimpleNamespace()
 
         def act(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
             seen.append(args)

@@ -7,29 +7,17 @@ the package installed.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang.srt.server_args import ServerArgs
 
+from helpers.launch_probe import run
+from helpers.upstream_shapes import raw_args
 from sglang_dllm.demo import demo_path
 from sglang_dllm.upstream.launch import architecture_of, is_of_another_plugin
 
 MIB = 2**20
-
-
-def args_of(**fields: object) -> Any:
-    """ServerArgs as the user gave them, before SGLang derives anything."""
-    args = object.__new__(ServerArgs)
-    for name, field in ServerArgs.__dataclass_fields__.items():
-        object.__setattr__(args, name, field.default)
-    for name, value in fields.items():
-        object.__setattr__(args, name, value)
-    return args
 
 
 @pytest.fixture
@@ -51,19 +39,19 @@ def test_a_file_is_never_opened(
     file = tmp_path / "weights.gguf"
     file.touch()
     request.getfixturevalue("no_reads")
-    args = args_of(model_path=str(file), dllm_algorithm=algorithm)
+    args = raw_args(model_path=str(file), dllm_algorithm=algorithm)
     assert architecture_of(args) is None
 
 
 def test_no_repository_is_asked_without_an_algorithm(no_reads: None) -> None:
-    assert architecture_of(args_of(model_path="nobody/has-this-model")) is None
+    assert architecture_of(raw_args(model_path="nobody/has-this-model")) is None
 
 
 def test_a_folders_config_is_enough(tmp_path: Path) -> None:
-    assert architecture_of(args_of(model_path=str(demo_path()))) == "LLaDAModelLM"
-    assert architecture_of(args_of(model_path=str(tmp_path))) is None
+    assert architecture_of(raw_args(model_path=str(demo_path()))) == "LLaDAModelLM"
+    assert architecture_of(raw_args(model_path=str(tmp_path))) is None
     override = '{"architectures": ["DiffuLlamaModel"]}'
-    args = args_of(model_path=str(demo_path()), json_model_override_args=override)
+    args = raw_args(model_path=str(demo_path()), json_model_override_args=override)
     assert architecture_of(args) == "DiffuLlamaModel"
 
 
@@ -72,7 +60,7 @@ def test_a_folders_config_is_enough(tmp_path: Path) -> None:
 )
 def test_a_broken_config_is_nobodys(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert architecture_of(args_of(model_path=str(tmp_path))) is None
+    assert architecture_of(raw_args(model_path=str(tmp_path))) is None
 
 
 def test_an_algorithm_of_another_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,21 +122,8 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         "ours in a folder": (launch(demo_path()), None),
         "ours in a repository": (launch("someone/a-llada"), None),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.launch_probe"],
-        input=json.dumps([{"arguments": a, "plugins": p} for a, p in asked.values()]),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_CACHE": str(cache),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        },
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    found = run(({"arguments": a, "plugins": p} for a, p in asked.values()), hub)
     return dict(zip(asked, found, strict=True))
 
 

@@ -13,6 +13,7 @@ import pytest
 from helpers.written_attributes import FOLDERS, written_elsewhere
 from sglang_dllm.patches import HOOKS
 from sglang_dllm.patches.__main__ import render
+from sglang_dllm.upstream.versions import REQUIREMENT
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "python" / "sglang_dllm"
@@ -171,6 +172,11 @@ def test_every_package_is_in_the_wheel() -> None:
     }
     packages = set(listed["tool"]["setuptools"]["packages"])
     assert packages == {*found, "sglang_dllm.patches"}
+
+
+def test_the_metadata_accept_the_supported_sglang() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert REQUIREMENT in project["dependencies"]
 
 
 def test_no_file_is_long() -> None:

@@ -82,27 +82,18 @@ class CanvasAttention(ABC, Generic[Forward]):
     Call ``plan`` before the first layer of a forward and ``run`` in every layer. A
     forward of the same windows as the one before is not planned again.
 
-    For CUDA graphs, call ``plan(plan, graph=True)``, run the forward once to compile
-    its kernels, and capture it. From then on, call ``plan(plan, graph=True)`` before
-    each replay. There is one set of fixed buffers for each bucket of B windows of L
-    tokens. A replay reads the latest plan of its own bucket, so forwards of several
-    buckets and eager ones may alternate. Nothing else may be planned between the plan
-    of a bucket and its capture. ``plan`` itself cannot be captured, and q, k, v and the
-    pools must stay where they were at the capture.
+    A CUDA graph has a bucket, fixed buffers for B windows of L tokens. ``use`` its
+    bucket in the captured forward. ``fill_bucket`` puts a plan there before a replay,
+    so forwards of several buckets and eager ones may alternate. It cannot be captured,
+    and q, k, v and the pools must stay where they were at the capture.
     """
 
     can_be_captured: ClassVar[bool] = True
     """True if ``new_bucket`` and ``fill_bucket`` are implemented."""
 
-    def __init__(self, device: torch.device | str, max_canvas_len: int) -> None:
-        """
-        Args:
-            max_canvas_len: the longest canvas of a CUDA graph, in tokens.
-        """
+    def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.max_canvas_len = max_canvas_len
         self._eager: tuple[Sequence[Window], Forward] | None = None
-        self._buckets: dict[tuple[int, int], Forward] = {}
         self._forward: Forward | None = None
 
     @classmethod
@@ -118,18 +109,32 @@ class CanvasAttention(ABC, Generic[Forward]):
     def plan_windows(self, plan: AttentionPlan) -> Forward:
         """Plan a forward that runs eagerly."""
 
-    def new_bucket(self, num_windows: int, length: int, writes: KVWrites) -> Forward:
+    def new_bucket(
+        self, num_windows: int, length: int, max_canvas_len: int, writes: KVWrites
+    ) -> Forward:
         """Fixed buffers for graphs of ``num_windows`` windows of ``length`` tokens.
 
         A window that is its whole canvas reads its keys from the pool like the others.
 
         Args:
-            writes: the bucket's own; the base class fills it.
+            max_canvas_len: the longest canvas that there is room for, in tokens.
+            writes: where the captured forward's keys and values go. It belongs to the
+                caller, who fills it.
+
+        Raises:
+            NotImplementedError: the backend cannot be captured.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be captured")
 
     def fill_bucket(self, bucket: Forward, plan: AttentionPlan) -> None:
-        """Put a plan into the buffers of its bucket."""
+        """Put a plan into the buffers of its bucket, all but its writes.
+
+        Args:
+            plan: B windows of L tokens, padding included.
+
+        Raises:
+            ValueError: a window has no KV slots.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be captured")
 
     @abstractmethod
@@ -144,20 +149,16 @@ class CanvasAttention(ABC, Generic[Forward]):
     ) -> torch.Tensor:
         """``run`` after the fresh keys and values are written to the pool."""
 
-    def plan(self, plan: AttentionPlan, graph: bool = False) -> None:
-        """Prepare ``run`` for a forward.
-
-        Args:
-            graph: the forward is to be captured or replayed.
-
-        Raises:
-            ValueError: no graph can run these windows: they differ in length, one of
-                them has no KV slots, or a canvas is too long.
-        """
-        self._forward = self._plan_graph(plan) if graph else self._plan_eager(plan)
+    def plan(self, plan: AttentionPlan) -> None:
+        """Prepare ``run`` for an eager forward."""
+        if self._eager is None or not same_windows(plan.windows, self._eager[0]):
+            # A plan that fails must not leave half of another one behind.
+            self._eager = None
+            self._eager = plan.windows, self.plan_windows(plan)
+        self._forward = self._eager[1]
 
     def use(self, bucket: Forward) -> None:
-        """Let ``run`` read a bucket of the caller's own, which he fills himself."""
+        """Let ``run`` read a bucket, in a capture."""
         self._forward = bucket
 
     def run(
@@ -189,39 +190,6 @@ class CanvasAttention(ABC, Generic[Forward]):
             tokens, slots = forward.kv_writes
             pool.write(slots, k[tokens], v[tokens])
         return self.attend(forward, q, k, v, pool, scale)
-
-    def _plan_eager(self, plan: AttentionPlan) -> Forward:
-        if self._eager is None or not same_windows(plan.windows, self._eager[0]):
-            # A plan that fails must not leave half of another one behind.
-            self._eager = None
-            self._eager = plan.windows, self.plan_windows(plan)
-        return self._eager[1]
-
-    def _plan_graph(self, plan: AttentionPlan) -> Forward:
-        bucket = num_windows, length = self._bucket_of(plan)
-        writes = plan.kv_writes
-        assert writes is not None
-        forward = self._buckets.get(bucket)
-        if forward is None:
-            own = KVWrites(slice(None), torch.zeros_like(writes.slots))
-            forward = self._buckets[bucket] = self.new_bucket(num_windows, length, own)
-        assert forward.kv_writes is not None
-        forward.kv_writes.slots.copy_(writes.slots)
-        self.fill_bucket(forward, plan)
-        return forward
-
-    def _bucket_of(self, plan: AttentionPlan) -> tuple[int, int]:
-        lengths = sorted(set(plan.lens))
-        if len(lengths) != 1:
-            raise ValueError(f"a graph needs windows of one length, not {lengths}")
-        slots_of(plan.windows)
-        longest = max(window.canvas_len for window in plan.windows)
-        if longest > self.max_canvas_len:
-            raise ValueError(
-                f"a graph has room for canvases of up to {self.max_canvas_len} tokens, "
-                f"not for one of {longest}"
-            )
-        return len(plan.windows), lengths[0]
 
 
 def slots_of(windows: Sequence[Window]) -> list[torch.Tensor]:

@@ -36,7 +36,6 @@ class Settings:
     Attributes:
         kv_dtype: of the pool, fp8 or ``q_dtype``. Fresh k and v have ``q_dtype``.
         scale: multiplies the dot products.
-        max_canvas_len: the longest canvas of a CUDA graph, in tokens.
         is_deterministic: the keys of a window are not split among programs, so that
             the order of their sum does not depend on the rest of the batch.
         full_backend, window_backend: FlashInfer's names of its implementations.
@@ -48,7 +47,6 @@ class Settings:
     q_dtype: torch.dtype
     kv_dtype: torch.dtype
     scale: float
-    max_canvas_len: int
     is_deterministic: bool = False
     full_backend: str = "auto"
     window_backend: str = "fa2"
@@ -129,7 +127,7 @@ class FlashInferCanvasAttention(CanvasAttention[FlashInferForward]):
         Raises:
             ValueError: FlashInfer does not compute in the dtype.
         """
-        super().__init__(workspace.device, settings.max_canvas_len)
+        super().__init__(workspace.device)
         if settings.q_dtype not in _DTYPES:
             raise ValueError(
                 f"FlashInfer computes in float16 or bfloat16, not {settings.q_dtype}; "
@@ -163,7 +161,6 @@ class FlashInferCanvasAttention(CanvasAttention[FlashInferForward]):
             kv_dtype=updater.data_type,
             # All supported families have this scale. ``attend`` compares it.
             scale=updater.head_dim**-0.5,
-            max_canvas_len=backend.max_context_len,
             is_deterministic=backend.enable_deterministic,
             # "cutlass" on Blackwell. FlashInfer resolves "auto" at the first plan.
             full_backend=getattr(backend.prefill_wrapper_ragged, "_backend", "auto"),
@@ -186,7 +183,7 @@ class FlashInferCanvasAttention(CanvasAttention[FlashInferForward]):
         return FlashInferForward(plan.kv_writes, full, in_pool, self._paged)
 
     def new_bucket(
-        self, num_windows: int, length: int, writes: KVWrites
+        self, num_windows: int, length: int, max_canvas_len: int, writes: KVWrites
     ) -> FlashInferForward:
         def zeros(size: int) -> torch.Tensor:
             return torch.zeros(size, dtype=torch.int32, device=self.device)
@@ -194,7 +191,7 @@ class FlashInferCanvasAttention(CanvasAttention[FlashInferForward]):
         paged = self._new_paged(
             qo_indptr_buf=zeros(num_windows + 1),
             paged_kv_indptr_buf=zeros(num_windows + 1),
-            paged_kv_indices_buf=zeros(num_windows * self.max_canvas_len),
+            paged_kv_indices_buf=zeros(num_windows * max_canvas_len),
             paged_kv_last_page_len_buf=zeros(num_windows),
         )
         return FlashInferForward(writes, None, slice(None), paged)

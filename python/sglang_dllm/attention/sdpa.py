@@ -49,7 +49,7 @@ class SDPACanvasAttention(CanvasAttention[SDPAForward]):
 
     @classmethod
     def from_upstream(cls, backend: Any) -> SDPACanvasAttention:
-        return cls(backend.device, max_canvas_len=0)
+        return cls(backend.device)
 
     def plan_windows(self, plan: AttentionPlan) -> SDPAForward:
         runs, first = [], 0

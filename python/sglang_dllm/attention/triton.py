@@ -41,7 +41,7 @@ class TritonCanvasAttention(CanvasAttention[TritonForward]):
 
     @classmethod
     def from_upstream(cls, backend: Any) -> TritonCanvasAttention:
-        return cls(backend.device, backend.max_context_len)
+        return cls(backend.device)
 
     def plan_windows(self, plan: AttentionPlan) -> TritonForward:
         in_pool = [not window.is_full for window in plan.windows]
@@ -53,12 +53,12 @@ class TritonCanvasAttention(CanvasAttention[TritonForward]):
         return TritonForward(plan.kv_writes, table, slots, max(plan.lens))
 
     def new_bucket(
-        self, num_windows: int, length: int, writes: KVWrites
+        self, num_windows: int, length: int, max_canvas_len: int, writes: KVWrites
     ) -> TritonForward:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
-        slots = zeros(num_windows * self.max_canvas_len)
+        slots = zeros(num_windows * max_canvas_len)
         return TritonForward(writes, zeros(num_windows, 4), slots, length)
 
     def fill_bucket(self, bucket: TritonForward, plan: AttentionPlan) -> None:

@@ -31,7 +31,8 @@ _UNCHECKED = "its processes load no plugin, so that no request would be checked"
 _UNSUPPORTED = "it is not supported"
 _VARYING = "forwards over whole canvases vary in length and are not captured"
 
-# Fields of ServerArgs that have no use here, and the reason that the user is told.
+# Fields of ServerArgs that have no use here, and the reason that the user is told. A
+# version of SGLang may lack some of them.
 _REFUSED = {
     "grpc_mode": _UNCHECKED,
     "smg_grpc_mode": _UNCHECKED,
@@ -42,6 +43,7 @@ _REFUSED = {
     "enable_mixed_chunk": _WINDOWS,
     "enable_dynamic_chunking": _WINDOWS,
     "prefill_max_requests": _WINDOWS,
+    "prefill_decode_interval": _WINDOWS,
     "enable_prefill_delayer": _WINDOWS,
     "enable_pdmux": _WINDOWS,
     "enable_two_batch_overlap": _UNSUPPORTED,
@@ -50,6 +52,8 @@ _REFUSED = {
     "speculative_algorithm": "there is no autoregressive decode to speculate on",
     "enable_hierarchical_cache": _UNSHARED,
     "enable_lmcache": _UNSHARED,
+    "enable_flexkv": _UNSHARED,
+    "enable_unified_cache_external_linker": _UNSHARED,
     "enable_session_radix_cache": _UNSHARED,
     "enable_streaming_session": _UNSHARED,
     "enable_hisparse": _UNSUPPORTED,
@@ -58,11 +62,18 @@ _REFUSED = {
     "dcp_size": _UNSUPPORTED,
     "attn_cp_size": _UNSUPPORTED,
     "enable_dp_attention": "use --dp-size for data parallelism",
+    "attn_dp_size": "use --dp-size for data parallelism",
     "enable_lora": _UNSUPPORTED,
     "lora_paths": _UNSUPPORTED,
+    "uno_lora_path": _UNSUPPORTED,
     "enable_custom_logit_processor": _UNSUPPORTED,
     "enable_return_hidden_states": _UNSUPPORTED,
     "return_hidden_states_mode": _UNSUPPORTED,
+    "enable_return_aux_hidden_states": _UNSUPPORTED,
+    "aux_hidden_state_capture": _UNSUPPORTED,
+    "enable_watermark": _UNSUPPORTED,
+    "watermark_config": _UNSUPPORTED,
+    "startup_weight_load_mode": _UNSUPPORTED,
     "is_embedding": "the model generates text",
     "skip_tokenizer_init": "stop strings and chat need the tokenizer",
     "enable_priority_scheduling": "a canvas cannot be preempted",
@@ -72,6 +83,8 @@ _REFUSED = {
     "cuda_graph_max_bs_prefill": _VARYING,
     "cuda_graph_bs_prefill": _VARYING,
     "cuda_graph_tc_compiler": _VARYING,
+    "cuda_graph_max_seq_len_prefill": _VARYING,
+    "cuda_graph_prefill_max_context": _VARYING,
     "disable_cuda_graph_padding": "windows are padded to the next captured size",
 }
 
@@ -163,10 +176,8 @@ def _refuse(server_args: Any, architecture: str, defaults: Mapping[str, Any]) ->
             "the batch as soon as it is finished"
         )
     for name, reason in _REFUSED.items():
-        if name not in defaults:  # a flag that this SGLang does not have
-            continue
-        value = getattr(server_args, name)
-        if value in (defaults[name], None, False):
+        value = getattr(server_args, name) if name in defaults else None
+        if value in (defaults.get(name), None, False):
             continue
         if (name, value) in _HARMLESS:
             continue

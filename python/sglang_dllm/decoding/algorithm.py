@@ -40,8 +40,8 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
         caches: names of the cache strategies that it can be decoded with. All but
             ``none`` need spans that are smaller than the canvas. ``delayed`` needs
             blocks of ``block_size`` in order.
-        statistics: what it always reads of its candidates' logits. The forward
-            computes them, in a CUDA graph too.
+        statistics: what it always reads of its candidates' logits. They are computed
+            before ``decide``, outside of the guard that catches its errors.
     """
 
     options: ClassVar[type[Options]]

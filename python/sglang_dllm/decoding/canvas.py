@@ -140,6 +140,12 @@ class Canvas:
         """True if each forward computes the unconditional canvas too."""
         return self.num_windows == 2
 
+    @property
+    def placed_slots(self) -> torch.Tensor:
+        """``kv_slots`` of a canvas that has them, as every admitted one does."""
+        assert self.kv_slots is not None, "admission places a canvas first"
+        return self.kv_slots
+
     def place(self, kv_slots: torch.Tensor, req_pool_index: int) -> None:
         """Note the slots that admission took."""
         self.kv_slots, self.req_pool_index = kv_slots, req_pool_index

@@ -19,7 +19,6 @@ from sglang_dllm.decoding.group import NUM_NUMBERS, Group, GroupKey
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.models.facts import ModelFacts
 
 MAX_FORWARDS = 100_000
@@ -52,12 +51,6 @@ class Denoiser:
     def canvases(self) -> list[Canvas]:
         """In the order of a forward's windows."""
         return [c for group in self._groups.values() for c in group.records]
-
-    @property
-    def statistics(self) -> tuple[Statistic, ...]:
-        """The statistics that the algorithms in use read, in one order."""
-        groups = self._groups.values()
-        return tuple(sorted({s for group in groups for s in group.statistics}))
 
     def prepare(self, canvas: Canvas, decoding: Decoding) -> Group:
         """A canvas with nothing decoded and its first step, ready to ``join``.

@@ -39,7 +39,7 @@ NUM_NUMBERS = 7
 
 @dataclass(frozen=True)
 class Steering:
-    """What Python reads of a group in a step. Groups of one steering share a capture.
+    """The things that Python reads in a step. Groups of one steering share a capture.
 
     Attributes:
         options: stand for the options of every canvas.

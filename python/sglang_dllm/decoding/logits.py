@@ -1,8 +1,8 @@
-"""The logits of candidates: computed when asked for, or known from the forward."""
+"""The logits of candidates, computed when they are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -42,21 +42,14 @@ class Logits:
     Few enough of them (``fits_at_once``) are computed once and stay in memory.
     """
 
-    def __init__(
-        self,
-        num_candidates: int,
-        vocab_size: int,
-        of: LogitsOf,
-        measured: Mapping[Statistic, Measured] | None = None,
-    ) -> None:
+    def __init__(self, num_candidates: int, vocab_size: int, of: LogitsOf) -> None:
         """
         Args:
             of: the logits of some candidates.
-            measured: the statistics that the forward computed.
         """
         self.num_candidates, self.vocab_size = num_candidates, vocab_size
         self._of = of
-        self._measured = dict(measured or {})
+        self._measured: dict[Statistic, Measured] = {}
 
     @classmethod
     def of_hidden(cls, hidden: torch.Tensor, head: Head, vocab_size: int) -> Logits:
@@ -85,13 +78,7 @@ class Logits:
             start, stop, _ = some.indices(num)
             return self._of(slice(first + start, first + stop))
 
-        here = slice(first, first + num)
-        measured = {
-            statistic: (tokens[here], values[here])
-            for statistic, (tokens, values) in self._measured.items()
-        }
-        memoised = _memoised(of, num, self.vocab_size)
-        return Logits(num, self.vocab_size, memoised, measured)
+        return Logits(num, self.vocab_size, _memoised(of, num, self.vocab_size))
 
     def changed(self, of: LogitsOf) -> Logits:
         """Other logits of the same candidates, of which nothing is known."""

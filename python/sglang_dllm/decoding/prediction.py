@@ -23,7 +23,7 @@ Inputs: TypeAlias = StepInputs[Any, Any]
 class Prediction:
     """``tokens``: (N,) int64. ``value``: (N,) float64, the greatest is the best.
 
-    Nobody may write to them: they may be the forward's own, kept in its graph.
+    Nobody may write to them: another prediction of the step may be the same tensors.
     """
 
     tokens: torch.Tensor

@@ -11,7 +11,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
-from sglang_dllm.runtime.graphs import window_graphs
+from sglang_dllm.runtime.graphs import model_graphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
 from sglang_dllm.upstream.compat import in_effect
@@ -21,7 +21,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
     """Owns the engine and runs its rounds.
 
     SGLang makes this object before it loads the model and the tokenizer. So the engine
-    is built when the scheduler first asks for it, in its first loop.
+    is built when the scheduler first asks for it, at the end of its own start-up.
     """
 
     _engine: DenoisingEngine | None = None
@@ -40,9 +40,7 @@ class FullAttnAlgorithm(DllmAlgorithm):
         The arguments are SGLang's and not used: the engine packs its own forwards, and
         the first of a round may be in flight already.
         """
-        assert self._engine is not None, (
-            "a round runs before the scheduler's first loop"
-        )
+        assert self._engine is not None, "a round runs before the scheduler has started"
         self._engine.run_round()
         in_graph = self._engine.model.in_graph
         return LogitsProcessorOutput(None), [], None, None, in_graph
@@ -59,7 +57,10 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     config = scheduler.dllm_config
     facts = config.facts.with_tokenizer(scheduler.tokenizer)
     runner = scheduler.tp_worker.model_runner
-    graphs = window_graphs(runner, in_effect(scheduler.server_args), facts)
+    graphs = model_graphs(
+        runner, in_effect(scheduler.server_args), facts, config.decode.resolve({})
+    )
+    metrics = Metrics(scheduler.metrics_collector)
     prelaunch = config.decode.prelaunch
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
@@ -67,8 +68,8 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     agree = agreement_of(scheduler.tp_cpu_group)
     return DenoisingEngine(
         Denoiser(facts, scheduler.device, agree),
-        RunnerForward(runner, facts.vocab_size, graphs, agree=agree),
-        Metrics(scheduler.metrics_collector),
+        RunnerForward(runner, facts.vocab_size, metrics, graphs, agree),
+        metrics,
         config.decode.steps_per_round,
         prelaunch,
     )

@@ -16,10 +16,7 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.models.facts import ModelFacts
-
-Statistics = tuple[Statistic, ...]
 
 
 class ModelForward(Protocol):
@@ -31,11 +28,8 @@ class ModelForward(Protocol):
 
     in_graph: bool
 
-    def launch(self, packed: PackedForward, statistics: Statistics) -> Logits:
+    def launch(self, packed: PackedForward) -> Logits:
         """Start a forward. The host does not wait for it.
-
-        Args:
-            statistics: the ones that the forward may compute along with the logits.
 
         Returns:
             The logits of the tokens ``packed.logits_indices``.
@@ -47,6 +41,17 @@ class ModelForward(Protocol):
 
         Returns:
             False if no capture holds it. Nothing was started then.
+        """
+        ...
+
+    def weights_changed(self) -> None:
+        """Drop all captures. No forward may be in flight."""
+        ...
+
+    def recapture(self) -> None:
+        """Capture what was dropped. Does nothing if nothing was.
+
+        Canvases may be active; a capture touches none of them.
         """
         ...
 
@@ -226,5 +231,5 @@ class DenoisingEngine:
             self.in_flight = InFlight(None)
             return
         packed = self.denoiser.pack()
-        logits = self.model.launch(packed, self.denoiser.statistics)
+        logits = self.model.launch(packed)
         self.in_flight = InFlight(logits)

@@ -1,269 +1,282 @@
-"""CUDA graphs for forwards whose windows all read the KV pool.
+"""The CUDA graphs of a model: declared by a grid, captured at start-up, never later.
 
-A full prefill has another length with each request, and it fills the device: it runs
-eagerly. Windows are few tokens over many keys, and launching their kernels one by one
-would take as long as running them. Such a forward runs in the graph of the smallest
-bucket that holds it, padded (``runtime.graph_padding``).
+The forward of each bucket of the grid (``runtime.graph_grid``) is captured alone, for
+batches of any algorithms, and with the steps of the server's default decoding
+(``runtime.step_graphs``). Every other forward runs eagerly.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from tqdm import tqdm
 
 from sglang_dllm.attention.backends import backend_of
-from sglang_dllm.attention.base import CanvasAttention
-from sglang_dllm.attention.plan import AttentionPlan
+from sglang_dllm.attention.plan import DUMMY_SLOT, AttentionPlan
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import is_device_fault
 from sglang_dllm.decoding.logits import Logits
-from sglang_dllm.decoding.packing import power_of_two
-from sglang_dllm.decoding.statistics import (
-    HEAD_ELEMENTS,
-    Statistic,
-    fits_at_once,
-    measure,
-)
+from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.resolved import Decoding
+from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
+from sglang_dllm.decoding.window import Window
 from sglang_dllm.models.facts import ModelFacts
-from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
-from sglang_dllm.runtime.graph_buckets import Bucket, GraphLimits
+from sglang_dllm.runtime.forward_graph import ForwardGraph
 from sglang_dllm.runtime.graph_capture import Capture, CudaCapture
-from sglang_dllm.runtime.graph_padding import PaddedWindows
-from sglang_dllm.runtime.graph_staging import BucketGraph, StagedForward
+from sglang_dllm.runtime.graph_grid import Bucket, GraphGrid
+from sglang_dllm.runtime.step_graphs import StepGraphs
+from sglang_dllm.runtime.step_grid import new_step_graphs, step_shapes
+from sglang_dllm.runtime.window_forward import (
+    ModelParts,
+    WindowForward,
+    upstream_backend,
+)
 
 logger = logging.getLogger(__name__)
 
 
-def window_graphs(
+def why_no_graphs(model_runner: Any, server_args: Any) -> str | None:
+    """Why a machine or a flag rules graphs out; None where nothing does."""
+    upstream = upstream_backend(model_runner)
+    backend = backend_of(upstream)
+    if model_runner.device != "cuda":
+        return "the device is not a GPU"
+    if server_args.disable_decode_cuda_graph:
+        return "a flag turns them off"
+    if backend is None or not backend.attention_class.can_be_captured:
+        return f"{type(upstream).__name__} cannot be captured"
+    if server_args.tp_size > 1:
+        return "tensor parallelism is not captured"
+    return None
+
+
+def model_graphs(
     model_runner: Any,
     server_args: Any,
     facts: ModelFacts,
+    decoding: Decoding,
     capture: Capture | None = None,
-) -> WindowGraphs | None:
-    """The graphs of a model on a GPU; None where flags or the machine rule them out."""
-    limits = GraphLimits.from_server_args(server_args, facts)
-    upstream = model_runner.attn_backend
-    if type(upstream).__name__ == "HybridAttnBackend":
-        # It has a backend for prefill and one for decode. Our forwards are prefills.
-        upstream = upstream.prefill_backend
-    backend = backend_of(upstream)
-    reason = (
-        "the device is not a GPU"
-        if model_runner.device != "cuda"
-        else "a flag turns them off"
-        if not limits.batch_sizes
-        else f"{type(upstream).__name__} cannot be captured"
-        if backend is None or not backend.attention_class.can_be_captured
-        else "tensor parallelism is not captured"
-        if server_args.tp_size > 1
-        else None
-    )
-    if reason is not None or backend is None:
+) -> CanvasGraphs | None:
+    """The graphs of a server, captured; None where there are none.
+
+    Args:
+        server_args: SGLang's flags.
+        decoding: the server's default.
+        capture: a ``CudaCapture`` unless another one is given.
+    """
+    reason = why_no_graphs(model_runner, server_args)
+    if reason is not None:
         logger.info("CUDA graphs are off: %s", reason)
         return None
-    return WindowGraphs(
-        model_runner.model,
-        facts,
-        backend.attention_of(upstream),
-        upstream,
-        limits,
-        capture or CudaCapture(),
+    pool = model_runner.token_to_kv_pool
+    max_canvas_len = min(
+        model_runner.model_config.context_len, model_runner.max_total_num_tokens
     )
+    grid = GraphGrid.declared(
+        server_args,
+        facts.family,
+        block_size=getattr(decoding.options, "block_size", None),
+        max_canvas_len=max_canvas_len,
+    )
+    graphs = CanvasGraphs(
+        ModelParts.of(model_runner),
+        facts,
+        grid,
+        max_canvas_len,
+        capture or CudaCapture(),
+        has_exact_pool=pool.dtype == model_runner.dtype,
+    )
+    graphs.capture_grid(decoding, shows_progress=model_runner.tp_rank == 0)
+    return graphs
 
 
-class WindowGraphs:
-    """The graphs of one model, each captured when it is first needed."""
+@dataclass(frozen=True)
+class Captured:
+    """The forwards that are captured, for the gate.
 
-    def __init__(
-        self,
-        model: Any,
-        facts: ModelFacts,
-        attention: CanvasAttention[Any],
-        backend: Any,
-        limits: GraphLimits,
-        capture: Capture,
+    Attributes:
+        grid: the declared ones.
+        buckets: those of them that were captured.
+        max_canvas_len: the longest canvas that they have room for, in tokens.
+        has_exact_pool: whether the KV pool keeps keys and values as they were computed,
+            and not in a smaller type.
+    """
+
+    grid: GraphGrid
+    buckets: Container[Bucket]
+    max_canvas_len: int
+    has_exact_pool: bool
+
+    def why_eager(self, canvases: Sequence[Canvas]) -> str | None:
+        """The gate: why the next forward of canvases runs eagerly, None if it is
+        captured. The reason is a label of the metric of launches."""
+        if any(canvas.is_guided for canvas in canvases):
+            # Its two windows would write to the same slots.
+            return "guided"
+        lens = [end - start for start, end in (canvas.window for canvas in canvases)]
+        pairs = list(zip(lens, map(len, canvases), strict=True))
+        if not self.has_exact_pool and any(a == b for a, b in pairs):
+            # A full window attends to its own keys. A graph reads them in the pool.
+            return "quantized_pool"
+        if max(map(len, canvases)) > self.max_canvas_len:
+            return "long_canvas"
+        bucket = self.grid.fit(lens)
+        if bucket is None:
+            return "no_bucket"
+        return None if bucket in self.buckets else "not_captured"
+
+
+@dataclass
+class CanvasGraphs:
+    """The graphs of one model.
+
+    Attributes:
+        parts: of the model.
+        grid: the declared buckets.
+        max_canvas_len: the longest canvas of a graph, in tokens.
+        capture: a ``CudaCapture``, or a stand-in where there is no GPU.
+        has_exact_pool: as in ``Captured``.
+        steps: whole steps of the default decoding; None before ``capture_grid``, and
+            where the host has to see each of its steps.
+    """
+
+    parts: ModelParts
+    facts: ModelFacts
+    grid: GraphGrid
+    max_canvas_len: int
+    capture: Capture
+    has_exact_pool: bool = True
+    steps: StepGraphs | None = None
+    _forwards: dict[Bucket, ForwardGraph] = field(default_factory=dict)
+    _decoding: Decoding | None = None
+    _shows_progress: bool = False
+    _is_dropped: bool = False
+
+    def capture_grid(
+        self, decoding: Decoding | None, shows_progress: bool = False
     ) -> None:
-        """
+        """Capture all that the grid declares, over fillers: canvases may be active.
+
+        The largest come first: the smaller ones then fit into their memory. A graph for
+        which the memory of the device is too small is left out, and runs eagerly.
+
         Args:
-            model: computes hidden states ``(N, H)``, and ``logits`` of those.
-            attention: of ``backend``.
-            backend: SGLang's attention backend, which the layers call.
-            capture: a ``CudaCapture``, or a stand-in where there is no GPU.
+            decoding: whose steps are captured, too; None for forwards alone.
         """
-        self.model, self.facts = model, facts
-        self.attention, self.backend = attention, backend
-        self.limits, self.capture = limits, capture
-        self._graphs: dict[Bucket, BucketGraph] = {}
-        self._padded: PaddedWindows | None = None
-        self._staged: StagedForward | None = None
-        self._shared_logits: torch.Tensor | None = None
-        self._has_failed = False
-        logger.info(
-            "CUDA graphs: up to %d windows of up to %d tokens; other forwards, full "
-            "prefills among them, run eagerly",
-            max(limits.batch_sizes),
-            max(limits.lengths),
+        self.drop()
+        self._is_dropped = False
+        self._decoding, self._shows_progress = decoding, shows_progress
+        begin, before = time.perf_counter(), self._free_bytes()
+        self.run_eagerly()
+        steps = (
+            None
+            if decoding is None
+            else new_step_graphs(
+                self.parts,
+                self.facts,
+                decoding,
+                self.grid.max_windows,
+                self.max_canvas_len,
+                self.capture,
+            )
         )
+        num_failed = 0
+        self.steps = steps
+        for bucket in tqdm(
+            self.grid.buckets[::-1],
+            desc="Capturing CUDA graphs",
+            disable=not shows_progress,
+        ):
+            forward = WindowForward(self.parts, bucket, self.max_canvas_len)
+            num_failed += not self._captured(partial(self._capture, bucket, forward))
+            if steps is None:
+                continue
+            for shape in step_shapes([bucket]):
+                num_failed += not self._captured(partial(steps.capture, shape, forward))
+        logger.info(
+            "CUDA graphs: %d forwards and %d steps captured in %.1f s and %d MiB%s",
+            len(self._forwards),
+            0 if self.steps is None else len(self.steps.shapes),
+            time.perf_counter() - begin,
+            (before - self._free_bytes()) >> 20,
+            f"; {num_failed} failed and run eagerly" if num_failed else "",
+        )
+
+    def run_eagerly(self) -> None:
+        """Run a forward that no graph holds, so that its kernels are compiled.
+
+        It has a full window and one that reads the pool, and every statistic. Its keys
+        and values go to the slot that no canvas owns.
+        """
+        device = self.parts.attention.device
+        slots = torch.full((32,), DUMMY_SLOT, device=device)
+        windows = [Window(0, 32, 32), Window(0, 16, 32, slots)]
+        every = torch.arange(48, device=device)
+        plan = AttentionPlan(windows, every)
+        self.parts.attention.plan(plan)
+        hidden = self.parts.hidden(torch.zeros_like(every), every % 32, plan)
+        logits = Logits.of_hidden(hidden, self.parts.head, self.facts.vocab_size)
+        for statistic in (PROBABILITY, MARGIN, Statistic("negative_entropy")):
+            logits.measure(statistic, self.facts.mask_id)
+
+    def drop(self) -> None:
+        """Forget the captures, for example because the weights have moved."""
+        self._forwards.clear()
+        self.steps = None
+        self._is_dropped = True
+
+    def recapture(self) -> None:
+        """Capture again what was dropped. Does nothing if nothing was."""
+        if self._is_dropped:
+            self.capture_grid(self._decoding, self._shows_progress)
 
     @property
-    def buckets(self) -> dict[Bucket, tuple[Statistic, ...]]:
-        """The captured buckets, and the statistics that their graphs compute."""
-        return {bucket: graph.statistics for bucket, graph in self._graphs.items()}
+    def buckets(self) -> list[Bucket]:
+        """The captured forwards."""
+        return list(self._forwards)
 
-    def accepts(self, plan: AttentionPlan) -> bool:
-        """True if a graph can run a forward: every window reads the KV pool, a bucket
-        holds them, and some logits are wanted."""
-        return (
-            not self._has_failed
-            and len(plan.logits_indices) > 0
-            and all(
-                window.kv_slots is not None and not window.is_full
-                for window in plan.windows
-            )
-            and self.limits.fit(plan) is not None
+    def why_eager(self, canvases: Sequence[Canvas]) -> str | None:
+        """As ``Captured.why_eager``."""
+        captured = Captured(
+            self.grid, self._forwards, self.max_canvas_len, self.has_exact_pool
         )
+        return captured.why_eager(canvases)
 
-    def run(
-        self,
-        plan: AttentionPlan,
-        forward_batch: Any,
-        statistics: tuple[Statistic, ...] = (),
-    ) -> Logits:
-        """Run one forward of a plan that is accepted.
-
-        Args:
-            forward_batch: with the plan's ``input_ids`` and ``positions``.
-            statistics: to compute with it.
+    def launch(self, packed: PackedForward) -> torch.Tensor:
+        """Replay a forward that the gate lets pass. The host does not wait.
 
         Returns:
-            The logits of the plan's ``logits_indices``. If a bucket has too
-            many logits to hold at once, the head runs when it is asked for.
+            The hidden states ``(N, H)`` of ``packed.logits_indices``.
         """
-        if self._staged is None or not self._staged.matches(plan, statistics):
-            self.stage(plan, forward_batch, statistics)
-        staged, self._staged = self._staged, None
-        assert staged is not None
-        graph, num = staged.graph, len(plan.logits_indices)
-        if graph.is_new:
-            graph = self._captured(staged)
-        out, *measured = (tensor[:num] for tensor in graph.replay())
-        if not graph.has_head:
-            head = partial(self.model.logits, forward_batch=forward_batch)
-            return Logits.of_hidden(out, head, self.facts.vocab_size)
-        pairs = zip(measured[::2], measured[1::2], strict=True)
-        known = dict(zip(graph.statistics, pairs, strict=True))
-        return Logits(num, self.facts.vocab_size, lambda rows: out[rows], known)
+        bucket = self.grid.fit(packed.lens)
+        assert bucket is not None, "no bucket holds the forward"
+        return self._forwards[bucket].run(packed)
 
-    def stage(
-        self,
-        plan: AttentionPlan,
-        forward_batch: Any,
-        statistics: tuple[Statistic, ...] = (),
-    ) -> None:
-        """Put the inputs of a forward into the buffers of its graph: all of ``run`` but
-        the replay.
+    def launch_step(self, group: Group) -> bool:
+        """Replay a whole step of canvases that the gate lets pass; False if no capture
+        holds it, and nothing was started then."""
+        return self.steps is not None and self.steps.launch(group)
 
-        Only the replay is left to a later ``run`` of the same windows, ids and first
-        logits indices.
-        """
-        shape = self.limits.fit(plan)
-        assert shape is not None, "no bucket holds the plan"
-        num_windows, length = shape
-        num_logits = power_of_two(len(plan.logits_indices))
-        num_logits = min(num_logits, num_windows * length)
-        bucket = Bucket(num_windows, length, num_logits)
-        padded = self._pad(plan, shape, forward_batch.input_ids.device)
-        graph = self._graph_of(bucket, padded, statistics, forward_batch)
-        graph.fill(padded, forward_batch, plan.logits_indices)
-        self._staged = StagedForward(graph, padded, plan, statistics)
+    def _capture(self, bucket: Bucket, forward: WindowForward) -> None:
+        self._forwards[bucket] = ForwardGraph(forward, self.capture)
 
-    def _pad(
-        self, plan: AttentionPlan, shape: tuple[int, int], device: torch.device
-    ) -> PaddedWindows:
-        """The padded windows of a plan, planned for attention. Nothing is done for
-        those of the step before."""
-        padded = self._padded
-        if padded is None or not padded.matches(plan, shape):
-            padded = PaddedWindows.of(plan, shape, device)
-            self.attention.plan(padded.plan, graph=True)
-            self._padded = padded
-        return padded
-
-    def _captured(self, staged: StagedForward) -> BucketGraph:
-        # An eager forward may have been planned since.
-        self.attention.plan(staged.padded.plan, graph=True)
+    def _captured(self, capture: Callable[[], None]) -> bool:
         try:
-            graph = staged.graph.captured(self.capture)
+            capture()
         except RuntimeError as error:  # there may be no memory left
             if is_device_fault(error) and not isinstance(error, torch.OutOfMemoryError):
                 raise
-            # This forward runs without a graph, and so do all later ones.
-            logger.error("CUDA graphs are off from now on: %s", error)
-            self._has_failed = True
-            self._graphs.clear()
-            return staged.graph
-        self._graphs[graph.bucket] = graph
-        return graph
+            logger.error("A CUDA graph is not captured: %s", error)
+            return False
+        return True
 
-    def _graph_of(
-        self,
-        bucket: Bucket,
-        padded: PaddedWindows,
-        wanted: tuple[Statistic, ...],
-        forward_batch: Any,
-    ) -> BucketGraph:
-        """The graph of a bucket: a new one where it lacks a wanted statistic."""
-        has_head = fits_at_once(bucket.num_logits, self.facts.vocab_size)
-        there = self._graphs.get(bucket)
-        known = there.statistics if there is not None else ()
-        if there is not None and (not has_head or set(wanted) <= set(known)):
-            return there
-        union = tuple(sorted({*wanted, *known})) if has_head else ()
-        return self._new_graph(bucket, padded, union, has_head, forward_batch)
-
-    def _new_graph(
-        self,
-        bucket: Bucket,
-        padded: PaddedWindows,
-        statistics: tuple[Statistic, ...],
-        has_head: bool,
-        forward_batch: Any,
-    ) -> BucketGraph:
-        num_tokens = bucket.num_windows * bucket.length
-        device = forward_batch.input_ids.device
-
-        def zeros(size: int) -> torch.Tensor:
-            return torch.zeros(size, dtype=torch.int64, device=device)
-
-        ids, positions, logits_indices = map(
-            zeros, (num_tokens, num_tokens, bucket.num_logits)
-        )
-        plan = replace(padded.plan, logits_indices=logits_indices)
-        batch = CanvasForwardBatch.of(forward_batch, ids, positions, plan)
-
-        def forward() -> tuple[torch.Tensor, ...]:
-            with forward_context(ForwardContext(attn_backend=self.backend)):
-                hidden = self.model.forward(ids, positions, batch).hidden_states
-                if not has_head:
-                    return (hidden,)
-                logits = self.model.logits(hidden, batch)
-            measured = (
-                measure(logits, self.facts.mask_id, statistic)
-                for statistic in statistics
-            )
-            return (self._share(logits), *chain.from_iterable(measured))
-
-        inputs = ids, positions, logits_indices
-        return BucketGraph(bucket, *inputs, statistics, has_head, forward)
-
-    def _share(self, logits: torch.Tensor) -> torch.Tensor:
-        """Copy logits to the buffer of all graphs. With an output of its own for each
-        bucket they would take gigabytes. A step reads them before the next forward."""
-        if self._shared_logits is None:
-            self._shared_logits = logits.new_empty(HEAD_ELEMENTS)
-        return self._shared_logits[: logits.numel()].view_as(logits).copy_(logits)
+    def _free_bytes(self) -> int:
+        device = self.parts.attention.device
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

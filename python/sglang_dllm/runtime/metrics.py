@@ -25,6 +25,15 @@ COUNTERS = {
 """The counter of each field of ``Canvas``: its name and its help text."""
 
 
+LAUNCHES = (
+    "sglang:dllm_launches_total",
+    "Forwards by how they were launched: step_graph, forward_graph or eager, and why "
+    "they were eager",
+)
+"""The counter of launches: its name and its help text. It has SGLang's labels, and
+``path`` and ``reason`` (``runtime.graphs.Captured``)."""
+
+
 class Metrics:
     """Counters with SGLang's labels. They count nothing where metrics are off."""
 
@@ -35,6 +44,7 @@ class Metrics:
             collector: the scheduler's. None without ``--enable-metrics``.
         """
         self._counters = {}
+        self._launches: Any = None
         if collector is None:
             return
         # Imported late: SGLang first sets where its processes share their counts.
@@ -43,6 +53,19 @@ class Metrics:
         for field, (name, text) in COUNTERS.items():
             counter = Counter(name, text, labelnames=list(collector.labels))
             self._counters[field] = counter.labels(**collector.labels)
+
+        self._labels = collector.labels
+        names = [*collector.labels, "path", "reason"]
+        self._launches = Counter(*LAUNCHES, labelnames=names)
+
+    def launched(self, path: str, reason: str = "") -> None:
+        """Count a forward.
+
+        Args:
+            reason: why it is eager; empty for a graph.
+        """
+        if self._launches is not None:
+            self._launches.labels(**self._labels, path=path, reason=reason).inc()
 
     def ended(self, canvas: Canvas) -> None:
         """Add the counts of a request that finished or was aborted."""

@@ -41,6 +41,8 @@ def next_round(
         set_time_batch(admitted, "set_forward_entry_time")
     if not running_batch.reqs:
         return None
+    # Updates that come in many calls leave the graphs dropped.
+    after_weights_change(scheduler)
     return CanvasScheduleBatch.of_round(scheduler, running_batch.reqs)
 
 
@@ -86,6 +88,30 @@ def before_pause(scheduler: Any) -> None:
     meet the head of the new one.
     """
     engine_of(scheduler).finish_in_flight()
+
+
+def before_weights_change(scheduler: Any) -> None:
+    """Commit the forward in flight, and drop the CUDA graphs.
+
+    A graph reads its tensors where they were at the capture. An update of the weights
+    may replace them, and a release of memory gives them away.
+    """
+    engine = engine_of(scheduler)
+    engine.finish_in_flight()
+    engine.model.weights_changed()
+
+
+def after_weights_change(scheduler: Any) -> None:
+    """Capture the graphs that a change dropped, unless the change goes on.
+
+    A change often comes in many calls. So this runs at the end of a call that is a
+    change of its own, or else before the next round.
+    """
+    updater = scheduler.weight_updater
+    # Only newer versions of SGLang have sessions of updates.
+    is_open = getattr(updater, "_session", None) is not None
+    if not is_open and not updater.offload_tags:
+        engine_of(scheduler).model.recapture()
 
 
 def _hand_out(scheduler: Any, running_batch: ScheduleBatch, reqs: list[Req]) -> None:

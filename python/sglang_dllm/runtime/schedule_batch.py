@@ -54,7 +54,7 @@ class CanvasScheduleBatch(ScheduleBatch):
         # Its forward attends to fresh keys and values, and keeps none in the pool.
         slots = torch.cat(
             [
-                _slots_of(canvas)[window.start : window.end]
+                canvas.placed_slots[window.start : window.end]
                 for canvas, window in zip(canvases, packed.windows, strict=True)
             ]
         )
@@ -144,11 +144,6 @@ def release_canvas_slots(req: Req, scheduler: Any) -> None:
 def fill_ids(canvas: Canvas) -> array[int]:
     """The token ids of a canvas in SGLang's type."""
     return array("q", canvas.ids.tolist())
-
-
-def _slots_of(canvas: Canvas) -> torch.Tensor:
-    assert canvas.kv_slots is not None, "admission places a canvas first"
-    return canvas.kv_slots
 
 
 def _window_len(canvas: Canvas) -> int:

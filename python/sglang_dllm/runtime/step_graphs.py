@@ -10,9 +10,9 @@ forwards in graphs or eagerly, and decide behind them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -36,9 +36,6 @@ class StepForward(Protocol):
     def hidden(self, tokens: StepTokens) -> torch.Tensor:
         """In a capture: the hidden states ``(N, H)`` of ``tokens.logits_indices``."""
         ...
-
-
-ForwardOf = Callable[[int, int], StepForward]
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,16 @@ class StepGraphs:
     def __init__(
         self,
         static: StaticGroup,
-        forward_of: ForwardOf,
         head: Head,
         vocab_size: int,
         capture: Capture,
     ) -> None:
         """
         Args:
-            forward_of: the model over R windows of L tokens; it is asked once for each.
             head: from hidden states to logits.
             vocab_size: V of the logits.
         """
         self.static = static
-        self._forward_of = cache(forward_of)
         self._head, self._vocab_size = head, vocab_size
         self._capture = capture
         self._graphs: list[StepGraph] = []
@@ -87,23 +81,20 @@ class StepGraphs:
         """The captured shapes, in the order in which they are tried."""
         return [graph.shape for graph in self._graphs]
 
-    def capture(self, shape: StepShape) -> None:
+    def capture(self, shape: StepShape, forward: StepForward) -> None:
         """Capture a step. No request may be active: the capture runs over fillers.
+
+        Args:
+            forward: of the shape's windows.
 
         Raises:
             RuntimeError: the capture failed; there may be no memory left.
         """
-        forward = self._forward_of(shape.num_canvases, shape.length)
         forward.place([])
         replay = self._capture(partial(self._run, shape, forward))
         graph = StepGraph(shape, forward, replay)
         # The smallest graph that holds a step is the fastest.
         self._graphs = sorted([*self._graphs, graph], key=lambda one: one.shape)
-
-    def drop(self) -> None:
-        """Forget the captures, for example because the weights have moved."""
-        self._graphs = []
-        self._forward_of.cache_clear()
 
     def launch(self, group: Group) -> bool:
         """Replay the next step of a group; False if no capture holds it.

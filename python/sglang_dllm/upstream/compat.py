@@ -118,10 +118,30 @@ def read_model_config(server_args: Any) -> Any:
     0.5.17: ``model_config`` of the record. 0.5.23: ``_model_config``.
     """
     for name in ("model_config", "_model_config"):
-        config = vars(server_args).get(name)
+        config = getattr(server_args, name, None)
         if config is not None:
             return config
     return None
+
+
+def model_config(server_args: Any) -> Any:
+    """SGLang's model config, which it reads now if it has not yet.
+
+    0.5.17: a method of the record. 0.5.23: a function.
+    """
+    if hasattr(server_args, "get_model_config"):
+        return server_args.get_model_config()
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+
+    return model_config_of(server_args)
+
+
+def device_mebibytes(device: str) -> float | None:
+    """The memory of a device; None where it is not known."""
+    from sglang.srt.utils import get_device_memory_capacity
+
+    found: float | None = get_device_memory_capacity(device)
+    return found
 
 
 # Requests and their slots

@@ -1,21 +1,26 @@
-"""Hooks on SGLang: the contracts are checked, the hooks registered, then verified.
+"""Hooks on SGLang: the contract is checked, the hooks registered, then verified.
 
 SGLang's plugin loader logs every error and goes on, whether a plugin fails at import,
 when it runs or when its hooks are applied. An exception at load would therefore go
 unnoticed. ``HookSet.verify`` runs again where SGLang resolves ``--dllm-algorithm``, and
-a launch with a broken hook ends there.
+a launch with a broken contract ends there.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
+import multiprocessing
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_dllm import SUPPORTED_SGLANG
 from sglang_dllm.errors import UpstreamContractError
+from sglang_dllm.upstream import versions
+from sglang_dllm.upstream.contract import Contract
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Hook:
             A version that has it gets no hook. None: every version needs the hook.
         replaced_by: by tested version without the hook, the text of the ledger about
             what does its work there.
+        always: register the hook even where the contract is broken: it decides which
+            launch ends, or how the reason is told.
     """
 
     target: str
@@ -44,6 +51,7 @@ class Hook:
     kind: str = "around"
     unless: str | None = None
     replaced_by: Mapping[str, str] = field(default_factory=dict)
+    always: bool = False
 
     @property
     def is_needed(self) -> bool:
@@ -63,10 +71,7 @@ def _resolve(target: str) -> Any:
     try:
         return pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
-        raise UpstreamContractError(
-            f"SGLang has no {target} ({error}); "
-            f"sglang-dllm is written for SGLang {SUPPORTED_SGLANG}"
-        ) from None
+        raise UpstreamContractError(f"SGLang has no {target} ({error})") from None
 
 
 def check_contract(hook: Hook) -> Any:
@@ -80,8 +85,7 @@ def check_contract(hook: Hook) -> Any:
     if found != hook.contract:
         raise UpstreamContractError(
             f"SGLang's {hook.target} takes ({', '.join(found)}), expected "
-            f"({', '.join(hook.contract)}); "
-            f"sglang-dllm is written for SGLang {SUPPORTED_SGLANG}"
+            f"({', '.join(hook.contract)})"
         )
     return original
 
@@ -91,47 +95,66 @@ class HookSet:
     """All hooks of the package, and their state in this process.
 
     Attributes:
-        gate: the hook that is registered even where the contract of another is broken;
-            it calls ``verify``.
         originals: the targets before the hooks were applied.
-        problem: the broken contract, None where all hold.
+        problem: the broken part of the contract, None where all holds.
+        is_verified: ``verify`` has found nothing broken.
     """
 
     hooks: tuple[Hook, ...]
-    gate: Hook
     originals: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    is_verified: bool = False
 
     def install(self) -> None:
-        """Check every contract, then register every hook.
+        """Check the contract as far as no source is read, then register every hook.
 
-        After a failed check only the gate is registered. The launch of one of our
-        models then ends with the reason, and every other model runs unchanged.
+        After a failed check only the hooks that are ``always`` there are registered.
+        The launch of one of our models then ends with the reason, and every other
+        model runs unchanged.
         """
-        from importlib.metadata import version
-
-        found = version("sglang")
         try:
-            if found not in SUPPORTED_SGLANG:
-                raise UpstreamContractError(
-                    f"found SGLang {found}, sglang-dllm supports {SUPPORTED_SGLANG}"
-                )
+            _require(Contract.load().first_broken(reads_source=False))
             needed = [hook for hook in self.hooks if hook.is_needed]
             self.originals = {hook.target: check_contract(hook) for hook in needed}
         except UpstreamContractError as error:
-            self.problem = str(error)
-            _register([self.gate])
-            return
+            self._break(error)
+            needed = [hook for hook in self.hooks if hook.always and _holds(hook)]
         _register(needed)
 
     def verify(self) -> None:
-        """Raise unless every hook is in place in this process.
+        """Raise unless the contract holds and every hook is in place in this process.
+
+        A version of SGLang that is not tested is logged, once a launch.
 
         Raises:
-            UpstreamContractError: naming the first hook that is not.
+            UpstreamContractError: one line that names the first broken symbol.
         """
         if self.problem is not None:
             raise UpstreamContractError(self.problem)
+        self._require_applied()
+        if self.is_verified:
+            return
+        try:
+            _require(Contract.load().first_broken())
+        except UpstreamContractError as error:
+            self._break(error)
+            raise UpstreamContractError(self.problem) from None
+        self.is_verified = True
+        found = versions.installed()
+        if versions.standing(found) != "tested" and _is_launching_process():
+            logger.warning(
+                "SGLang %s; it has all that sglang-dllm uses of it",
+                versions.describe(found),
+            )
+
+    def _break(self, error: UpstreamContractError) -> None:
+        oldest, newest = versions.OLDEST, versions.NEWEST
+        self.problem = (
+            f"{error}; SGLang {versions.installed()} is installed, and sglang-dllm is "
+            f"tested with {oldest} and {newest}"
+        )
+
+    def _require_applied(self) -> None:
         for hook in self.hooks:
             original = self.originals.get(hook.target)
             if original is None and self.originals and not hook.is_needed:
@@ -141,6 +164,23 @@ class HookSet:
                     f"the sglang-dllm hook on {hook.target} is not applied; "
                     "the log above says why SGLang skipped it"
                 )
+
+
+def _require(problem: str | None) -> None:
+    if problem is not None:
+        raise UpstreamContractError(problem)
+
+
+def _holds(hook: Hook) -> bool:
+    try:
+        check_contract(hook)
+    except UpstreamContractError:
+        return False
+    return hook.is_needed
+
+
+def _is_launching_process() -> bool:
+    return multiprocessing.parent_process() is None
 
 
 def _wraps(found: Any, original: Any) -> bool:
