@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmark.model_runner import load
+from benchmark.model_runner import load, no_prefix_cache
 from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, DecodeConfig
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
@@ -30,8 +30,6 @@ class InProcess:
     """Requests that are decoded together, as a server's scheduler does it."""
 
     def __init__(self, model_path: str, *flags: str, rank: int = 0) -> None:
-        from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-        from sglang.srt.mem_cache.chunk_cache import ChunkCache
         from sglang.srt.plugins import load_plugins
 
         load_plugins()
@@ -40,13 +38,8 @@ class InProcess:
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool_allocator = runner.token_to_kv_pool_allocator
         self.page_size = self.token_to_kv_pool_allocator.page_size
-        self.tree_cache = ChunkCache(
-            CacheInitParams(
-                disable=True,
-                req_to_token_pool=self.req_to_token_pool,
-                token_to_kv_pool_allocator=self.token_to_kv_pool_allocator,
-                page_size=self.page_size,
-            )
+        self.tree_cache = no_prefix_cache(
+            self.req_to_token_pool, self.token_to_kv_pool_allocator
         )
         self.spec_algorithm = runner.spec_algorithm
         self.tokenizer = None

@@ -42,3 +42,25 @@ def _publish(server_args: Any, rank: int) -> None:
     place = SpawnRanks(world_rank=rank, gpu_id=rank)
     publish(server_args, role="scheduler", ranks=place)
     _init_process_global_configs()
+
+
+def no_prefix_cache(req_to_token_pool: Any, allocator: Any) -> Any:
+    """SGLang's prefix cache with ``--disable-radix-cache``: a class of its own, or the
+    radix cache itself, whichever SGLang has."""
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+
+    params = CacheInitParams(
+        disable=True,
+        req_to_token_pool=req_to_token_pool,
+        token_to_kv_pool_allocator=allocator,
+        page_size=allocator.page_size,
+    )
+    try:
+        from sglang.srt.mem_cache.chunk_cache import ChunkCache
+    except ImportError:
+        from sglang.srt.mem_cache.unified_cache.components import ComponentType
+        from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+        params.tree_components = (ComponentType.FULL,)
+        return UnifiedRadixCache(params)
+    return ChunkCache(params)

@@ -17,8 +17,9 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from benchmark.model_runner import no_prefix_cache
 from helpers.toy_engine import FACTS, ToyEngine
-from helpers.upstream_shapes import no_prefix_cache, retract
+from helpers.upstream_shapes import retract
 from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.runtime import rounds
 

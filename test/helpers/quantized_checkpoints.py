@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.upstream_shapes import HAS_PLAIN_GPTQ
+
 Tensors = dict[str, torch.Tensor]
 Quantize = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
 """Takes a layer's (N, K) weight; returns its tensors by leaf name, and the weight that
@@ -198,10 +200,6 @@ SCHEMES = {
     "ct-int4": Scheme(ct_int4, CT_INT4, "CompressedTensorsWNA16"),
     "awq": Scheme(awq, AWQ, "AWQLinearScheme", ("--quantization", "awq")),
     "awq-marlin": Scheme(awq, AWQ, "AWQMarlinLinearScheme"),
-    "gptq": Scheme(partial(gptq, symmetric=False), GPTQ_ZEROS, _GPTQ),
-    "gptq-ordered": Scheme(
-        gptq_ordered, GPTQ_ORDERED, _GPTQ, ("--quantization", "gptq")
-    ),
     "gptq-marlin": Scheme(gptq, GPTQ, _GPTQ_MARLIN),
     "gptq-marlin-ordered": Scheme(gptq_ordered, GPTQ_ORDERED, _GPTQ_MARLIN),
     "gptq-head": Scheme(gptq, GPTQ_HEAD, _GPTQ_MARLIN, head_too=True),
@@ -209,6 +207,11 @@ SCHEMES = {
 }
 """Schemes by name. SGLang takes Marlin's kernels if config and flags let it choose."""
 
+if HAS_PLAIN_GPTQ:
+    SCHEMES["gptq"] = Scheme(partial(gptq, symmetric=False), GPTQ_ZEROS, _GPTQ)
+    SCHEMES["gptq-ordered"] = Scheme(
+        gptq_ordered, GPTQ_ORDERED, _GPTQ, ("--quantization", "gptq")
+    )
 
 _BLOCK_WEIGHT = re.compile(r".*\.(?:blocks|layers)\.\d+\..*")
 HEADS = ("model.transformer.ff_out.weight", "lm_head.weight")

@@ -133,12 +133,10 @@ def install_shadows() -> None:
     ct_config = QUANTIZATION_METHODS["compressed-tensors"]
     ct_config._check_scheme_supported = lambda *_, **__: True
     # The kernels compute in half precision, which would hide small differences.
-    for name in ("fp8", "compressed-tensors", "awq", "awq_marlin", "gptq"):
+    names = ("fp8", "compressed-tensors", "awq", "awq_marlin", "gptq", "gptq_marlin")
+    for name in set(names) & set(QUANTIZATION_METHODS):
         config = QUANTIZATION_METHODS[name]
         config.get_supported_act_dtypes = classmethod(lambda cls: [torch.float32])
-    QUANTIZATION_METHODS["gptq_marlin"].get_supported_act_dtypes = classmethod(
-        lambda cls: [torch.float32]
-    )
     # FP8 replaces the products, and the quantization of an unquantized checkpoint.
     fp8.apply_fp8_linear = w8a8.apply_fp8_linear = fp8_linear
     fp8.dispatch_w8a8_block_fp8_linear = lambda: fp8_block_linear

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from sglang.srt.layers.quantization import QUANTIZATION_METHODS
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.server_args import ServerArgs
 
@@ -17,6 +18,9 @@ from sglang_dllm.upstream.compat import flag_defaults, in_effect, set_flags
 
 RESOLVES_LATER = hasattr(ServerArgs, "resolve_once")
 """Whether SGLang resolves the flags after it has made the record of them."""
+
+HAS_PLAIN_GPTQ = "gptq" in QUANTIZATION_METHODS
+"""Whether SGLang computes GPTQ without Marlin's kernels."""
 
 
 def raw_args(**fields: object) -> Any:
@@ -67,27 +71,6 @@ def resolve(argv: list[str]) -> Any:
     if RESOLVES_LATER:
         args.resolve_once()
     return in_effect(args)
-
-
-def no_prefix_cache(req_to_token_pool: Any, allocator: Any) -> Any:
-    """SGLang's prefix cache with ``--disable-radix-cache``."""
-    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-
-    params = CacheInitParams(
-        disable=True,
-        req_to_token_pool=req_to_token_pool,
-        token_to_kv_pool_allocator=allocator,
-        page_size=1,
-    )
-    if not RESOLVES_LATER:
-        from sglang.srt.mem_cache.chunk_cache import ChunkCache
-
-        return ChunkCache(params)
-    from sglang.srt.mem_cache.unified_cache.components import ComponentType
-    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-
-    params.tree_components = (ComponentType.FULL,)
-    return UnifiedRadixCache(params)
 
 
 def retract(req: Req, scheduler: Any) -> None:

@@ -64,10 +64,10 @@ BROKEN: dict[str, tuple[str, str, torch.Tensor | None]] = {
     "no-scale": ("fp8", "weight_scale", None),
     "no-input-scale": ("ct-fp8-static", "input_scale", None),
     "no-zeros": ("awq", "qzeros", None),
-    "no-weight": ("gptq", "qweight", None),
+    "no-weight": ("gptq-marlin", "qweight", None),
     "no-order": ("gptq-marlin-ordered", "g_idx", None),
     "unknown-scale": ("fp8", "output_scale", torch.ones(())),
-    "unknown-bias": ("gptq", "bias", torch.ones(128)),
+    "unknown-bias": ("gptq-marlin", "bias", torch.ones(128)),
     "unknown-zero-bias": ("fp8", "bias", torch.zeros(128)),
     "layer-that-awq-left-out": ("awq", "weight", torch.zeros(128, 256)),
 }
