@@ -124,7 +124,9 @@ class PoolModel:
             firsts: ``(T,)``: the first slot of each token's canvas.
         """
         self.pool.index_put_((slots,), ids + 1)
-        places = (firsts[:, None] + torch.arange(ROOM)).clamp(max=len(self.pool) - 1)
+        places = (firsts[:, None] + torch.arange(ROOM, device=ids.device)).clamp(
+            max=len(self.pool) - 1
+        )
         canvas = (self.pool[places] * self.factors).sum(dim=1)
         return self.table[(canvas + positions * 17 + ids * 5) % _HASHES]
 

@@ -68,7 +68,9 @@ def plan_of(*windows: tuple[int, int, int]) -> AttentionPlan:
 
 
 def canvas(start: int, end: int, length: int, num_windows: int = 1) -> Canvas:
-    made = Canvas(range(10), length - 10, 0, num_windows=num_windows)
+    made = Canvas.from_prompt(
+        range(length), 0, mask_id=0, eos_ids=(1,), num_windows=num_windows
+    )
     made.window = (start, end)
     return made
 

@@ -16,7 +16,6 @@ from sglang_dllm.decoding.agreement import Agree, Event, RanksDiffer, alone
 from sglang_dllm.decoding.guard import Guard, is_device_fault
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
-from sglang_dllm.decoding.statistics import Statistic
 from sglang_dllm.runtime.agreement import agreement_of
 
 SECONDS = 20
@@ -48,10 +47,8 @@ class Rank:
         self.setup = ToyEngine(agree=self.agree)
         launch = self.setup.model.launch
 
-        def launch_with_head(
-            packed: PackedForward, statistics: tuple[Statistic, ...]
-        ) -> Logits:
-            known = launch(packed, ())
+        def launch_with_head(packed: PackedForward) -> Logits:
+            known = launch(packed)
             every = slice(0, known.num_candidates)
             return Logits.of_hidden(known(every), self.head, known.vocab_size)
 

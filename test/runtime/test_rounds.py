@@ -283,7 +283,7 @@ def test_the_algorithm_builds_its_engine_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(dllm_algorithm, "build_engine", build)
     config = SimpleNamespace(block_size=1, mask_id=3, first_done_first_out_mode=True)
     algorithm = dllm_algorithm.FullAttnAlgorithm(config)
-    with pytest.raises(AssertionError, match="first loop"):
+    with pytest.raises(AssertionError, match="has started"):
         algorithm.run(None, None)
     assert algorithm.engine_of("scheduler") is algorithm.engine_of("scheduler")
     assert algorithm.run(None, None)[-1] is True
