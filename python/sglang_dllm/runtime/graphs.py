@@ -223,7 +223,7 @@ class CanvasGraphs:
         self.parts.attention.plan(plan)
         hidden = self.parts.hidden(torch.zeros_like(every), every % 32, plan)
         logits = Logits.of_hidden(hidden, self.parts.head, self.facts.vocab_size)
-        for statistic in (PROBABILITY, MARGIN, Statistic("negative_entropy")):
+        for statistic in (PROBABILITY, MARGIN, Statistic("negative_entropy", 1e-12)):
             logits.measure(statistic, self.facts.mask_id)
 
     def drop(self) -> None:
