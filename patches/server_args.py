@@ -93,8 +93,13 @@ def _handle_dllm_inference(original: Callable[..., Any], server_args: Any) -> No
 
 
 def _prepare_server_args(original: Callable[..., Any], argv: list[str]) -> Any:
+    from sglang_dllm.patches import HOOKS
+
     with _ends_in_one_line():
         server_args = original(_known_flags(argv))
+        if HOOKS.problem is not None:
+            require_contract(server_args.dllm_algorithm)
+            return server_args
         _require_algorithm(server_args)
     return server_args
 

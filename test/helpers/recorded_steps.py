@@ -166,5 +166,5 @@ class RecordedDecoder(Decoder):
         if group is not None and self.model.launch_step(group):
             self.denoiser.commit_captured()
         else:
-            self.denoiser.commit(self.model.launch(self.denoiser.pack(), ()))
+            self.denoiser.commit(self.model.launch(self.denoiser.pack()))
         self.sync()

@@ -22,6 +22,7 @@ from benchmark.server import free_port
 from helpers.other_process import environment
 from helpers.random_settings import Case
 from helpers.run_logits import run_batch
+from helpers.run_quantized import install_shadows
 
 RANKS = (0, 1)
 
@@ -31,8 +32,9 @@ class Job:
     """A checkpoint and what is computed with it.
 
     Attributes:
-        quantized: its kernels are replaced by plain torch (``helpers.run_quantized``).
         batches: canvases whose logits are wanted.
+        quantized: kernels are replaced by plain torch (``helpers.run_quantized``) for
+            this job and all later ones.
     """
 
     path: str
@@ -129,6 +131,8 @@ def run(job: Job, rank: int, port: str) -> Outcome:
     )
     from transformers import AutoTokenizer
 
+    if job.quantized:
+        install_shadows()
     flags = ("--tp-size", str(len(RANKS)), "--nccl-port", port, *job.flags)
     process = InProcess(job.path, *flags, rank=rank)
     tokenizer = AutoTokenizer.from_pretrained(job.path)

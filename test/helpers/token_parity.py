@@ -1,4 +1,4 @@
-"""What the plain references decode, for comparisons with SGLang's tokens."""
+"""The tokens of the plain references, for comparisons with SGLang's."""
 
 from __future__ import annotations
 

@@ -3,8 +3,14 @@ algorithm, mixed, on halves of every kind of layer."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.quantized_checkpoints import SCHEMES, quantize_folder
 from helpers.random_settings import ALGORITHMS, Case
 from helpers.run_rank import RANKS, Job, Outcome, outcomes_of, start_ranks
 from helpers.tiny_checkpoints import (
@@ -21,8 +27,10 @@ from helpers.tiny_llama_checkpoints import (
     write_llada_moe,
 )
 from helpers.token_parity import Kind, Oracle
-from reference.models import load
+from reference.models import ReferenceModel, load
 from sglang_dllm.decoding.canvas import SamplingOptions
+
+TOLERANCE = 2e-4
 
 KINDS = {
     # 300 tokens: the vocabulary is padded, and the second rank has the padding.
@@ -77,19 +85,85 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Oracle]:
     }
 
 
+# Each rank's part of a quantized matrix is whole groups or blocks of 128 rows.
+SCHEMES_OF_RANKS = ("fp8", "fp8-blocks", "ct-fp8-channels", "ct-int4", "awq", "gptq")
+BATCHES = [[[7] * 33], [[65, 66, 67], list(range(40)), [5, 4, 3, 2, 1]]]
+
+
+def quantized(root: Path, name: str) -> tuple[Job, ReferenceModel]:
+    """A quantized checkpoint, and the reference of the weights that it stands for."""
+    quantized_path, plain_path = (
+        write_llada(
+            root / f"{name}-{x}",
+            vocab_size=320,
+            d_model=256,
+            n_kv_heads=2,
+            mlp_hidden_size=512,
+        )
+        for x in ("quantized", "plain")
+    )
+    scheme = SCHEMES[name]
+    quantize_folder(quantized_path, plain_path, scheme)
+    job = Job(str(quantized_path), scheme.flags, batches=BATCHES, quantized=True)
+    return job, load(plain_path)
+
+
+def tied(root: Path) -> tuple[Job, ReferenceModel]:
+    """A checkpoint whose head is its embedding, and one that has it twice."""
+    folders = [write_dream(root / x, seed=9) for x in ("tied", "twice")]
+    for folder in folders:
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        if folder.name == "tied":
+            del tensors["lm_head.weight"]
+            config = json.loads((folder / "config.json").read_text())
+            config["tie_word_embeddings"] = True
+            (folder / "config.json").write_text(json.dumps(config))
+        save_file(tensors, file, metadata={"format": "pt"})
+    return Job(str(folders[0]), batches=BATCHES), load(folders[1])
+
+
+@pytest.fixture(scope="module")
+def by_logits(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[Job, ReferenceModel]]:
+    root = tmp_path_factory.mktemp("logits")
+    found = {"tied": tied(root)}
+    return found | {name: quantized(root, name) for name in SCHEMES_OF_RANKS}
+
+
 @pytest.fixture(scope="module")
 def outcomes(
-    oracles: dict[str, Oracle], tmp_path_factory: pytest.TempPathFactory
+    oracles: dict[str, Oracle],
+    by_logits: dict[str, tuple[Job, ReferenceModel]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[Outcome]]:
-    """The outcomes of both ranks, by kind."""
+    """The outcomes of both ranks, by the name of their job."""
     folder = tmp_path_factory.getbasetemp()
-    jobs = [
-        Job(str(next(folder.glob(f"ranks*/{name}"))), o.kind.flags, cases_of(o))
+    jobs = {
+        name: Job(str(next(folder.glob(f"ranks*/{name}"))), o.kind.flags, cases_of(o))
         for name, o in oracles.items()
-    ]
+    }
+    jobs |= {name: job for name, (job, _) in by_logits.items()}
     where = tmp_path_factory.mktemp("out")
-    by_rank = outcomes_of(start_ranks(jobs, where), where)
-    return dict(zip(oracles, map(list, zip(*by_rank, strict=True)), strict=True))
+    by_rank = outcomes_of(start_ranks(list(jobs.values()), where), where)
+    return dict(zip(jobs, map(list, zip(*by_rank, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize("name", ["tied", *SCHEMES_OF_RANKS])
+def test_the_logits_of_halves_are_those_of_the_whole(
+    name: str,
+    by_logits: dict[str, tuple[Job, ReferenceModel]],
+    outcomes: dict[str, list[Outcome]],
+) -> None:
+    _, model = by_logits[name]
+    for outcome in outcomes[name]:
+        for ours, batch in zip(outcome.logits, BATCHES, strict=True):
+            for one, ids in zip(ours, batch, strict=True):
+                whole = model.raw_logits(torch.tensor(ids))
+                assert whole.std() > 0.5 and one.shape == whole.shape
+                assert (one - whole).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -23,16 +23,13 @@ CACHED: list[tuple[str, dict[str, Any], bool]] = [
 ]
 OTHERS: list[tuple[str, dict[str, Any], bool]] = [
     (MULTI, {"cache": "vicinity", "block_size": 8}, False),
-    ("EntropyThreshold", {"cache": "dual", "block_size": 16}, True),
     ("LLaDA", {"cache": "dual", "block_size": 16}, True),
     ("FastDLLM", {"cache": "none"}, True),
     ("Credit", {"cache": "prefix", "block_size": 16}, False),
     ("AdaBlock", {"cache": "dual", "block_size": 16}, True),
-    ("LocalLeap", {"cache": "vicinity", "block_size": 16}, True),
 ]
 DREAM: list[tuple[str, dict[str, Any], bool]] = [
     ("Dream", {"cache": "none", "steps": 20}, True),
-    ("FastDLLM", {"cache": "none"}, False),
     ("FastDLLM", {"cache": "dual", "block_size": 16}, False),
 ]
 MODELS: dict[str, tuple[Callable[[Path], Path], list[Any], Sequence[str]]] = {

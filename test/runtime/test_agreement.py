@@ -19,7 +19,7 @@ from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.runtime.agreement import agreement_of
 
 SECONDS = 20
-"""Who waits longer than this hangs."""
+"""A rank that waits longer than this hangs."""
 
 
 class Meeting:
@@ -65,7 +65,7 @@ class Rank:
 
 
 def on_both(run: Callable[[Rank], Any]) -> list[Any]:
-    """What ``run`` returned or raised on each rank."""
+    """The results of ``run``, or its errors, by rank."""
     agreement, head = Meeting(), Meeting()
     found: list[Any] = [None, None]
 

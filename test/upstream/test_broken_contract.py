@@ -94,11 +94,10 @@ CHANGES = {
 """Code that changes SGLang, and the words of the message."""
 
 if RESOLVES_LATER:
-    CHANGES["the view of the flags"] = (
-        "import sglang.srt.arg_groups.overrides as module\n"
-        "import sglang.srt.arg_groups.pipeline\n"
-        "del module.resolving_view",
-        "SGLang has no sglang.srt.arg_groups.overrides.resolving_view",
+    CHANGES["an extension point"] = (
+        "import sglang.srt.arg_groups.resolution_hooks as module\n"
+        "del module.register_resolution_hook",
+        "SGLang has no sglang.srt.arg_groups.resolution_hooks.register_resolution_hook",
     )
 
 SDAR = {

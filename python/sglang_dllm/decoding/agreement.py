@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 
 class Event(IntEnum):
-    """What a rank is about to do."""
+    """The next thing that a rank does."""
 
     DONE = 0
     """It leaves a guarded block without an error."""

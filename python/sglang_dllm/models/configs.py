@@ -151,7 +151,7 @@ _KEPT = {
     "num_key_value_heads": "original_total_num_kv_heads",
     "intermediate_size": "original_intermediate_size",
 }
-"""Where SGLang keeps a size that it has changed."""
+"""The fields in which SGLang keeps the sizes that it has changed."""
 
 
 def published_size(config: Any, field: str) -> int:

@@ -9,6 +9,7 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.models.facts import FAMILIES
 from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.graphs import model_graphs
@@ -24,6 +25,8 @@ class FullAttnAlgorithm(DllmAlgorithm):
     is built when the scheduler first asks for it, at the end of its own start-up.
     """
 
+    # A newer SGLang ends a launch that names this class for another model.
+    supported_architectures = tuple(FAMILIES)
     _engine: DenoisingEngine | None = None
 
     def engine_of(self, scheduler: Any) -> DenoisingEngine:

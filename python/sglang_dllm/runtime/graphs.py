@@ -271,7 +271,8 @@ class CanvasGraphs:
     def _captured(self, capture: Callable[[], None]) -> bool:
         try:
             capture()
-        except RuntimeError as error:  # there may be no memory left
+        # There may be no memory left, and a captured algorithm may be a third party's.
+        except Exception as error:
             if is_device_fault(error) and not isinstance(error, torch.OutOfMemoryError):
                 raise
             logger.error("A CUDA graph is not captured: %s", error)

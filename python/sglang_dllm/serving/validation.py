@@ -51,9 +51,10 @@ class CapacityLimits:
     def max_answer_len(self, prompt_len: int) -> int:
         """Longest answer that the scheduler does not shorten.
 
-        Mirrors sglang 0.5.17 ``Scheduler.init_req_max_new_tokens`` for a pool as
-        small as the limit allows: with pages of one token the two are equal, with
-        larger ones this is at most two pages less.
+        Mirrors ``Scheduler.init_req_max_new_tokens`` for a pool as small as the limit
+        allows. In SGLang 0.5.17 the two are equal with pages of one token, and with
+        larger ones this is at most two pages less. SGLang 0.5.23 takes one page more
+        from the limit itself.
         """
         pages = -(-prompt_len // self.page_size)
         held = self.max_req_input_len + _RESERVED_TOKENS

@@ -79,14 +79,17 @@ class Upstream:
     def first_problem(self, uses: Iterable[str]) -> str | None:
         return next(filter(None, map(self.problem, uses)), None)
 
-    def problem(self, use: str) -> str | None:
+    def problem(self, use: str, only_declared: bool = False) -> str | None:
         """One line that says what SGLang lacks of a use; None where it has all.
 
-        ``no USE`` is a use that SGLang must not have.
+        ``no USE`` is a use that SGLang must not have, as ``compat`` has asked for it.
+
+        Args:
+            only_declared: what a method sets on ``self`` does not count.
         """
         if use.startswith("no "):
             use = use.removeprefix("no ")
-            if not self._reads_source or self.problem(use) is not None:
+            if self.problem(use, only_declared=True) is not None:
                 return None
             return f"SGLang has {use.replace(':', '.')}"
         match = _USE.fullmatch(use)
@@ -101,14 +104,14 @@ class Upstream:
             return f"SGLang has no {symbol} ({error})"
         if attribute is not None:
             symbol += f".{attribute}"
-            if not self._has(found, attribute):
+            if not self._has(found, attribute, only_declared):
                 return f"SGLang has no {symbol}"
             found = _member(found, attribute)
         if arguments is None or found is None:
             return None
         return _call_problem(symbol, found, arguments)
 
-    def _has(self, owner: Any, name: str) -> bool:
+    def _has(self, owner: Any, name: str, only_declared: bool) -> bool:
         if hasattr(owner, name):
             return True
         if not inspect.isclass(owner):
@@ -116,6 +119,8 @@ class Upstream:
         classes = [k for k in owner.__mro__ if k.__module__.startswith("sglang.")]
         if any(name in vars(klass).get("__annotations__", ()) for klass in classes):
             return True
+        if only_declared:
+            return False
         if any("__getattr__" in vars(klass) for klass in classes):
             return True  # its names are known to a running server only
         if not self._reads_source and not _declares_fields(owner):

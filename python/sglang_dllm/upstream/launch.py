@@ -41,7 +41,7 @@ def _cached_config(server_args: Any) -> Any:
     """SGLang's config of a repository; None where SGLang will fail to read it."""
     from sglang.srt.utils.hf_transformers_utils import get_config
 
-    # Mirrors sglang 0.5.17 ModelConfig.__init__: the arguments are the cache's key.
+    # Mirrors SGLang's ModelConfig.__init__: the arguments are the cache's key.
     extra = {}
     if (server_args.decrypted_config_file or "").strip():
         extra["_configuration_file"] = server_args.decrypted_config_file.strip()
