@@ -9,11 +9,14 @@ import os
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from types import SimpleNamespace
 from typing import TextIO
 
 from sglang_dllm import __version__
+from sglang_dllm.config.launch_flags import DEFAULT_MAX_RUNNING_REQUESTS
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.runtime.graph_grid import GraphGrid
 from sglang_dllm.upstream import versions
 
 
@@ -21,6 +24,7 @@ def report(out: TextIO) -> int:
     """Print the findings. Returns 0, or 1 after a line of advice."""
     advice = _check_versions(out) or _check_plugins(out) or _check_device(out)
     advice = advice or _check_hooks(out) or _check_demo(out)
+    _show_graphs(out)
     if advice:
         print(f"advice      {advice}", file=out)
         return 1
@@ -123,6 +127,27 @@ def _check_hooks(out: TextIO) -> str | None:
     _line(out, "models", ", ".join(FAMILIES))
     _line(out, "algorithms", ", ".join(algorithms()))
     return None
+
+
+def _show_graphs(out: TextIO) -> None:
+    """The grid of CUDA graphs that the default flags declare, before the shift of a
+    family. A server logs what it has captured."""
+    import torch
+
+    flags = SimpleNamespace(
+        disable_decode_cuda_graph=False,
+        cuda_graph_bs_decode=None,
+        cuda_graph_max_bs_decode=None,
+        max_running_requests=DEFAULT_MAX_RUNNING_REQUESTS,
+    )
+    family = FAMILIES["LLaDAModelLM"]
+    grid = GraphGrid.declared(flags, family, block_size=None, max_canvas_len=4096)
+    sizes: dict[int, list[str]] = {}
+    for num_windows, length in sorted(grid.buckets):
+        sizes.setdefault(length, []).append(str(num_windows))
+    parts = [f"{'/'.join(nums)} x {length}" for length, nums in sorted(sizes.items())]
+    where = "" if torch.cuda.is_available() else "none on this device; on a GPU "
+    _line(out, "graphs", f"{where}windows x tokens {', '.join(parts)}")
 
 
 def _check_demo(out: TextIO) -> str | None:

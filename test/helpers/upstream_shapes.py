@@ -1,4 +1,4 @@
-"""What tests build of SGLang's objects, in the shape that the installed version has.
+"""The objects of SGLang that tests build, in the shape that the installed version has.
 
 The package asks such questions in ``sglang_dllm.upstream.compat`` alone, and the tests
 ask theirs here.

@@ -35,7 +35,7 @@ INT_WORKSPACE = {"flashinfer": 8 * MIB}
 """By attention backend, what each bucket takes: FlashInfer's schedule."""
 
 LOGIT_BYTES = 12
-"""Of a logit at its peak: in the dtype of the head, in float32, and one more copy."""
+"""A logit at its peak: in the dtype of the head, in float32, and one more copy."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def estimate_graph_memory(
     if steps:
         # The prompts and the slots of the canvases whose steps are captured.
         attention += 16 * most_windows * max_canvas_len
-    # Of one layer at a time: the residual, the normed input, queries, keys, values and
+    # One layer at a time: the residual, the normed input, queries, keys, values and
     # the output, then both halves of the MLP and their product.
     per_token = (8 * size.hidden_size + 3 * size.mlp_size) * size.bytes_per_number
     most = max(num * length for num, length in buckets)
