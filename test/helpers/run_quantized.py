@@ -139,7 +139,7 @@ def install_shadows() -> None:
         config.get_supported_act_dtypes = classmethod(lambda cls: [torch.float32])
     # FP8 replaces the products, and the quantization of an unquantized checkpoint.
     fp8.apply_fp8_linear = w8a8.apply_fp8_linear = fp8_linear
-    fp8.dispatch_w8a8_block_fp8_linear = lambda: fp8_block_linear
+    fp8.dispatch_w8a8_block_fp8_linear = lambda **_: fp8_block_linear
     fp8.per_token_group_quant_fp8 = quantize_rows
     # SGLang requantizes a fused layer to its largest scale, which rounds once more.
     w8a8.requantize_with_max_scale = lambda weight, weight_scale, logical_widths: (
