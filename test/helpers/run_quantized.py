@@ -218,7 +218,7 @@ def methods(model: nn.Module) -> dict[str, str]:
     found = {}
     for name, module in model.named_modules():
         if (method := getattr(module, "quant_method", None)) is not None:
-            method = getattr(module, "scheme", method)
+            method = getattr(module, "scheme", None) or method
             # A subclass of the plain method, as ours for the CPU, counts as plain.
             kind = Plain if isinstance(method, Plain) else type(method)
             found[name] = kind.__name__
