@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test,lint]' $(if $(SGLANG),'sglang==$(SGLANG)')
+	$(BIN)/python -m pip install --quiet -e '.[test,lint]' $(if $(SGLANG),'sglang==$(SGLANG)',--upgrade sglang)
 	touch $@
 
 serve: $(READY)

@@ -26,6 +26,10 @@ def _reserve(derive: Callable[[Any], Any], server_args: Any) -> Any:
     Args:
         derive: SGLang's step, a function of the record.
     """
+    from sglang_dllm.patches import HOOKS
+
+    if HOOKS.problem is not None:
+        return derive(server_args)
     from sglang_dllm.config.server import decodes
     from sglang_dllm.upstream import compat
     from sglang_dllm.upstream.launch import architecture_of

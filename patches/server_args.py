@@ -73,16 +73,17 @@ def _handle_dllm_inference(original: Callable[..., Any], server_args: Any) -> No
     SGLang asks its own table of algorithms for the flag's. Ours are not in it: a third
     party's may be called like one of SGLang's. Nothing is left to decide here.
     """
-    from sglang.srt.dllm.config import DllmConfig
-
-    from sglang_dllm.config.server import decodes
     from sglang_dllm.patches import HOOKS
-    from sglang_dllm.upstream import compat
-    from sglang_dllm.upstream.launch import architecture_of
 
     if HOOKS.problem is not None:
         original(server_args)
         return
+    from sglang.srt.dllm.config import DllmConfig
+
+    from sglang_dllm.config.server import decodes
+    from sglang_dllm.upstream import compat
+    from sglang_dllm.upstream.launch import architecture_of
+
     with _ends_in_one_line(server_args):
         flags = compat.in_effect(server_args)
         if decodes(flags.dllm_algorithm, architecture_of(flags)):

@@ -119,7 +119,10 @@ class FixedAttention(SDPACanvasAttention):
         if not isinstance(forward, FixedForward):
             return super().attend(forward, q, k, v, pool, scale)
         slots = forward.slots
-        is_key = torch.arange(slots.shape[1]) < forward.canvas_lens[:, None]
+        is_key = (
+            torch.arange(slots.shape[1], device=slots.device)
+            < forward.canvas_lens[:, None]
+        )
         out = torch.nn.functional.scaled_dot_product_attention(
             q.unflatten(0, (len(slots), -1)).transpose(1, 2),
             pool.keys[slots].transpose(1, 2),

@@ -25,6 +25,8 @@ DEFAULT_MAX_RUNNING_REQUESTS = 32
 
 ATTENTION_BACKENDS = tuple(backend.flag for backend in BACKENDS)
 
+KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e5m2", "fp8_e4m3")
+
 _UNSHARED = "a canvas's KV belongs to its request alone"
 _WINDOWS = "a forward computes windows of canvases, and there is no decode phase"
 _UNCHECKED = "its processes load no plugin, so that no request would be checked"
@@ -200,10 +202,10 @@ def _check_attention_backend(server_args: Any, architecture: str) -> None:
                 f"{flag}={value!r} does not serve {architecture}; expected one of "
                 f"{', '.join(ATTENTION_BACKENDS)}"
             )
-    if server_args.kv_cache_dtype.startswith("fp4"):
+    if server_args.kv_cache_dtype not in KV_CACHE_DTYPES:
         raise ConfigError(
             f"--kv-cache-dtype={server_args.kv_cache_dtype!r} does not serve "
-            f"{architecture}; expected auto, bfloat16 or an fp8 type"
+            f"{architecture}; expected one of {', '.join(KV_CACHE_DTYPES)}"
         )
     is_float32 = server_args.dtype in ("float32", "float")
     if server_args.attention_backend == "flashinfer" and is_float32:

@@ -186,15 +186,6 @@ class PackedForward:
         )
 
 
-def power_of_two(number: int) -> int:
-    """The least power of two that is not less than ``number``, from 32 on.
-
-    Forwards are packed and captured for that many candidates, so that few sizes serve
-    all.
-    """
-    return 1 << max(5, (number - 1).bit_length())
-
-
 def _uncond_logits_of(candidates: GroupCandidates, logits: Logits) -> LogitsOf | None:
     if not candidates.num_uncond:
         return None

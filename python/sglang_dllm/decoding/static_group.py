@@ -139,6 +139,10 @@ class StaticGroup:
         if self.tenant is not group:
             self.tenant = None
             _write(self._tensors, self._blank)
+            for fixed in self._tensors:
+                # A group may be narrower than the filler: behind it are zeros, as in
+                # a batch.
+                fixed[1 : 1 + len(group.records)].zero_()
             self._place(group.records)
             self._views = [
                 fixed[1:][tuple(map(slice, tensor.shape))]

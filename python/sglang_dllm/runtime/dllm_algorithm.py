@@ -12,9 +12,10 @@ from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.models.facts import FAMILIES
 from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
-from sglang_dllm.runtime.graphs import model_graphs
+from sglang_dllm.runtime.graphs import compile_kernels, model_graphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
+from sglang_dllm.runtime.window_forward import ModelParts
 from sglang_dllm.upstream.compat import in_effect
 
 
@@ -63,6 +64,8 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     graphs = model_graphs(
         runner, in_effect(scheduler.server_args), facts, config.decode.resolve({})
     )
+    if graphs is None and scheduler.device == "cuda":
+        compile_kernels(ModelParts.of(runner), facts)
     metrics = Metrics(scheduler.metrics_collector)
     prelaunch = config.decode.prelaunch
     if prelaunch is None:

@@ -21,6 +21,11 @@ class CudaCapture:
     def __init__(self) -> None:
         self._memory_pool: Any = None
 
+    def forget(self) -> None:
+        """All graphs are gone. The next ones get memory of their own: a pool without
+        a graph cannot be captured into."""
+        self._memory_pool = None
+
     def __call__(self, run: Run) -> Run:
         # Kernels are compiled and chosen at their first runs, which a capture forbids.
         stream = torch.cuda.Stream()

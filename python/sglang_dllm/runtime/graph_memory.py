@@ -2,7 +2,7 @@
 
 ``--mem-fraction-static`` is the share of weights and KV pool. Graphs live in the rest,
 as SGLang's own do, and SGLang reserves nothing for ours. So where the flag is not
-given, SGLang's default is lowered by the estimate of this module. A given share is
+given, SGLang's default is lowered where its rest does not hold them. A given share is
 kept. If its rest does not hold the graphs, one warning says so.
 
 **No GPU has checked the estimate yet.** It is made to be rather too high.
@@ -33,6 +33,10 @@ reserves as much for one of its own."""
 
 INT_WORKSPACE = {"flashinfer": 8 * MIB}
 """By attention backend, what each bucket takes: FlashInfer's schedule."""
+
+EAGER_BYTES = 1024 * MIB
+"""What eager forwards take beside activations: the logits that are held at once, and
+the work spaces of kernels."""
 
 LOGIT_BYTES = 12
 """A logit at its peak: in the dtype of the head, in float32, and one more copy."""
@@ -72,6 +76,12 @@ class ModelSize:
             -(-config.vocab_size // tp_size),
             config.dtype.itemsize,
         )
+
+    def activation_bytes(self, num_tokens: int) -> int:
+        """Of a forward, one layer at a time: the residual, the normed input, queries,
+        keys, values and the output, then both halves of the MLP and their product."""
+        numbers = 8 * self.hidden_size + 3 * self.mlp_size
+        return num_tokens * numbers * self.bytes_per_number
 
 
 class GraphMemory(NamedTuple):
@@ -123,15 +133,12 @@ def estimate_graph_memory(
     if steps:
         # The prompts and the slots of the canvases whose steps are captured.
         attention += 16 * most_windows * max_canvas_len
-    # One layer at a time: the residual, the normed input, queries, keys, values and
-    # the output, then both halves of the MLP and their product.
-    per_token = (8 * size.hidden_size + 3 * size.mlp_size) * size.bytes_per_number
     most = max(num * length for num, length in buckets)
     kept = sum(num * length for num, length in forwards)
     candidates = max((step.num_candidates for step in steps), default=0)
     return GraphMemory(
         attention=attention,
-        activations=most * per_token,
+        activations=size.activation_bytes(most),
         outputs=kept * size.hidden_size * size.bytes_per_number,
         logits=min(candidates * size.vocab_size, HEAD_ELEMENTS) * LOGIT_BYTES,
         graphs=GRAPH_BYTES * (len(forwards) + len(steps)),
@@ -185,29 +192,35 @@ def reserve(
         device_bytes: of the whole device.
     """
     forwards, steps = declared(flags, model_config)
+    size = ModelSize.of_model_config(model_config, flags.tp_size)
     memory = estimate_graph_memory(
-        ModelSize.of_model_config(model_config, flags.tp_size),
+        size,
         forwards,
         steps,
         model_config.context_len,
         flags.attention_backend,
     )
-    settle_fraction(flags, given, memory.total, device_bytes)
+    eager = EAGER_BYTES + size.activation_bytes(flags.max_prefill_tokens)
+    settle_fraction(flags, given, memory.total, eager, device_bytes)
 
 
 def settle_fraction(
-    flags: Any, given: float | None, needed: int, device_bytes: int
+    flags: Any, given: float | None, needed: int, eager: int, device_bytes: int
 ) -> None:
     """Lower a share that SGLang chose, or warn of one that is too large.
 
+    SGLang's choice leaves a rest for activations that is larger than ours need. Only
+    what graphs and eager forwards need beyond that rest is taken from the pool.
+
     Args:
         needed: bytes of the graphs. The others are those of ``reserve``.
+        eager: bytes of the largest eager forward.
     """
     if not needed:
         return
     if given is None:
-        share = flags.mem_fraction_static - needed / device_bytes
-        flags.mem_fraction_static = max(round(share, 3), 0.0)
+        most = round(1 - (needed + eager) / device_bytes, 3)
+        flags.mem_fraction_static = min(flags.mem_fraction_static, most)
         logger.info(
             "CUDA graphs take about %d MiB: --mem-fraction-static is %.3f",
             needed // MIB,

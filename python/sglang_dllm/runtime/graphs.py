@@ -20,13 +20,15 @@ from tqdm import tqdm
 
 from sglang_dllm.attention.backends import backend_of
 from sglang_dllm.attention.plan import DUMMY_SLOT, AttentionPlan
+from sglang_dllm.decoding.algorithms.dream import MEASURES
+from sglang_dllm.decoding.algorithms.full_attn_multi_block import NEGATIVE_ENTROPY
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import is_device_fault
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
+from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY
 from sglang_dllm.decoding.window import Window
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.forward_graph import ForwardGraph
@@ -96,6 +98,24 @@ def model_graphs(
     )
     graphs.capture_grid(decoding, shows_progress=get_parallel().tp_rank == 0)
     return graphs
+
+
+def compile_kernels(parts: ModelParts, facts: ModelFacts) -> None:
+    """Run an eager forward, so that its kernels are compiled before the first request.
+
+    It has a full window and one that reads the pool, and every statistic. Its keys and
+    values go to the slot that no canvas owns.
+    """
+    device = parts.attention.device
+    slots = torch.full((32,), DUMMY_SLOT, device=device)
+    windows = [Window(0, 32, 32), Window(0, 16, 32, slots)]
+    every = torch.arange(48, device=device)
+    plan = AttentionPlan(windows, every)
+    parts.attention.plan(plan)
+    hidden = parts.hidden(torch.zeros_like(every), every % 32, plan)
+    logits = Logits.of_hidden(hidden, parts.head, facts.vocab_size)
+    for statistic in (PROBABILITY, MARGIN, NEGATIVE_ENTROPY, *MEASURES.values()):
+        logits.measure(statistic, facts.mask_id)
 
 
 @dataclass(frozen=True)
@@ -175,7 +195,7 @@ class CanvasGraphs:
         self._is_dropped = False
         self._decoding, self._shows_progress = decoding, shows_progress
         begin, before = time.perf_counter(), self._free_bytes()
-        self.run_eagerly()
+        compile_kernels(self.parts, self.facts)
         steps = (
             None
             if decoding is None
@@ -210,28 +230,13 @@ class CanvasGraphs:
             f"; {num_failed} failed and run eagerly" if num_failed else "",
         )
 
-    def run_eagerly(self) -> None:
-        """Run a forward that no graph holds, so that its kernels are compiled.
-
-        It has a full window and one that reads the pool, and every statistic. Its keys
-        and values go to the slot that no canvas owns.
-        """
-        device = self.parts.attention.device
-        slots = torch.full((32,), DUMMY_SLOT, device=device)
-        windows = [Window(0, 32, 32), Window(0, 16, 32, slots)]
-        every = torch.arange(48, device=device)
-        plan = AttentionPlan(windows, every)
-        self.parts.attention.plan(plan)
-        hidden = self.parts.hidden(torch.zeros_like(every), every % 32, plan)
-        logits = Logits.of_hidden(hidden, self.parts.head, self.facts.vocab_size)
-        for statistic in (PROBABILITY, MARGIN, Statistic("negative_entropy", 1e-12)):
-            logits.measure(statistic, self.facts.mask_id)
-
     def drop(self) -> None:
         """Forget the captures, for example because the weights have moved."""
         self._forwards.clear()
         self.steps = None
         self._is_dropped = True
+        if isinstance(self.capture, CudaCapture):
+            self.capture.forget()
 
     def recapture(self) -> None:
         """Capture again what was dropped. Does nothing if nothing was."""

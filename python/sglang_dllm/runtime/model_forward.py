@@ -77,7 +77,7 @@ class RunnerForward:
 
     def weights_changed(self) -> None:
         """Drop the graphs, which read the weights where they were."""
-        if self.graphs is not None:
+        if self.graphs is not None and self.graphs.buckets:
             self.graphs.drop()
             logger.info("CUDA graphs are dropped: weights or KV pool change")
 

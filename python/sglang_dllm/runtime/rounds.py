@@ -16,7 +16,7 @@ from sglang_dllm.runtime.admission import admit, failed, leave, park_retracted
 from sglang_dllm.runtime.emission import emit
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
-from sglang_dllm.upstream.compat import report_round
+from sglang_dllm.upstream.compat import is_update_open, report_round
 
 
 def engine_of(scheduler: Any) -> DenoisingEngine:
@@ -108,9 +108,7 @@ def after_weights_change(scheduler: Any) -> None:
     change of its own, or else before the next round.
     """
     updater = scheduler.weight_updater
-    # Only newer versions of SGLang have sessions of updates.
-    is_open = getattr(updater, "_session", None) is not None
-    if not is_open and not updater.offload_tags:
+    if not is_update_open(updater) and not updater.offload_tags:
         engine_of(scheduler).model.recapture()
 
 

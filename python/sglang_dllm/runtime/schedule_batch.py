@@ -14,7 +14,7 @@ from sglang.srt.utils.common import ceil_align
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.packing import PackedForward
-from sglang_dllm.upstream.compat import hold_slots, release_slots
+from sglang_dllm.upstream.compat import clear_prefix, hold_slots, release_slots
 
 
 class CanvasScheduleBatch(ScheduleBatch):
@@ -128,6 +128,7 @@ def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
     # A view would keep the allocator's whole list of free slots in memory.
     canvas.place(slots[:canvas_len].clone(), index)
     hold_slots(req, canvas_len)
+    clear_prefix(req)
     return True
 
 

@@ -9,7 +9,6 @@ forwards in graphs or eagerly, and decide behind them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,6 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Head, Logits
 from sglang_dllm.decoding.static_group import StaticGroup, StepShape, StepTokens
 from sglang_dllm.runtime.graph_capture import Capture, Run
-
-logger = logging.getLogger(__name__)
 
 
 class StepForward(Protocol):

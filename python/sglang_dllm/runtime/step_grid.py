@@ -63,6 +63,6 @@ def new_step_graphs(
     except Exception as error:  # the algorithm may be a third party's
         if is_device_fault(error):
             raise
-        logger.info("Steps are not captured whole: %s", error)
+        logger.warning("Steps are not captured whole: %s", error)
         return None
     return StepGraphs(static, parts.head, facts.vocab_size, capture)

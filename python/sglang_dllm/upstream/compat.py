@@ -42,6 +42,13 @@ def _counts_on_kv() -> bool:
     return hasattr(ReqKvInfo, "req_pool_idx")
 
 
+def _has_extent_range() -> bool:
+    """True if ``Req`` has its extent as a range, and its prefix as slots."""
+    from sglang.srt.managers.schedule_batch import Req
+
+    return hasattr(Req, "set_extend_range")
+
+
 # Launch flags
 
 
@@ -148,20 +155,29 @@ def device_mebibytes(device: str) -> float | None:
 
 
 def hold_slots(req: Any, num_tokens: int) -> None:
-    """Note on a request that it holds so many KV slots, none of them a shared prefix.
+    """Note on a request that it holds so many KV slots.
 
     0.5.17: the request has the counts, and its ``ReqKvInfo`` is made here. 0.5.23: the
     ``ReqKvInfo`` is always there and has them.
     """
     if _counts_on_kv():
         req.kv.kv_allocated_len = req.kv.kv_committed_len = num_tokens
-        req.prefix_len = 0
     else:
         from sglang.srt.managers.schedule_batch import ReqKvInfo
 
         req.kv = ReqKvInfo(kv_allocated_len=num_tokens, swa_evicted_seqlen=0)
         req.kv_committed_len = num_tokens
+
+
+def clear_prefix(req: Any) -> None:
+    """Note on a request that none of its tokens is a shared prefix.
+
+    0.5.17: the prefix is a tensor of slots. 0.5.23: a number.
+    """
+    if _has_extent_range():
         req.prefix_indices = torch.empty((0,), dtype=torch.int64)
+    else:
+        req.prefix_len = 0
 
 
 def set_extent(req: Any, num_tokens: int) -> None:
@@ -169,10 +185,10 @@ def set_extent(req: Any, num_tokens: int) -> None:
 
     0.5.17: as a range. 0.5.23: as its end, behind the shared prefix.
     """
-    if _counts_on_kv():
-        req.extend_end = num_tokens
-    else:
+    if _has_extent_range():
         req.set_extend_range(0, num_tokens)
+    else:
+        req.extend_end = num_tokens
 
 
 def release_slots(req: Any, tree_cache: Any) -> None:
@@ -243,6 +259,17 @@ def timeouts_are_shared() -> bool:
     from sglang.srt.managers.scheduler import Scheduler
 
     return hasattr(Scheduler, "_poll_timeout_aborts")
+
+
+def is_update_open(updater: Any) -> bool:
+    """True in the middle of an update of the weights that comes in many calls.
+
+    0.5.17: SGLang does not know of such updates. 0.5.23: they are sessions.
+
+    Args:
+        updater: the scheduler's.
+    """
+    return getattr(updater, "_session", None) is not None
 
 
 # Platform

@@ -15,7 +15,10 @@ from sglang_dllm import SUPPORTED_SGLANG
 
 OLDEST, NEWEST = SUPPORTED_SGLANG
 RANGE = f"{OLDEST} to {NEWEST}"
-REQUIREMENT = f"sglang>={OLDEST},<={NEWEST}"
+BROKEN = "0.5.19"
+"""A version between the ends that has neither the old hooks' targets nor the new
+extension points."""
+REQUIREMENT = f"sglang>={OLDEST},!={BROKEN},<={NEWEST}"
 
 Standing = Literal["tested", "untested", "outside"]
 
