@@ -60,6 +60,21 @@ def test_captured_steps_equal_eager_ones(family: str, name: str, cache: str) -> 
     assert {c.done for c in decoder.canvases} == {True}
 
 
+def test_a_request_with_fewer_ids_than_the_default_keeps_its_own() -> None:
+    """The tensors of the fixed group are as wide as the default's. What is behind a
+    narrower request's must not be the default's numbers."""
+    request = Request(
+        ToyModel(3), (1, 2), 40, "AdaBlock", {"block_size": 8, "delimiter_ids": [7]}
+    )
+    wide = {"block_size": 8, "delimiter_ids": list(range(3, 12))}
+    static = static_group("llada", replace(request, options=wide), 4, 60)
+    eager = decode(Decoder("llada"), [request])
+    decoder = Decoder("llada", static, 64)
+    assert decode(decoder, [request]) == eager
+    assert decoder.num_captured > 0
+    assert decode(Decoder("llada"), [replace(request, options=wide)]) != eager
+
+
 def shapes(*lengths: int) -> list[StepShape]:
     return [
         StepShape(num, length, num * length) for length in lengths for num in (1, 4)

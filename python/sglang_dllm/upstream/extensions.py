@@ -41,7 +41,18 @@ EXTENSION_POINTS = (
     ),
     ExtensionPoint(
         "sglang.srt.arg_groups.resolution_hooks.register_resolution_hook",
-        "steps around `handle_missing_default_values` and `handle_dllm_inference`",
+        "steps around `handle_missing_default_values`, `handle_dllm_inference` and "
+        "`handle_gpu_memory_settings`",
+        (_NEWEST,),
+    ),
+    ExtensionPoint(
+        "sglang.srt.dllm.algorithm.base.DllmAlgorithm.supported_architectures",
+        "the architectures that our algorithm decodes",
+        (_NEWEST,),
+    ),
+    ExtensionPoint(
+        "sglang.srt.platforms.interface.SRTPlatform.capabilities",
+        "the CPU platform has no Triton and no PyNccl",
         (_NEWEST,),
     ),
 )
