@@ -61,8 +61,8 @@ def test_captured_steps_equal_eager_ones(family: str, name: str, cache: str) -> 
 
 
 def test_a_request_with_fewer_ids_than_the_default_keeps_its_own() -> None:
-    """The tensors of the fixed group are as wide as the default's. What is behind a
-    narrower request's must not be the default's numbers."""
+    """The tensors of the fixed group are as wide as the default's. Behind the
+    numbers of a narrower request must be zeros, and not the default's numbers."""
     request = Request(
         ToyModel(3), (1, 2), 40, "AdaBlock", {"block_size": 8, "delimiter_ids": [7]}
     )

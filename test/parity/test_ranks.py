@@ -86,14 +86,7 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Oracle]:
 
 
 # Each rank's part of a quantized matrix is whole groups or blocks of 128 rows.
-SCHEMES_OF_RANKS = (
-    "fp8",
-    "fp8-blocks",
-    "ct-fp8-channels",
-    "ct-int4",
-    "awq",
-    "gptq-marlin",
-)
+SCHEMES_OF_RANKS = ("fp8", "ct-fp8-channels", "ct-int4", "awq", "gptq-marlin")
 BATCHES = [[[7] * 33], [[65, 66, 67], list(range(40)), [5, 4, 3, 2, 1]]]
 
 

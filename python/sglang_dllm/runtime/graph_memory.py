@@ -35,7 +35,7 @@ INT_WORKSPACE = {"flashinfer": 8 * MIB}
 """By attention backend, what each bucket takes: FlashInfer's schedule."""
 
 EAGER_BYTES = 1024 * MIB
-"""What eager forwards take beside activations: the logits that are held at once, and
+"""Eager forwards take this beside activations: the logits that are held at once, and
 the work spaces of kernels."""
 
 LOGIT_BYTES = 12
@@ -78,7 +78,7 @@ class ModelSize:
         )
 
     def activation_bytes(self, num_tokens: int) -> int:
-        """Of a forward, one layer at a time: the residual, the normed input, queries,
+        """The bytes of a forward, one layer at a time: the residual, the normed input, queries,
         keys, values and the output, then both halves of the MLP and their product."""
         numbers = 8 * self.hidden_size + 3 * self.mlp_size
         return num_tokens * numbers * self.bytes_per_number
