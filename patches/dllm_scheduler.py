@@ -19,13 +19,14 @@ def is_ours(scheduler: Any) -> bool:
     return getattr(scheduler.dllm_config, "needs_full_prefill", False)
 
 
-def _init_diffusion_llm(original: Callable[..., Any], scheduler: Any) -> None:
-    original(scheduler)
+def _init_diffusion_llm(original: Callable[..., Any], scheduler: Any) -> Any:
+    result = original(scheduler)
     if is_ours(scheduler):
         from sglang_dllm.runtime.rounds import engine_of
 
         # Here the CUDA graphs are captured, and the server is not ready yet.
         engine_of(scheduler)
+    return result
 
 
 def _get_new_batch_dllm(

@@ -77,8 +77,8 @@ CHANGES = {
         "SGLang has no shape that compat.release_slots knows: ",
     ),
     "an attribute of an attention backend": (
-        _RENAME.format(old="self.max_context_len", new="self.longest"),
-        "FlashInferAttnBackend.max_context_len",
+        _RENAME.format(old="self.prefill_backend", new="self.kernels"),
+        "FlashInferAttnBackend.prefill_backend",
     ),
     "the target of a hook": (
         "from sglang.srt.managers.scheduler import Scheduler\n"

@@ -284,6 +284,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
     ]
     calls: dict[str, list[tuple[Any, ...]]] = {
         "from_server_args": [(args,), (theirs,)],
+        "init_diffusion_llm": [(s,) for s in schedulers],
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
         "pause_generation": [(s, "recv_req") for s in schedulers],
