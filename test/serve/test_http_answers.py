@@ -36,12 +36,20 @@ def events(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
+def longest_prompt(server: Server) -> int:
+    """SGLang's own limit: 1017 tokens of a context of 1024, or one page less."""
+    info = requests.get(f"{server.base_url}/server_info", timeout=30).json()
+    found = int(info["max_req_input_len"]) - 1
+    assert found in (1016, 1017)
+    return found
+
+
 def test_the_longest_canvas_is_served_whole(demo_server: Server) -> None:
     """The scheduler shortens what it cannot hold without a word: never for us."""
-    prompt = list(range(5, 25))
-    most = 1022 - len(prompt)
+    prompt, longest = list(range(5, 25)), longest_prompt(demo_server) + 5
+    most = longest - len(prompt)
     answer = demo_server.generate(prompt, max_new_tokens=most)
-    assert answer["meta_info"]["canvas_len"] == 1022
+    assert answer["meta_info"]["canvas_len"] == longest
     body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": most + 1}}
     refused = demo_server.post("/generate", **body)
     assert refused.status_code == 400
@@ -49,13 +57,14 @@ def test_the_longest_canvas_is_served_whole(demo_server: Server) -> None:
 
 
 def test_the_longest_prompt(demo_server: Server) -> None:
-    answer = demo_server.generate([5] * 1017, max_new_tokens=5)
-    assert answer["meta_info"]["canvas_len"] == 1022
-    answer = demo_server.generate([5] * 1017)
-    assert answer["meta_info"]["canvas_len"] == 1022
-    refused = demo_server.post("/generate", input_ids=[5] * 1018)
+    longest = longest_prompt(demo_server)
+    answer = demo_server.generate([5] * longest, max_new_tokens=5)
+    assert answer["meta_info"]["canvas_len"] == longest + 5
+    answer = demo_server.generate([5] * longest)
+    assert answer["meta_info"]["canvas_len"] == longest + 5
+    refused = demo_server.post("/generate", input_ids=[5] * (longest + 1))
     assert refused.status_code == 400
-    assert "1018 tokens; expected 1 to 1017" in refused.text
+    assert f"{longest + 1} tokens; expected 1 to {longest}" in refused.text
 
 
 def test_the_longest_canvas_of_a_small_paged_pool(

@@ -78,7 +78,7 @@ class ModelSize:
         )
 
     def activation_bytes(self, num_tokens: int) -> int:
-        """The bytes of a forward, one layer at a time: the residual, the normed input, queries,
+        """The bytes of a forward, one layer at a time: residual, normed input, queries,
         keys, values and the output, then both halves of the MLP and their product."""
         numbers = 8 * self.hidden_size + 3 * self.mlp_size
         return num_tokens * numbers * self.bytes_per_number
