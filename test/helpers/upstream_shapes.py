@@ -22,6 +22,18 @@ RESOLVES_LATER = hasattr(ServerArgs, "resolve_once")
 HAS_PLAIN_GPTQ = "gptq" in QUANTIZATION_METHODS
 """Whether SGLang computes GPTQ without Marlin's kernels."""
 
+SDAR = {
+    "architectures": ["SDARForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 151_680,
+}
+"""The config of a block-causal dLLM that SGLang serves itself."""
+
 
 def raw_args(**fields: object) -> Any:
     """ServerArgs as the user gave them, before SGLang derives anything."""

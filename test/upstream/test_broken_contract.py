@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.launch_probe import run
-from helpers.upstream_shapes import RESOLVES_LATER
+from helpers.upstream_shapes import RESOLVES_LATER, SDAR
 from sglang_dllm import SUPPORTED_SGLANG
 from sglang_dllm.demo import demo_path
 from sglang_dllm.upstream.versions import installed
@@ -99,17 +99,6 @@ if RESOLVES_LATER:
         "del module.register_resolution_hook",
         "SGLang has no sglang.srt.arg_groups.resolution_hooks.register_resolution_hook",
     )
-
-SDAR = {
-    "architectures": ["SDARForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "vocab_size": 151_680,
-}
 
 Launches = dict[tuple[str, str], dict[str, Any]]
 

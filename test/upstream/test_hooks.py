@@ -136,7 +136,7 @@ def test_an_attribute_that_is_gone_ends_the_launch(
     gone = Contract(["sglang.srt.managers.schedule_batch:Req.finished_gone()"], {})
     monkeypatch.setattr(Contract, "load", lambda: gone)
     hooks = HookSet(HOOKS.hooks)
-    # Whether a method sets it on ``self`` is only known from the source, at launch.
+    # Only the source says that a method sets it on ``self``; it is read at launch.
     hooks.install()
     assert registered == [hook.target for hook in NEEDED]
     put_in_place(hooks, monkeypatch)

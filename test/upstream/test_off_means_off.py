@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.launch_probe import run
-from helpers.upstream_shapes import raw_args
+from helpers.upstream_shapes import SDAR, raw_args
 from sglang_dllm.demo import demo_path
 from sglang_dllm.upstream.launch import architecture_of, is_of_another_plugin
 
@@ -73,16 +73,6 @@ def test_an_algorithm_of_another_plugin(monkeypatch: pytest.MonkeyPatch) -> None
         assert not is_of_another_plugin(name)
 
 
-SDAR = {
-    "architectures": ["SDARForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "vocab_size": 151_680,
-}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
 

@@ -14,10 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from sglang_dllm.decoding.window import Window
-
-DUMMY_SLOT = 0
-"""SGLang's pools keep this slot free for the writes of padding. No canvas owns it."""
+from sglang_dllm.decoding.window import DUMMY_SLOT, Window
 
 Tokens: TypeAlias = torch.Tensor | slice
 """Some of the T tokens of a packed forward: int64 indices, or a slice."""

@@ -22,10 +22,8 @@ from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.decoding.tensor_rows import indices
+from sglang_dllm.decoding.window import DUMMY_SLOT
 from sglang_dllm.models.facts import ModelFacts
-
-NO_SLOT = 0
-"""The KV slot for writes of padding; no canvas owns it (``attention.plan``)."""
 
 
 class StepShape(NamedTuple):
@@ -44,7 +42,8 @@ class StepTokens:
     Attributes:
         num_windows: R.
         ids, positions: ``(R * L,)`` int64.
-        kv_slots: ``(R * L,)`` int64: where keys and values go; ``NO_SLOT`` for padding.
+        kv_slots: ``(R * L,)`` int64: where keys and values go; ``DUMMY_SLOT`` for
+            padding.
         logits_indices: ``(N,)`` int64: the tokens that predict the candidates.
     """
 
@@ -216,7 +215,7 @@ class StaticGroup:
             prompt[: canvas.prompt_len] = canvas.ids[: canvas.prompt_len]
         there = self._prompts[: len(records), :longest]
         there.copy_(torch.from_numpy(prompts), non_blocking=True)
-        self._kv_slots.fill_(NO_SLOT)
+        self._kv_slots.fill_(DUMMY_SLOT)
         for slots, canvas in zip(self._kv_slots, records, strict=False):
             if canvas.kv_slots is not None:
                 slots[: len(canvas)] = canvas.kv_slots
@@ -242,7 +241,7 @@ class StaticGroup:
             rows.ids[1:].gather(1, answer_at.clamp(0, self.answer_len - 1)),
         )
         kv_slots = self._kv_slots[:num].gather(1, at)
-        kv_slots = kv_slots.masked_fill(place >= end, NO_SLOT)
+        kv_slots = kv_slots.masked_fill(place >= end, DUMMY_SLOT)
         # The sink has no window; its candidates read the first canvas's.
         window = (canvas_index - 1).clamp(min=0)
         shift = group.batch.facts.family.shift

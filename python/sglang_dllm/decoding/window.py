@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+DUMMY_SLOT = 0
+"""SGLang's pools keep this KV slot for the writes of padding. No canvas owns it."""
+
 
 @dataclass(frozen=True)
 class Window:

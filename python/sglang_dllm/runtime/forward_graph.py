@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from sglang_dllm.attention.plan import DUMMY_SLOT
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.static_group import StepTokens
+from sglang_dllm.decoding.window import DUMMY_SLOT
 from sglang_dllm.runtime.graph_capture import Capture
 from sglang_dllm.runtime.window_forward import WindowForward
 

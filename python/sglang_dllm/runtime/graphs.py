@@ -1,4 +1,4 @@
-"""The CUDA graphs of a model: declared by a grid, captured at start-up, never later.
+"""The CUDA graphs of a model: declared by a grid, and never captured for a request.
 
 The forward of each bucket of the grid (``runtime.graph_grid``) is captured alone, for
 batches of any algorithms, and with the steps of the server's default decoding
@@ -19,7 +19,7 @@ from sglang.srt.runtime_context import get_parallel
 from tqdm import tqdm
 
 from sglang_dllm.attention.backends import backend_of
-from sglang_dllm.attention.plan import DUMMY_SLOT, AttentionPlan
+from sglang_dllm.attention.plan import AttentionPlan
 from sglang_dllm.decoding.algorithms.dream import MEASURES
 from sglang_dllm.decoding.algorithms.full_attn_multi_block import NEGATIVE_ENTROPY
 from sglang_dllm.decoding.canvas import Canvas
@@ -29,7 +29,7 @@ from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY
-from sglang_dllm.decoding.window import Window
+from sglang_dllm.decoding.window import DUMMY_SLOT, Window
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.forward_graph import ForwardGraph
 from sglang_dllm.runtime.graph_capture import Capture, CudaCapture

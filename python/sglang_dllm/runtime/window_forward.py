@@ -13,10 +13,10 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 
 from sglang_dllm.attention.backends import backend_of
 from sglang_dllm.attention.base import CanvasAttention
-from sglang_dllm.attention.plan import DUMMY_SLOT, AttentionPlan, KVWrites, same_slots
+from sglang_dllm.attention.plan import AttentionPlan, KVWrites, same_slots
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.static_group import StepTokens
-from sglang_dllm.decoding.window import Window
+from sglang_dllm.decoding.window import DUMMY_SLOT, Window
 from sglang_dllm.runtime.forward_batch import CanvasForwardBatch
 from sglang_dllm.runtime.graph_grid import Bucket
 
