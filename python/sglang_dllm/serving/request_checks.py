@@ -22,6 +22,8 @@ from sglang_dllm.serving.body import (
     check_generate,
     explain_malformed,
 )
+from sglang_dllm.serving.copies import unfold_copies
+from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.validation import (
     CapacityLimits,
     check_request,
@@ -40,6 +42,7 @@ class RequestChecks:
         config, args = manager.model_config, in_effect(manager.server_args)
         hf_config = config.hf_config
         self.manager = manager
+        self.ids = RequestIds()
         self.model = ServedModel(
             vocab_size=config.vocab_size,
             temperature=default_temperature(
@@ -76,6 +79,7 @@ class RequestChecks:
         path = request.url.path
         body = check_body(path, body, self.model)
         if path == "/generate" and body.get("stream"):
+            self.ids.check_unused(body.get("rid"))
             await self._check_prompts(body)
         return body
 
@@ -95,7 +99,8 @@ class RequestChecks:
         """Check a GenerateReqInput and give it the default temperature, in place.
 
         Prompts of one request share its parameters. Each gets its own dict, because
-        the answer length that is filled in depends on the prompt.
+        the answer length that is filled in depends on the prompt. A request for several
+        answers becomes a batch (``serving.copies``).
 
         Raises:
             BadRequest: naming field, value and range.
@@ -114,6 +119,7 @@ class RequestChecks:
             obj.sampling_params = self._with_defaults(given)
         else:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
+        unfold_copies(obj)
 
     def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
         given = {key: value for key, value in params.items() if value is not None}
