@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
+from sglang_dllm.models.tokenizers import tokenizer_of
 from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
@@ -24,6 +25,7 @@ from sglang_dllm.serving.body import (
 )
 from sglang_dllm.serving.copies import unfold_copies
 from sglang_dllm.serving.request_ids import RequestIds
+from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
     CapacityLimits,
     check_request,
@@ -55,7 +57,7 @@ class RequestChecks:
             args.dllm_algorithm_config,
         )
         self.facts = ModelFacts.from_hf_config(hf_config).with_tokenizer(
-            manager.tokenizer
+            tokenizer_of(manager.tokenizer, args)
         )
 
     async def check_json(self, request: Any, read: Callable[[], Awaitable[Any]]) -> Any:
@@ -77,6 +79,8 @@ class RequestChecks:
             problem = f"{error.msg} at character {error.pos}"
             raise explain_malformed(await request.body(), problem) from None
         path = request.url.path
+        if self.manager.tokenizer is None:
+            refuse_text(path, body)
         body = check_body(path, body, self.model)
         if path == "/generate" and body.get("stream"):
             self.ids.check_unused(body.get("rid"))
