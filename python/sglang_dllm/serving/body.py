@@ -87,7 +87,7 @@ def check_body(path: str, body: Any, model: ServedModel) -> Any:
     """Check a body and fill in the model's default temperature.
 
     Args:
-        path: of the route. A route that ``_CHECKS`` does not list has no checks.
+        path: of the route. A route that ``CHECKS`` does not list has no checks.
         body: as it was parsed; it is not changed.
 
     Returns:
@@ -96,7 +96,7 @@ def check_body(path: str, body: Any, model: ServedModel) -> Any:
     Raises:
         BadRequest: status 400, naming field, value and range.
     """
-    check = _CHECKS.get(path)
+    check = CHECKS.get(path)
     return body if check is None else check(_an_object(body), model)
 
 
@@ -127,9 +127,11 @@ def _check_messages(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
 def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 
-    if body.get("add_special_tokens") is False:
-        # The chat template writes them.
-        body = {key: body[key] for key in body if key != "add_special_tokens"}
+    body = dict(body)
+    adds = body.pop("add_special_tokens", None)
+    if adds is not None and adds is not False:
+        says = "false or nothing: the chat template writes the special tokens"
+        raise refused("add_special_tokens", adds, says)
     body = _check_openai(body, model, ChatFields, ChatCompletionRequest)
     for i, message in enumerate(body["messages"]):
         check_fields(MessageFields, message, f"messages[{i}].")
@@ -326,7 +328,7 @@ def _check_detokenize(body: dict[str, Any], model: ServedModel) -> dict[str, Any
     return body
 
 
-_CHECKS: dict[str, Callable[[dict[str, Any], ServedModel], dict[str, Any]]] = {
+CHECKS: dict[str, Callable[[dict[str, Any], ServedModel], dict[str, Any]]] = {
     "/v1/chat/completions": _check_chat,
     "/invocations": _check_chat,
     "/v1/completions": _check_completion,

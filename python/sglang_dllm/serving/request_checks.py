@@ -28,11 +28,14 @@ from sglang_dllm.serving.copies import unfold_copies
 from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
+    LENGTH_FIELD,
     CapacityLimits,
     check_request,
     default_temperature,
 )
 from sglang_dllm.upstream.compat import in_effect
+
+_LENGTH_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 # SGLang's own routes set these fields of a request, a client does not.
 _INTERNAL = ("received_time", "external_trace_header", "custom_labels", "modalities")
@@ -85,6 +88,9 @@ class RequestChecks:
         if self.manager.tokenizer is None:
             refuse_text(path, body)
         body = check_body(path, body, self.model)
+        named = [x for x in _LENGTH_FIELDS if isinstance(body, dict) and x in body]
+        if named:
+            LENGTH_FIELD.set(named[0])
         if path == "/generate" and body.get("stream"):
             self.ids.check_unused(body.get("rid"))
             await self._check_prompts(body)
