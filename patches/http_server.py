@@ -32,7 +32,15 @@ async def _json(original: Callable[..., Any], request: Any) -> Any:
     return request._json
 
 
-def _decide_request_auth(original: Callable[..., Any], *args: Any, **asked: Any) -> Any:
+def _decide_request_auth(
+    original: Callable[..., Any],
+    method: str,
+    path: str,
+    authorization_header: str | None,
+    api_key: str | None,
+    admin_api_key: str | None,
+    auth_level: Any,
+) -> Any:
     from sglang.srt.entrypoints.http_server import get_global_state
 
     from sglang_dllm.serving.request_checks import checks_of
@@ -41,8 +49,15 @@ def _decide_request_auth(original: Callable[..., Any], *args: Any, **asked: Any)
     state = get_global_state()
     if state is not None and checks_of(state.tokenizer_manager) is not None:
         root = in_effect(state.tokenizer_manager.server_args).fastapi_root_path
-        asked["path"] = asked["path"].removeprefix(root)
-    return original(*args, **asked)
+        path = path.removeprefix(root)
+    return original(
+        method=method,
+        path=path,
+        authorization_header=authorization_header,
+        api_key=api_key,
+        admin_api_key=admin_api_key,
+        auth_level=auth_level,
+    )
 
 
 HOOKS = (
