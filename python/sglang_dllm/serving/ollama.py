@@ -48,14 +48,14 @@ class Translated:
 
     Attributes:
         route: of OpenAI.
-        body: checked; None where the request asks for no text: Ollama's clients load
+        body: checked; empty where the request asks for no text: Ollama's clients load
             and unload a model with such a request.
         is_streamed: Ollama streams unless the request says no.
         num_ctx: tokens that the prompt and the answer must fit into; None: no limit.
     """
 
     route: str
-    body: dict[str, Any] | None
+    body: dict[str, Any]
     is_streamed: bool
     num_ctx: int | None
 
@@ -96,7 +96,7 @@ def translate(given: Any, model: ServedModel, *, is_chat: bool) -> Translated:
     route = COMPLETIONS if is_raw else CHAT
     asks_nothing = not (data["messages"] if is_chat else _text(data, "prompt"))
     if asks_nothing:
-        return Translated(route, None, is_streamed, num_ctx)
+        return Translated(route, {}, is_streamed, num_ctx)
     try:
         return Translated(route, check_body(route, body, model), is_streamed, num_ctx)
     except BadRequest as error:
@@ -150,7 +150,7 @@ def _messages(data: dict[str, Any]) -> list[dict[str, Any]]:
         for key in ("images", "tool_calls"):
             if message.get(key):
                 raise refused(f"messages[{i}].{key}", message[key], "nothing: text")
-        known = {"role": message.get("role"), "content": message.get("content")}
+        known = {"role": message.get("role"), "content": message.get("content") or ""}
         if message.get("thinking"):
             known["reasoning_content"] = message["thinking"]
         found.append(known)

@@ -10,6 +10,7 @@ from json import JSONDecodeError
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -81,12 +82,11 @@ class OllamaRoutes:
             refuse_text(request.scope["route"].path, given)
         asked = translate(given, self._checks.model, is_chat=is_chat)
         words = Words(given.get("model", ""), is_chat, time.time_ns())
-        if asked.body is None:
+        if not asked.body:
             return _form(asked, [_end(words, words.part("", _now()), "load", {})])
         LENGTH_FIELD.set(NUM_PREDICT)
         handler, body = _openai(request, asked)
-        if asked.num_ctx is not None:
-            await self._check_context(handler, body, request, asked)
+        await self._check_context(handler, body, request, asked)
         answer = await handler.handle_request(body, request)
         if isinstance(answer, StreamingResponse):
             return StreamingResponse(
@@ -103,7 +103,8 @@ class OllamaRoutes:
         self, handler: Any, body: Any, request: Request, asked: Translated
     ) -> None:
         """Refuse a context that Ollama would cut the prompt or the answer for."""
-        assert asked.body is not None and asked.num_ctx is not None
+        if asked.num_ctx is None:
+            return
         try:
             adapted, _ = handler._convert_to_internal_request(body, request)
         except ValueError:
@@ -146,11 +147,19 @@ def _openai(request: Request, asked: Translated) -> tuple[Any, Any]:
         CompletionRequest,
     )
 
-    assert asked.body is not None
-    state = request.app.state
-    if asked.route == CHAT:
-        return state.openai_serving_chat, ChatCompletionRequest(**asked.body)
-    return state.openai_serving_completion, CompletionRequest(**asked.body)
+    state, body = request.app.state, asked.body
+    try:
+        if asked.route == CHAT:
+            return state.openai_serving_chat, ChatCompletionRequest(**body)
+        completion = CompletionRequest(**body)
+        if "max_tokens" not in body:
+            # OpenAI's default of 16 tokens is not Ollama's.
+            completion = completion.model_copy(update={"max_tokens": None})
+        return state.openai_serving_completion, completion
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise refused(field, first["input"], first["msg"]) from None
 
 
 def _now() -> str:
