@@ -47,15 +47,15 @@ def _generate_with_builtin_tools(
     return original(self, request_id, request_prompt, adapted_request, *args, **kwargs)
 
 
-async def _create_responses(
-    original: Callable[..., Any], self: Any, request: Any, raw_request: Any = None
+async def _with_usage(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
 ) -> Any:
     from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
 
     from sglang_dllm.serving.chat_like import response_usage
     from sglang_dllm.serving.request_checks import checks_of
 
-    answer = await original(self, request, raw_request)
+    answer = await original(self, *args, **kwargs)
     if checks_of(self.tokenizer_manager) is None:
         return answer
     if not isinstance(answer, ResponsesResponse) or answer.usage is None:
@@ -91,9 +91,19 @@ HOOKS = (
     ),
     Hook(
         target=f"{_SERVING}.create_responses",
-        fn=_create_responses,
+        fn=_with_usage,
         why="usage has the names of chat, which clients of this route do not read",
         contract=("self", "request", "raw_request"),
+        remove_when="SGLang 0.5.17 is no longer supported",
+        unless="sglang.srt.entrypoints.openai.protocol.ResponsesResponse."
+        "_serialize_usage",
+        replaced_by={"0.5.23": "SGLang's own names of the counts"},
+    ),
+    Hook(
+        target=f"{_SERVING}.retrieve_responses",
+        fn=_with_usage,
+        why="the same for a response that is asked for later",
+        contract=("self", "response_id"),
         remove_when="SGLang 0.5.17 is no longer supported",
         unless="sglang.srt.entrypoints.openai.protocol.ResponsesResponse."
         "_serialize_usage",

@@ -17,7 +17,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
-from sglang_dllm.serving.chat_like import check_anthropic, check_responses
+from sglang_dllm.serving.chat_like import (
+    check_anthropic,
+    check_count_tokens,
+    check_responses,
+)
 from sglang_dllm.serving.fields import (
     ChatFields,
     CompletionFields,
@@ -107,10 +111,6 @@ def _an_object(body: Any) -> dict[str, Any]:
     return body
 
 
-def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in body.items() if value is not None}
-
-
 def _check_generate(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     return check_generate(body, model.vocab_size)
 
@@ -122,6 +122,11 @@ def _check_responses(body: dict[str, Any], model: ServedModel) -> dict[str, Any]
 def _check_anthropic(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     _check_template("tools", body.get("tools"), model)
     return check_anthropic(body, model.temperature)
+
+
+def _check_count_tokens(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    _check_template("tools", body.get("tools"), model)
+    return check_count_tokens(body)
 
 
 def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -334,6 +339,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], ServedModel], dict[str, Any]]] = {
     "/v1/completions": _check_completion,
     "/generate": _check_generate,
     "/v1/messages": _check_anthropic,
+    "/v1/messages/count_tokens": _check_count_tokens,
     "/v1/responses": _check_responses,
     "/vertex_generate": _check_vertex,
     "/detokenize": _check_detokenize,

@@ -83,6 +83,16 @@ def check_anthropic(body: Mapping[str, Any], temperature: float) -> dict[str, An
     return found
 
 
+def check_count_tokens(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a body of /v1/messages/count_tokens, which asks for no answer.
+
+    Raises:
+        BadRequest: status 400, naming field, value and range.
+    """
+    check_fields(AnthropicFields, {"max_tokens": 1, **body})
+    return dict(body)
+
+
 def _checked(
     body: Mapping[str, Any],
     temperature: float,
