@@ -10,11 +10,14 @@ SGLang from all of our code.
 from __future__ import annotations
 
 from sglang_dllm.patches import (
+    anthropic,
     attention_backends,
     dllm_config,
     dllm_scheduler,
     gpu_memory,
     http_server,
+    ollama,
+    openai_responses,
     scheduler,
     server_args,
     tokenizer_manager,
@@ -33,5 +36,8 @@ HOOKS = HookSet(
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
+        *ollama.HOOKS,
+        *anthropic.HOOKS,
+        *openai_responses.HOOKS,
     )
 )

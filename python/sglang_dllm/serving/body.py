@@ -17,6 +17,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
+from sglang_dllm.serving.chat_like import (
+    check_anthropic,
+    check_count_tokens,
+    check_responses,
+)
 from sglang_dllm.serving.fields import (
     ChatFields,
     CompletionFields,
@@ -106,22 +111,22 @@ def _an_object(body: Any) -> dict[str, Any]:
     return body
 
 
-def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in body.items() if value is not None}
-
-
 def _check_generate(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     return check_generate(body, model.vocab_size)
 
 
-def _check_messages(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
-    """SGLang's own models check the fields of these routes."""
-    body = _without_nulls(body)
-    if "custom_params" in body:
-        # These models would drop it without a word.
-        other = "it on /v1/chat/completions, /v1/completions or /generate"
-        raise refused("custom_params", body["custom_params"], other)
-    return {"temperature": model.temperature, **body}
+def _check_responses(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    return check_responses(body, model.temperature)
+
+
+def _check_anthropic(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    _check_template("tools", body.get("tools"), model)
+    return check_anthropic(body, model.temperature)
+
+
+def _check_count_tokens(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
+    _check_template("tools", body.get("tools"), model)
+    return check_count_tokens(body)
 
 
 def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -333,8 +338,9 @@ CHECKS: dict[str, Callable[[dict[str, Any], ServedModel], dict[str, Any]]] = {
     "/invocations": _check_chat,
     "/v1/completions": _check_completion,
     "/generate": _check_generate,
-    "/v1/messages": _check_messages,
-    "/v1/responses": _check_messages,
+    "/v1/messages": _check_anthropic,
+    "/v1/messages/count_tokens": _check_count_tokens,
+    "/v1/responses": _check_responses,
     "/vertex_generate": _check_vertex,
     "/detokenize": _check_detokenize,
     "/v1/detokenize": _check_detokenize,

@@ -230,6 +230,67 @@ class MessageFields(_Fields):
     ] = None
 
 
+class ResponseFields(_Request):
+    """/v1/responses. SGLang checks the items of the input."""
+
+    input: Annotated[
+        str | Annotated[list[dict[str, Any]], Field(min_length=1)],
+        Field(description="a string or a list of at least 1 input item"),
+    ]
+    model: _Str = ""
+    user: _Str | None = None
+    instructions: _Str | None = None
+    max_output_tokens: _Count | None = None
+    temperature: _Temperature = 0
+    top_p: _TopP = 1
+    top_k: _TopK = -1
+    stop: _Stops | None = None
+    background: _Bool = False
+    store: _Bool = True
+    previous_response_id: _Name | None = None
+    request_id: _Name | None = None
+    extra_key: _Str | None = None
+    cache_salt: _Str | None = None
+    service_tier: _Str | None = None
+    metadata: _Object | None = None
+    include: Annotated[list[str], Field(description="a list of names")] = []
+    max_tool_calls: _Count | None = None
+    parallel_tool_calls: _Bool = True
+    chat_template_kwargs: _Object | None = None
+    stream_options: _Object | None = None
+
+
+class AnthropicFields(_Request):
+    """/v1/messages. SGLang checks the blocks of the messages."""
+
+    messages: Annotated[
+        list[dict[str, Any]],
+        Field(min_length=1, description="a list of at least 1 message object"),
+    ]
+    model: _Name
+    max_tokens: _Count
+    system: Annotated[
+        str | list[dict[str, Any]] | None,
+        Field(description="a string or a list of text blocks"),
+    ] = None
+    temperature: _Temperature = 0
+    top_p: _TopP = 1
+    top_k: _TopK = -1
+    stop_sequences: Annotated[
+        Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None,
+        Field(
+            description=f"up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_LENGTH} "
+            "characters"
+        ),
+    ] = None
+    metadata: _Object | None = None
+    thinking: _Object | None = None
+    tools: Annotated[list[dict[str, Any]], Field(description="a list of tools")] = []
+    tool_choice: _Object | None = None
+    output_config: _Object | None = None
+    betas: Annotated[list[str], Field(description="a list of names")] = []
+
+
 def check_fields(
     model: type[BaseModel], data: Mapping[str, Any], prefix: str = ""
 ) -> None:

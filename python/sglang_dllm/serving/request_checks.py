@@ -8,6 +8,7 @@ prompts once it is tokenized (``check_prompt``), where its options are resolved.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Awaitable, Callable
@@ -133,6 +134,17 @@ class RequestChecks:
         else:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
         unfold_copies(obj)
+
+    def check_early(self, obj: Any) -> None:
+        """Check a GenerateReqInput before its stream begins; it stays as it is.
+
+        Raises:
+            BadRequest: naming field, value and range.
+        """
+        obj = copy.copy(obj)
+        self.check_arguments(obj)
+        if obj.input_ids is not None:
+            self.check_prompt(dict(obj.sampling_params), obj.input_ids)
 
     def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
         return {"temperature": self.model.temperature, **params}

@@ -1,0 +1,112 @@
+"""sglang.srt.entrypoints.openai: responses
+
+Upstream: takes two tokens from the length that a client asks for, or asks for the
+whole context. A stream answers 200 before its request is checked. SGLang 0.5.17 names
+the counts of usage as chat does.
+Ours: the length is the one that the client asks for, and chat's default without one. A
+request is checked before its stream begins. Usage has the names of the responses API.
+Goes when: upstream leaves the length alone, and checks a stream before it answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_dllm.upstream.hooks import Hook
+
+
+def _to_sampling_params(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    from sglang_dllm.serving.request_checks import checks_of
+
+    params = original(self, *args, **kwargs)
+    state = get_global_state()
+    if state is not None and checks_of(state.tokenizer_manager) is not None:
+        params["max_new_tokens"] = self.max_output_tokens
+    return params
+
+
+def _generate_with_builtin_tools(
+    original: Callable[..., Any],
+    self: Any,
+    request_id: str,
+    request_prompt: Any,
+    adapted_request: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    from sglang_dllm.serving.request_checks import checks_of
+
+    checks = checks_of(self.tokenizer_manager)
+    if checks is not None:
+        checks.check_early(adapted_request)
+    return original(self, request_id, request_prompt, adapted_request, *args, **kwargs)
+
+
+async def _with_usage(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
+
+    from sglang_dllm.serving.chat_like import response_usage
+    from sglang_dllm.serving.request_checks import checks_of
+
+    answer = await original(self, *args, **kwargs)
+    if checks_of(self.tokenizer_manager) is None:
+        return answer
+    if not isinstance(answer, ResponsesResponse) or answer.usage is None:
+        return answer
+    usage = response_usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    return {**answer.model_dump(), "usage": usage}
+
+
+_SERVING = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
+
+HOOKS = (
+    Hook(
+        target="sglang.srt.entrypoints.openai.protocol.ResponsesRequest."
+        "to_sampling_params",
+        fn=_to_sampling_params,
+        why="the canvas is two tokens shorter than asked for, and the whole context "
+        "where no length is asked for",
+        contract=(
+            *("self", "default_max_tokens", "default_params", "stop"),
+            "tool_call_constraint",
+        ),
+        remove_when="upstream leaves max_output_tokens as it is",
+    ),
+    Hook(
+        target=f"{_SERVING}._generate_with_builtin_tools",
+        fn=_generate_with_builtin_tools,
+        why="a stream answers 200 before its request is checked",
+        contract=(
+            *("self", "request_id", "request_prompt", "adapted_request"),
+            *("sampling_params", "context", "raw_request", "priority", "kwargs"),
+        ),
+        remove_when="upstream checks a streamed request before it answers",
+    ),
+    Hook(
+        target=f"{_SERVING}.create_responses",
+        fn=_with_usage,
+        why="usage has the names of chat, which clients of this route do not read",
+        contract=("self", "request", "raw_request"),
+        remove_when="SGLang 0.5.17 is no longer supported",
+        unless="sglang.srt.entrypoints.openai.protocol.ResponsesResponse."
+        "_serialize_usage",
+        replaced_by={"0.5.23": "SGLang's own names of the counts"},
+    ),
+    Hook(
+        target=f"{_SERVING}.retrieve_responses",
+        fn=_with_usage,
+        why="the same for a response that is asked for later",
+        contract=("self", "response_id"),
+        remove_when="SGLang 0.5.17 is no longer supported",
+        unless="sglang.srt.entrypoints.openai.protocol.ResponsesResponse."
+        "_serialize_usage",
+        replaced_by={"0.5.23": "SGLang's own names of the counts"},
+    ),
+)
