@@ -297,7 +297,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "_validate_one_request": [(manager, "obj", [1, 2])],
         "generate_request": [(manager, "obj", "request")],
         "abort_request": [(manager, "rid", False), (manager, "", True)],
-        "decide_request_auth": [hook.contract],
+        "set_global_state": [(SimpleNamespace(tokenizer_manager=manager),)],
         "prepare_server_args": [(["--model-path", "x"],)],
         "json": [("request",)],
         "_handle_missing_default_values": [(args,), (theirs,)],
