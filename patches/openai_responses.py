@@ -17,13 +17,20 @@ from sglang_dllm.upstream.hooks import Hook
 
 
 def _to_sampling_params(
-    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+    original: Callable[..., Any],
+    self: Any,
+    default_max_tokens: int | None = None,
+    default_params: dict[str, Any] | None = None,
+    stop: Any = None,
+    tool_call_constraint: Any = None,
 ) -> Any:
     from sglang.srt.entrypoints.http_server import get_global_state
 
     from sglang_dllm.serving.request_checks import checks_of
 
-    params = original(self, *args, **kwargs)
+    params = original(
+        self, default_max_tokens, default_params, stop, tool_call_constraint
+    )
     state = get_global_state()
     if state is not None and checks_of(state.tokenizer_manager) is not None:
         params["max_new_tokens"] = self.max_output_tokens
@@ -36,7 +43,10 @@ def _generate_with_builtin_tools(
     request_id: str,
     request_prompt: Any,
     adapted_request: Any,
-    *args: Any,
+    sampling_params: Any,
+    context: Any,
+    raw_request: Any = None,
+    priority: int | None = None,
     **kwargs: Any,
 ) -> Any:
     from sglang_dllm.serving.request_checks import checks_of
@@ -44,19 +54,38 @@ def _generate_with_builtin_tools(
     checks = checks_of(self.tokenizer_manager)
     if checks is not None:
         checks.check_early(adapted_request)
-    return original(self, request_id, request_prompt, adapted_request, *args, **kwargs)
+    return original(
+        self,
+        request_id,
+        request_prompt,
+        adapted_request,
+        sampling_params,
+        context,
+        raw_request,
+        priority,
+        **kwargs,
+    )
 
 
-async def _with_usage(
-    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+async def _create_responses(
+    original: Callable[..., Any], self: Any, request: Any, raw_request: Any = None
 ) -> Any:
+    return _with_usage(self, await original(self, request, raw_request))
+
+
+async def _retrieve_responses(
+    original: Callable[..., Any], self: Any, response_id: str
+) -> Any:
+    return _with_usage(self, await original(self, response_id))
+
+
+def _with_usage(serving: Any, answer: Any) -> Any:
     from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
 
     from sglang_dllm.serving.chat_like import response_usage
     from sglang_dllm.serving.request_checks import checks_of
 
-    answer = await original(self, *args, **kwargs)
-    if checks_of(self.tokenizer_manager) is None:
+    if checks_of(serving.tokenizer_manager) is None:
         return answer
     if not isinstance(answer, ResponsesResponse) or answer.usage is None:
         return answer
@@ -91,7 +120,7 @@ HOOKS = (
     ),
     Hook(
         target=f"{_SERVING}.create_responses",
-        fn=_with_usage,
+        fn=_create_responses,
         why="usage has the names of chat, which clients of this route do not read",
         contract=("self", "request", "raw_request"),
         remove_when="SGLang 0.5.17 is no longer supported",
@@ -101,7 +130,7 @@ HOOKS = (
     ),
     Hook(
         target=f"{_SERVING}.retrieve_responses",
-        fn=_with_usage,
+        fn=_retrieve_responses,
         why="the same for a response that is asked for later",
         contract=("self", "response_id"),
         remove_when="SGLang 0.5.17 is no longer supported",
