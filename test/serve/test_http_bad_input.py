@@ -19,7 +19,9 @@ def refusal(response: requests.Response) -> str:
     assert response.status_code == 400, response.text[:500]
     assert "event-stream" not in response.headers["content-type"]
     answer = response.json()
-    message: str = (answer.get("error") or answer)["message"]
+    error = answer.get("error") or answer
+    # Ollama's errors are strings.
+    message: str = error if isinstance(error, str) else error["message"]
     return message
 
 
