@@ -31,11 +31,18 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "decoding": _CORE,
     "attention": ("attention", "decoding.window", "kernels", "errors"),
     "models": ("models", "attention.plan", "errors"),
-    "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
+    "config": (
+        "config",
+        "attention.backends",
+        "models.config_check",
+        "models.tokenizers",
+        "models.weight_files",
+        *_CORE,
+    ),
     "serving": ("serving", "config", "upstream.compat", *_CORE),
     "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
     "platform": ("platform", "upstream.compat", "errors"),
-    "upstream": ("upstream", "errors"),
+    "upstream": ("upstream", *_BASE),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")
 WITHOUT_SGLANG += ("decoding", "kernels", "attention")

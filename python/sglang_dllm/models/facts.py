@@ -5,6 +5,7 @@ Mask and EOS ids are not here. They come from the checkpoint's config.json.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -48,6 +49,28 @@ FAMILIES = {
         Family("DiffuLlamaModel", sampler_family="Dream", shift=1),
     )
 }
+
+
+def architecture_in(fields: Mapping[str, Any]) -> str | None:
+    """The first architecture of a config.json.
+
+    A file without architectures has that of its ``model_type``: the published config
+    classes fill it in.
+    """
+    names = fields.get("architectures")
+    if isinstance(names, list | tuple) and names:
+        return str(names[0])
+    if names:
+        return None
+    # Dense and MoE models of LLaDA have the same model_type.
+    has_experts = fields.get("num_experts") is not None
+    llada = "LLaDAMoEModelLM" if has_experts else "LLaDAModelLM"
+    types = {
+        "Dream": "DreamModel",
+        "llada": llada,
+        "llada_moe": "LLaDAMoEModelLM",
+    }
+    return types.get(str(fields.get("model_type")))
 
 
 @dataclass(frozen=True)
