@@ -85,9 +85,8 @@ def check_config(fields: Fields, architecture: str) -> None:
                 raise _refused(name, value, architecture, _either(allowed))
     rope_of(given, architecture)
     unknown = given.keys() - table.rules.keys() - _READ_ELSEWHERE - _base_fields()
-    shown = sorted(name for name in unknown if not name.startswith("_"))
-    if shown:
-        logger.info("config.json: no code reads %s", ", ".join(shown))
+    if unknown:
+        logger.info("config.json: no code reads %s", ", ".join(sorted(unknown)))
 
 
 def _check_sizes(full: dict[str, Any], table: Table, architecture: str) -> None:

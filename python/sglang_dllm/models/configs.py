@@ -42,6 +42,11 @@ class _Published:
         """
         type(self).__init__(self, **{**self._given, **config_dict})
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers, without what is kept for ``update``."""
+        fields: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return {name: x for name, x in fields.items() if name != "_given"}
+
 
 class LLaDAMoEConfig(_Published, PretrainedConfig):
     """config.json of LLaDA-MoE-7B-A1B.
