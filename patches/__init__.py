@@ -15,6 +15,7 @@ from sglang_dllm.patches import (
     dllm_scheduler,
     gpu_memory,
     http_server,
+    model_config,
     scheduler,
     server_args,
     tokenizer_manager,
@@ -33,5 +34,6 @@ HOOKS = HookSet(
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
+        *model_config.HOOKS,
     )
 )

@@ -52,8 +52,11 @@ def _checked(server_args: Any) -> str | None:
     """The architecture of a launch that is ours, once its checkpoint is checked."""
     from sglang_dllm.config.checkpoint import check_checkpoint, explain_unknown_model
     from sglang_dllm.config.launch_flags import require_algorithm
+    from sglang_dllm.config.server import load_decode_config
     from sglang_dllm.decoding.registry import algorithms
+    from sglang_dllm.models.config_check import with_defaults
     from sglang_dllm.models.facts import FAMILIES, architecture_in
+    from sglang_dllm.serving.sampling_defaults import check_preferred
     from sglang_dllm.upstream import compat
     from sglang_dllm.upstream.launch import fields_of, is_of_another_plugin
 
@@ -71,6 +74,12 @@ def _checked(server_args: Any) -> str | None:
         return None
     require_algorithm(flags, architecture)
     check_checkpoint(fields, architecture, flags)
+    if flags.preferred_sampling_params:
+        decode = load_decode_config(
+            algorithm, FAMILIES[architecture], flags.dllm_algorithm_config
+        )
+        vocab_size = with_defaults(fields, architecture)["vocab_size"]
+        check_preferred(flags.preferred_sampling_params, decode, vocab_size)
     return architecture
 
 

@@ -26,7 +26,7 @@ from sglang_dllm.serving.fields import (
     NativeSampling,
 )
 
-MODEL = ServedModel(vocab_size=375, temperature=0.0)
+MODEL = ServedModel(vocab_size=375, defaults={"temperature": 0.0})
 TABLES: dict[str, type[BaseModel]] = {
     "chat": ChatFields,
     "completions": CompletionFields,

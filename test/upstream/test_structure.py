@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "models/facts.py": ("errors",),
     "decoding": _CORE,
     "attention": ("attention", "decoding.window", "kernels", "errors"),
-    "models": ("models", "attention.plan", "errors"),
+    "models": ("models", "attention.plan", "user_folder", "errors"),
     "config": (
         "config",
         "attention.backends",

@@ -115,13 +115,35 @@ class ModelFacts:
         return cls(family, mask_id, eos_ids, hf_config.vocab_size)
 
     def with_tokenizer(self, tokenizer: Any) -> ModelFacts:
-        """These facts with the ids that only the tokenizer knows."""
+        """These facts with the ids that only the tokenizer knows.
+
+        Args:
+            tokenizer: None where the checkpoint has none.
+        """
+        if tokenizer is None:
+            return self
         vocabulary = tokenizer.get_vocab()
         return replace(
             self,
             eot_token_id=vocabulary.get(self.family.eot_token),
             newline_ids=_newline_ids(tokenizer, self.family.sampler_family),
         )
+
+    def differences_from(self, tokenizer: Any) -> list[str]:
+        """Ids of config.json that the tokenizer gives to other tokens, in words.
+
+        A server with such ids answers, and a mask or an end of text looks like text.
+        """
+        names = (("mask_token", (self.mask_id,)), ("eos_token", self.eos_ids))
+        lines = []
+        for name, ids in names:
+            token = getattr(tokenizer, f"{name}_id", None)
+            if token is not None and token not in ids:
+                lines.append(
+                    f"config.json has {name}_id={', '.join(map(str, ids))}, but the "
+                    f"tokenizer's {name} {getattr(tokenizer, name)!r} is {token}"
+                )
+        return lines
 
 
 # AdaBlock-dLLM's delimiters in Dream's vocabulary: a newline, alone or after

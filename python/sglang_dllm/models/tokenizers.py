@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.user_folder import home_cache, temporary_folder
+
+logger = logging.getLogger(__name__)
 
 STAND_INS: dict[str, type[PreTrainedTokenizerBase]] = {
     # Dream's class is Qwen2's byte-level BPE. Its special tokens are in its files.
@@ -31,6 +34,7 @@ STAND_INS: dict[str, type[PreTrainedTokenizerBase]] = {
 # tokens the next free ids instead of theirs.
 _MOVES_IDS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
+_NEEDS_JSON = ("", "PreTrainedTokenizerFast", "TokenizersBackend")
 _ANY_OF = ("tokenizer.json", "vocab.json", "tokenizer.model", "tiktoken.model")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -52,6 +56,11 @@ def plain_tokenizer_path(path: str, revision: str | None = None) -> str:
     if stand_in is None and name in _MOVES_IDS and not _has(path, "tokenizer.json"):
         stand_in = Qwen2Tokenizer
     if stand_in is None:
+        if name in _NEEDS_JSON and os.path.isdir(path) and not _has_model(path):
+            raise ConfigError(
+                f"{path}: tokenizer_config.json names no class that reads vocab.json; "
+                "expected a tokenizer.json"
+            )
         return path
     try:
         tokenizer = stand_in.from_pretrained(path, revision=revision)
@@ -78,6 +87,10 @@ def _read_config(path: str, revision: str | None) -> dict[str, Any]:
 
 def _has(path: str, name: str) -> bool:
     return os.path.isfile(os.path.join(path, name))
+
+
+def _has_model(path: str) -> bool:
+    return any(_has(path, name) for name in _ANY_OF if name != "vocab.json")
 
 
 def _class_name(config: Mapping[str, Any]) -> str:
@@ -133,7 +146,7 @@ def _keep_ids(
                 f"and its vocabulary says {other!r}"
             )
         vocabulary[text], owners[token] = token, text
-        flags = {name: False for name in _FLAGS} | {"special": True}
+        flags = dict.fromkeys(_FLAGS, False) | {"special": True}
         added[text] = {"content": text, **flags, **added.get(text, {}), **values}
     for text, entry in added.items():
         if text not in wanted and wanted:
@@ -181,6 +194,30 @@ def _write(folder: Path, state: dict[str, Any]) -> None:
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.pop("added_tokens_decoder", None)
     file.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+
+
+def tokenizer_of(loaded: Any, flags: Any) -> Any:
+    """The tokenizer that SGLang has loaded, or else that of the checkpoint.
+
+    A server with --skip-tokenizer-init has loaded none. Some algorithms need ids that
+    only the tokenizer knows: the turn end, and newlines.
+
+    Args:
+        flags: the launch flags.
+
+    Returns:
+        None where the checkpoint has no tokenizer.
+    """
+    if loaded is not None:
+        return loaded
+    path, revision = flags.tokenizer_path or flags.model_path, flags.revision
+    try:
+        return AutoTokenizer.from_pretrained(
+            plain_tokenizer_path(path, revision), revision=revision
+        )
+    except (OSError, ValueError) as error:
+        logger.warning("%s has no tokenizer to read: %s", path, error)
+        return None
 
 
 def _cache() -> Path:

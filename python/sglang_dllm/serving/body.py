@@ -35,11 +35,12 @@ class ServedModel:
 
     Attributes:
         vocab_size: token ids from 0 to vocab_size - 1 exist.
-        temperature: the temperature of a request that names none.
+        defaults: the sampling of a request that names none
+            (``sampling_defaults.SamplingDefaults``).
     """
 
     vocab_size: int
-    temperature: float
+    defaults: Mapping[str, Any]
 
 
 def explain_malformed(raw: bytes, problem: str) -> BadRequest:
@@ -82,7 +83,7 @@ def _not_json(path: str, value: Any) -> tuple[str, Any] | None:
 
 
 def check_body(path: str, body: Any, model: ServedModel) -> Any:
-    """Check a body and fill in the model's default temperature.
+    """Check a body and fill in the server's sampling defaults.
 
     Args:
         path: of the route. A route that ``_CHECKS`` does not list has no checks.
@@ -120,7 +121,7 @@ def _check_messages(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
         # These models would drop it without a word.
         other = "it on /v1/chat/completions, /v1/completions or /generate"
         raise refused("custom_params", body["custom_params"], other)
-    return {"temperature": model.temperature, **body}
+    return {**model.defaults, **body}
 
 
 def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def _check_openai(
     refuse_unsupported(body, implemented, defaults, unknown_allowed=True)
     if body.get("stream_options") is not None and not body.get("stream"):
         raise refused("stream_options", body["stream_options"], "it with stream=true")
-    return {"temperature": model.temperature, **_without_nulls(body)}
+    return {**model.defaults, **_without_nulls(body)}
 
 
 def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:

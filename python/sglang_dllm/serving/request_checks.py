@@ -9,6 +9,7 @@ prompts once it is tokenized (``check_prompt``), where its options are resolved.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Awaitable, Callable
 from json import JSONDecodeError
 from typing import Any
@@ -16,18 +17,27 @@ from weakref import WeakKeyDictionary
 
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
+from sglang_dllm.models.tokenizers import tokenizer_of
 from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
     check_generate,
     explain_malformed,
 )
+from sglang_dllm.serving.copies import unfold_copies
+from sglang_dllm.serving.request_ids import RequestIds
+from sglang_dllm.serving.sampling_defaults import (
+    SamplingDefaults,
+    generation_config_of,
+)
+from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
     CapacityLimits,
     check_request,
-    default_temperature,
 )
 from sglang_dllm.upstream.compat import in_effect
+
+logger = logging.getLogger(__name__)
 
 # SGLang's own routes set these fields of a request, a client does not.
 _INTERNAL = ("received_time", "external_trace_header", "custom_labels", "modalities")
@@ -40,23 +50,26 @@ class RequestChecks:
         config, args = manager.model_config, in_effect(manager.server_args)
         hf_config = config.hf_config
         self.manager = manager
+        self.ids = RequestIds()
         self.model = ServedModel(
             vocab_size=config.vocab_size,
-            temperature=default_temperature(
-                manager.preferred_sampling_params, config.get_default_sampling_params()
-            ),
+            defaults=SamplingDefaults.of_server(
+                manager.preferred_sampling_params, generation_config_of(config)
+            ).to_dict(),
         )
         self.decode = load_decode_config(
             args.dllm_algorithm,
             FAMILIES[hf_config.architectures[0]],
             args.dllm_algorithm_config,
         )
-        self.facts = ModelFacts.from_hf_config(hf_config).with_tokenizer(
-            manager.tokenizer
-        )
+        tokenizer = tokenizer_of(manager.tokenizer, args)
+        facts = ModelFacts.from_hf_config(hf_config)
+        for difference in facts.differences_from(tokenizer):
+            logger.warning("%s", difference)
+        self.facts = facts.with_tokenizer(tokenizer)
 
     async def check_json(self, request: Any, read: Callable[[], Awaitable[Any]]) -> Any:
-        """The body of an HTTP request: checked, with the default temperature.
+        """The body of an HTTP request: checked, with the sampling defaults.
 
         The prompts of a streamed /generate are checked here too, because SGLang
         answers it with status 200 before the tokenizer manager sees it.
@@ -74,8 +87,11 @@ class RequestChecks:
             problem = f"{error.msg} at character {error.pos}"
             raise explain_malformed(await request.body(), problem) from None
         path = request.url.path
+        if self.manager.tokenizer is None:
+            refuse_text(path, body)
         body = check_body(path, body, self.model)
         if path == "/generate" and body.get("stream"):
+            self.ids.check_unused(body.get("rid"))
             await self._check_prompts(body)
         return body
 
@@ -92,10 +108,11 @@ class RequestChecks:
             self.check_prompt(dict(params), prompt)
 
     def check_arguments(self, obj: Any) -> None:
-        """Check a GenerateReqInput and give it the default temperature, in place.
+        """Check a GenerateReqInput and give it the sampling defaults, in place.
 
         Prompts of one request share its parameters. Each gets its own dict, because
-        the answer length that is filled in depends on the prompt.
+        the answer length that is filled in depends on the prompt. A request for several
+        answers becomes a batch (``serving.copies``).
 
         Raises:
             BadRequest: naming field, value and range.
@@ -114,10 +131,11 @@ class RequestChecks:
             obj.sampling_params = self._with_defaults(given)
         else:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
+        unfold_copies(obj)
 
     def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
         given = {key: value for key, value in params.items() if value is not None}
-        return {"temperature": self.model.temperature, **given}
+        return {**self.model.defaults, **given}
 
     def check_prompt(self, params: dict[str, Any], input_ids: Any) -> None:
         """Check one prompt and resolve its options, in place in ``params``.
