@@ -1,4 +1,4 @@
-"""What a request samples with where it names nothing."""
+"""The sampling of a request that names none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checks a checkpoint in the launching process, before a scheduler starts.
 
-So a wrong checkpoint ends the launch with one line. What only the loading of the
-weights can see ends the scheduler.
+So a wrong checkpoint ends the launch with one line. The loading of the weights finds
+the rest, and ends the scheduler.
 """
 
 from __future__ import annotations

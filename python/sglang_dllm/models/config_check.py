@@ -121,7 +121,7 @@ def _check_sizes(full: dict[str, Any], table: Table, architecture: str) -> None:
 
 @cache
 def _base_fields() -> frozenset[str]:
-    """What every config of transformers has: nothing that our modules compute."""
+    """The fields of every config of transformers. Our modules compute none of them."""
     return frozenset(PretrainedConfig().to_dict())
 
 

@@ -109,7 +109,7 @@ _EVERYWHERE: dict[str, Rule] = {
     "pretraining_tp": Ignored("the products are the same in one piece"),
     "transformers_version": _VERSION,
     "use_cache": _CACHE,
-    # What other architectures compute. The published code of a family without such a
+    # Other architectures compute these. The published code of a family without such a
     # field ignores it, but its author has meant it.
     "alibi": Only((False,), "another encoding of positions"),
     "attn_logit_softcapping": Only((None,), "capped scores"),

@@ -370,8 +370,7 @@ class DenseDiffusionLM(nn.Module):
     ) -> None:
         """Load a checkpoint with ``weights.load_tensors``.
 
-        Where config.json does not say whether the head is tied, a checkpoint without a
-        head ties it.
+        A checkpoint without a head is tied if config.json does not say that it is not.
         """
         is_tied = self.lm_head is self.embed_tokens
         lacking = load_tensors(

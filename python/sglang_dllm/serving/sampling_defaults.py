@@ -1,4 +1,4 @@
-"""What a request samples with where it names nothing: one answer for every route."""
+"""The sampling of a request that names none: one answer for every route."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _warn(dropped: str) -> None:
 
 
 def _honoured(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What requests get of a generation_config.json, and what they do not get."""
+    """The fields that requests get of a generation_config.json, and the dropped ones."""
     honoured, dropped = {}, {}
     for name in SamplingDefaults.__dataclass_fields__:
         value = config.get(name)
