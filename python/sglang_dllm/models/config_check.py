@@ -132,11 +132,6 @@ def _either(values: Iterable[Any]) -> str:
 
 def _refused(name: str, value: Any, architecture: str, expected: str) -> ConfigError:
     return ConfigError(
-        f"config.json: {name}={_short(value)} is not supported for {architecture}; "
+        f"config.json: {name}={rope.short(value)} is not supported for {architecture}; "
         f"expected {expected}"
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -18,7 +18,7 @@ Fields = Mapping[str, Any]
 _LARGEST = 2**31 - 1
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "size": (
-        f"an integer, 1 to {_LARGEST}",
+        "an integer from 1",
         lambda x: type(x) is int and 1 <= x <= _LARGEST,
     ),
     "number": (
@@ -98,6 +98,7 @@ _VERSION = Ignored("says who wrote the file")
 
 
 def _all_full(fields: Fields) -> list[str]:
+    """full_attention in each layer"""
     layers = fields.get("num_hidden_layers") or fields["n_layers"]
     return ["full_attention"] * int(layers)
 
@@ -159,6 +160,7 @@ _HEAD_DIM = "hidden_size / num_attention_heads"
 
 
 def _published_head_dim(fields: Fields) -> int:
+    """hidden_size / num_attention_heads"""
     return int(fields["hidden_size"]) // int(fields["num_attention_heads"])
 
 
@@ -242,6 +244,12 @@ _DREAM = Table(
     theta=10000.0,
 )
 
+
+def _all_experts(fields: Fields) -> list[int]:
+    """1 in each layer"""
+    return [1] * int(fields["num_hidden_layers"])
+
+
 _LLADA_MOE = Table(
     _EVERYWHERE
     | _llama_sizes(2048, 16, 16, 1024, 157184, 8192)
@@ -257,9 +265,7 @@ _LLADA_MOE = Table(
         "attention_bias": Only((False,), "biases in attention"),
         "head_dim": Only((_published_head_dim,), "heads of another size"),
         "hidden_act": Only(("silu", "swish"), "another activation"),
-        "moe_layer_freq": Only(
-            (lambda f: [1] * f["num_hidden_layers"], 1), "layers without experts"
-        ),
+        "moe_layer_freq": Only((_all_experts, 1), "layers without experts"),
         "moe_router_enable_expert_bias": Only((False,), "biases in the router"),
         "moe_router_score_function": Only(("softmax",), "other scores of experts"),
         "qk_layernorm": Only((True,), "no norms of queries and keys"),

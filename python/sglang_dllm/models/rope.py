@@ -166,5 +166,11 @@ def _number(field: str, value: Any) -> float:
 
 def _refused(field: str, value: Any, expected: str) -> ConfigError:
     return ConfigError(
-        f"config.json: {field}={value!r} is not supported; expected {expected}"
+        f"config.json: {field}={short(value)} is not supported; expected {expected}"
     )
+
+
+def short(value: Any) -> str:
+    """A value of a file, for a line of the log."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -64,7 +64,7 @@ def plain_tokenizer_path(path: str, revision: str | None = None) -> str:
         return path
     try:
         tokenizer = stand_in.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # the Rust library raises no other class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path}: the tokenizer cannot be read: {reason}") from error
     state = json.loads(tokenizer.backend_tokenizer.to_str())

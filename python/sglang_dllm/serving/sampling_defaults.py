@@ -106,7 +106,7 @@ def _warn(dropped: str) -> None:
 
 
 def _honoured(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields that requests get of a generation_config.json, and the dropped ones."""
+    """The fields for requests in a generation_config.json, and the dropped ones."""
     honoured, dropped = {}, {}
     for name in SamplingDefaults.__dataclass_fields__:
         value = config.get(name)
