@@ -37,20 +37,20 @@ def temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="sglang-dllm-"))
 
 
-def keep_flashinfer_out_of_home() -> None:
+def choose_compiler_folder() -> None:
     """Give FlashInfer another folder where there is no home.
 
     It makes its folder when it is imported, and an error there ends the launch of any
-    model. SGLang 0.5.23 and newer choose the folder before they load a plugin.
+    model. SGLang 0.5.23 chooses the folder before it loads a plugin.
     """
-    name = "FLASHINFER_WORKSPACE_BASE"
-    if name in os.environ:
-        return
+    if "FLASHINFER_WORKSPACE_BASE" not in os.environ and not _has_home():
+        os.environ["FLASHINFER_WORKSPACE_BASE"] = str(temporary_folder())
+
+
+def _has_home() -> bool:
     try:
         cache = Path.home() / ".cache"
         cache.mkdir(parents=True, exist_ok=True)
-        is_writable = os.access(cache, os.W_OK | os.X_OK)
     except (OSError, RuntimeError):
-        is_writable = False
-    if not is_writable:
-        os.environ[name] = str(temporary_folder())
+        return False
+    return os.access(cache, os.W_OK | os.X_OK)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sglang.srt.layers.rotary_embedding import base as rotary_base
 from sglang.srt.layers.rotary_embedding import get_rope
 from transformers import AutoConfig, Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -184,8 +186,14 @@ def test_every_table_allows_its_own_defaults() -> None:
     ],
 )
 def test_the_angles_are_those_of_transformers(
-    scaling: Fields, head_dim: int, published: dict[str, Fields]
+    scaling: Fields,
+    head_dim: int,
+    published: dict[str, Fields],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A server has published its flags; SGLang asks for one of them here.
+    flags = SimpleNamespace(deterministic=SimpleNamespace(rl_on_policy_target=None))
+    monkeypatch.setattr(rotary_base, "get_exec", lambda: flags)
     positions = 512
     theta = 777.5
     fields = published["DreamModel"] | {

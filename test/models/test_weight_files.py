@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,11 @@ from helpers.tiny_checkpoints import write_dream
 from sglang_dllm.config.checkpoint import explain_unknown_model
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.weight_files import check_weight_files
-from sglang_dllm.user_folder import home_cache, temporary_folder
+from sglang_dllm.user_folder import (
+    choose_compiler_folder,
+    home_cache,
+    temporary_folder,
+)
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -94,6 +99,20 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/proc/nowhere")
     assert home_cache() is None
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", None])
+def test_flashinfer_gets_a_folder_where_there_is_no_home(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # Set and removed, so that the variable is as before after this test.
+    monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", "")
+    monkeypatch.delenv("FLASHINFER_WORKSPACE_BASE")
+    monkeypatch.setenv("HOME", home or str(tmp_path / "home"))
+    choose_compiler_folder()
+    chosen = os.environ.get("FLASHINFER_WORKSPACE_BASE")
+    assert chosen == (str(temporary_folder()) if home else None)
 
 
 def test_a_temporary_folder_is_this_users_alone(
