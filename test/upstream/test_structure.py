@@ -32,15 +32,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "decoding.window", "kernels", "errors"),
     "models": ("models", "attention.plan", "user_folder", "errors"),
     "config": (
-        "config",
-        "attention.backends",
-        "models.config_check",
-        "models.tokenizers",
-        "models.weight_files",
+        *("config", "attention.backends", "models.config_check", "models.tokenizers"),
+        *("models.weight_files", *_CORE),
+    ),
+    "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
+    "runtime": (
+        *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
         *_CORE,
     ),
-    "serving": ("serving", "config", "upstream.compat", *_CORE),
-    "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
     "platform": ("platform", "upstream.compat", "errors"),
     "upstream": ("upstream", *_BASE),
 }
