@@ -103,6 +103,14 @@ def test_a_published_file_passes(name: str, published: dict[str, Fields]) -> Non
         ("DreamModel", "rope_scaling", {**LLAMA3, "factor": "8"}),
         ("DreamModel", "rope_scaling", {**LLAMA3, "low_freq_factor": 4.0}),
         ("DreamModel", "rope_scaling", {**LINEAR, "factor": 0.5}),
+        (
+            *("DreamModel", "rope_scaling"),
+            {
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 512,
+            },
+        ),
         ("DreamModel", "rope_scaling", {**LINEAR, "type": "yarn"}),
         ("DreamModel", "rope_scaling", {"type": "default", "mrope_section": [1, 2]}),
         ("DreamModel", "rope_scaling", {**LINEAR, "partial_rotary_factor": 0.5}),

@@ -151,6 +151,10 @@ def _scaling(kind: str, given: dict[str, Any], max_positions: int) -> dict[str, 
             )
     if numbers.get("factor", 1) < 1:
         raise _refused("rope_scaling.factor", numbers["factor"], "a number from 1")
+    if kind == "yarn" and numbers["factor"] * numbers[_ORIGINAL] < max_positions:
+        # SGLang's angles end there.
+        expected = f"at least {max_positions / numbers[_ORIGINAL]:g}"
+        raise _refused("rope_scaling.factor", numbers["factor"], expected)
     low, high = (numbers.get(f"{end}_freq_factor", 0) for end in ("low", "high"))
     if kind == "llama3" and low >= high:
         raise _refused("rope_scaling.low_freq_factor", low, f"a number below {high}")
