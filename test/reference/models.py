@@ -194,7 +194,7 @@ def load_llada(
         if config.get(key, wanted) != wanted:
             raise ValueError(f"LLaDA {key}: expected {wanted!r}, found {config[key]!r}")
     llama_config = LlamaConfig(
-        vocab_size=config["embedding_size"] or config["vocab_size"],
+        vocab_size=config.get("embedding_size") or config["vocab_size"],
         hidden_size=config["d_model"],
         intermediate_size=config["mlp_hidden_size"],
         num_hidden_layers=config["n_layers"],

@@ -159,7 +159,9 @@ class Piece:
             )
         try:
             self.fill(tensor)
-        except (AssertionError, IndexError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, IndexError, RuntimeError) as error:
             reason = f": {error}" if str(error) else ""
             raise ConfigError(
                 f"tensor {their_name!r} of shape {list(found)} does not fit the "
