@@ -16,6 +16,7 @@ from sglang_dllm.patches import (
     dllm_scheduler,
     gpu_memory,
     http_server,
+    model_config,
     ollama,
     openai_responses,
     scheduler,
@@ -39,5 +40,6 @@ HOOKS = HookSet(
         *ollama.HOOKS,
         *anthropic.HOOKS,
         *openai_responses.HOOKS,
+        *model_config.HOOKS,
     )
 )

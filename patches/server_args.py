@@ -31,18 +31,11 @@ def _handle_missing_default_values(
     original: Callable[..., Any], server_args: Any
 ) -> Any:
     from sglang_dllm.config.launch_flags import settle_launch_flags
-    from sglang_dllm.decoding.registry import algorithms
-    from sglang_dllm.models.facts import FAMILIES
     from sglang_dllm.upstream import compat
-    from sglang_dllm.upstream.launch import architecture_of, is_of_another_plugin
 
     result = original(server_args)
-    flags = compat.in_effect(server_args)
-    architecture = architecture_of(flags)
-    algorithm = flags.dllm_algorithm
-    # A name of ours is ours, as in ``config.server.decodes``.
-    is_theirs = algorithm not in algorithms() and is_of_another_plugin(algorithm)
-    if architecture in FAMILIES and not is_theirs:
+    architecture = _checked(server_args)
+    if architecture is not None:
         from sglang_dllm.patches import HOOKS
 
         # A field that SGLang does not have any more must not end in an AttributeError.
@@ -53,6 +46,54 @@ def _handle_missing_default_values(
             lambda flags: settle_launch_flags(flags, architecture, defaults),
         )
     return result
+
+
+def _checked(server_args: Any) -> str | None:
+    """The architecture of a launch that is ours, once its checkpoint is checked."""
+    from sglang_dllm.config.checkpoint import check_checkpoint, explain_unknown_model
+    from sglang_dllm.config.launch_flags import require_algorithm
+    from sglang_dllm.config.server import load_decode_config
+    from sglang_dllm.decoding.registry import algorithms
+    from sglang_dllm.models.config_check import with_defaults
+    from sglang_dllm.models.facts import FAMILIES, architecture_in
+    from sglang_dllm.serving.sampling_defaults import check_preferred
+    from sglang_dllm.upstream import compat
+    from sglang_dllm.upstream.launch import fields_of, is_of_another_plugin
+
+    flags = compat.in_effect(server_args)
+    algorithm = flags.dllm_algorithm
+    fields = fields_of(flags)
+    architecture = None if fields is None else architecture_in(fields)
+    # A name of ours is ours, as in ``config.server.decodes``.
+    is_ours = algorithm in algorithms()
+    if fields is None or architecture not in FAMILIES:
+        if architecture is None and is_ours:
+            explain_unknown_model(flags.model_path)
+        return None
+    if not is_ours and is_of_another_plugin(algorithm):
+        return None
+    require_algorithm(flags, architecture)
+    check_checkpoint(fields, architecture, flags)
+    if flags.preferred_sampling_params:
+        decode = load_decode_config(
+            algorithm, FAMILIES[architecture], flags.dllm_algorithm_config
+        )
+        vocab_size = with_defaults(fields, architecture)["vocab_size"]
+        check_preferred(flags.preferred_sampling_params, decode, vocab_size)
+    return architecture
+
+
+def _handle_model_source_paths(original: Callable[..., Any], server_args: Any) -> None:
+    """``handle_model_source_paths``, as a step of SGLang's resolution.
+
+    The steps behind it read the config with transformers, whose errors name no field.
+    """
+    from sglang_dllm.patches import HOOKS
+
+    original(server_args)
+    if HOOKS.problem is None:
+        with _ends_in_one_line(server_args):
+            _checked(server_args)
 
 
 def _settle(original: Callable[..., Any], server_args: Any) -> None:
@@ -160,6 +201,7 @@ def add_resolution_steps() -> None:
     """Add our steps to SGLang's resolution of its flags, where it takes such steps."""
     from sglang_dllm.upstream import compat
 
+    compat.add_resolution_step("handle_model_source_paths", _handle_model_source_paths)
     compat.add_resolution_step("handle_missing_default_values", _settle)
     compat.add_resolution_step("handle_dllm_inference", _handle_dllm_inference)
 

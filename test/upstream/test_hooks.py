@@ -266,6 +266,10 @@ def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
         "sglang_dllm.upstream.launch.architecture_of",
         lambda args: args.hf_config.architectures[0],
     )
+    monkeypatch.setattr(
+        "sglang_dllm.upstream.launch.fields_of",
+        lambda args: {"architectures": args.hf_config.architectures},
+    )
     state = SimpleNamespace(tokenizer_manager=llama_manager())
     monkeypatch.setattr(
         "sglang.srt.entrypoints.http_server.get_global_state", lambda: state
@@ -300,6 +304,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "set_global_state": [(SimpleNamespace(tokenizer_manager=manager),)],
         "prepare_server_args": [(["--model-path", "x"],)],
         "json": [("request",)],
+        "get_default_sampling_params": [(SimpleNamespace(hf_config=llama()),)],
         "_handle_missing_default_values": [(args,), (theirs,)],
         "_handle_gpu_memory_settings": [(args, 1024), (theirs, 1024)],
     }

@@ -30,15 +30,18 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "models/facts.py": ("errors",),
     "decoding": _CORE,
     "attention": ("attention", "decoding.window", "kernels", "errors"),
-    "models": ("models", "attention.plan", "errors"),
-    "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
+    "models": ("models", "attention.plan", "user_folder", "errors"),
+    "config": (
+        *("config", "attention.backends", "models.config_check", "models.tokenizers"),
+        *("models.weight_files", *_CORE),
+    ),
     "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
     "runtime": (
         *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
         *_CORE,
     ),
     "platform": ("platform", "upstream.compat", "errors"),
-    "upstream": ("upstream", "errors"),
+    "upstream": ("upstream", *_BASE),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")
 WITHOUT_SGLANG += ("decoding", "kernels", "attention")
