@@ -17,6 +17,7 @@ from sglang_dllm.patches import (
     http_server,
     scheduler,
     server_args,
+    server_processes,
     tokenizer_manager,
     weight_updater,
 )
@@ -33,5 +34,6 @@ HOOKS = HookSet(
         *attention_backends.HOOKS,
         *tokenizer_manager.HOOKS,
         *http_server.HOOKS,
+        *server_processes.HOOKS,
     )
 )

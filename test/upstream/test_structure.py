@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
     "serving": ("serving", "config", "upstream.compat", *_CORE),
     "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
+    "launching": ("launching", "errors"),
     "platform": ("platform", "upstream.compat", "errors"),
     "upstream": ("upstream", "errors"),
 }

@@ -1,0 +1,109 @@
+"""The processes that a server has started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+
+_TITLE = "sglang::"
+"""The command lines of SGLang's processes begin so, once they have set their title."""
+
+_INTERVAL = 0.5
+"""Seconds between two looks."""
+
+
+def kill_children(timeout: float = 30) -> None:
+    """Kill all processes below this one, and wait until they hold nothing."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    deadline = time.monotonic() + timeout
+    while any(map(_lives, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """False for a zombie too: it holds no memory and no port any more."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, OSError):
+        return False
+
+
+class Watch:
+    """Looks twice a second whether SGLang's processes below this one live.
+
+    SGLang looks too, but not at the ranks below a data parallel controller, and not
+    before the model is loaded.
+    """
+
+    def __init__(self, on_gone: Callable[[str], None]) -> None:
+        """
+        Args:
+            on_gone: called once, in the watch's thread, with a description of the
+                process that has gone.
+        """
+        self._on_gone = on_gone
+        self._titles: dict[psutil.Process, str] = {}
+        self._is_complete = threading.Event()
+        self._is_stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin to look."""
+        threading.Thread(target=self._run, daemon=True, name="dllm-watch").start()
+
+    def complete(self) -> None:
+        """Note that all processes have started.
+
+        The list of all processes of a machine is not read any more.
+        """
+        self._find_new()
+        self._is_complete.set()
+
+    def stop(self) -> None:
+        """Stop to look: the processes are about to end."""
+        self._is_stopped.set()
+
+    def gone(self) -> str | None:
+        """A description of a process that has gone; None if all live."""
+        for process, title in list(self._titles.items()):
+            if not _lives(process):
+                return f"{title} (pid {process.pid}) {_how(process.pid)}"
+        return None
+
+    def _run(self) -> None:
+        while not self._is_stopped.wait(_INTERVAL):
+            if not self._is_complete.is_set():
+                self._find_new()
+            gone = self.gone()
+            if gone is not None and not self._is_stopped.is_set():
+                self._on_gone(gone)
+                return
+
+    def _find_new(self) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title = "".join(process.cmdline()[:1])
+                if title.startswith(_TITLE):
+                    self._titles.setdefault(process, title.strip())
+
+
+def _how(pid: int) -> str:
+    """How a process ended, as far as the system still tells."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        found = None
+    if found is None:
+        return "has gone"
+    if found.si_code == os.CLD_EXITED:
+        return f"ended with status {found.si_status}"
+    number = found.si_status
+    return f"was killed by {signal.Signals(number).name}"

@@ -1,0 +1,143 @@
+"""The server that this process launches: probes, signals, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+
+from sglang_dllm.launching.end_note import FAILURE, End, EndNote
+from sglang_dllm.launching.processes import Watch, kill_children
+
+logger = logging.getLogger(__name__)
+
+_POLL = 0.1
+"""Seconds between two looks for a signal, or for requests that still run."""
+
+_FLUSH = 1.0
+"""Seconds in which the last bytes of the last answers leave, once all are written."""
+
+
+class ServerLaunch:
+    """One server of ours, from its launch to its end, in the launching process.
+
+    Attributes:
+        note: the note that a failing process leaves.
+        watch: looks after the processes.
+        num_active: requests that are being answered; the doorkeeper counts them.
+    """
+
+    def __init__(self) -> None:
+        self.note = EndNote.create()
+        self.watch = Watch(self._on_gone)
+        self.num_active = 0
+        self._num_signals = 0
+        self._is_drained = False
+        self._ender: int | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_draining(self) -> bool:
+        """True once a signal has asked for the end."""
+        return self._num_signals > 0
+
+    def on_signal(self, number: int) -> None:
+        """SIGTERM or SIGINT: the first drains, the second ends at once."""
+        self._num_signals += 1
+        name = signal.Signals(number).name
+        if self._num_signals == 1:
+            logger.warning(
+                "%s: new requests are refused; the server ends after the %d that run. "
+                "A second signal ends it at once.",
+                name,
+                self.num_active,
+            )
+        elif self.num_active == 0:
+            self.end(End(0))
+        else:
+            cut = f"a second signal ({name}) cut {self.num_active} requests"
+            self.end(End(FAILURE, cut))
+
+    async def drained(self) -> None:
+        """Wait for a signal, and then until the last request is answered."""
+        while not self.is_draining or self.num_active:
+            await asyncio.sleep(_POLL)
+        await asyncio.sleep(_FLUSH)
+        # From here on SGLang ends its processes itself.
+        self._is_drained = True
+        self.watch.stop()
+
+    def end(self, end: End | None = None) -> None:
+        """End this process and all below it; the reason is the last line.
+
+        It returns only where this thread is ending the process already: a signal has
+        come in between.
+
+        Args:
+            end: None for the end that a process has noted, and for the one that
+                SGLang comes to by itself.
+        """
+        with self._lock:
+            is_second = self._ender is not None
+            self._ender = self._ender or threading.get_ident()
+        if is_second:
+            if self._ender != threading.get_ident():
+                threading.Event().wait()
+            return
+        end = end or self._noted_end()
+        self.watch.stop()
+        kill_children()
+        self.note.remove()
+        end.tell()
+        os._exit(end.status)
+
+    def close(self) -> None:
+        """Note that the server has ended in good order."""
+        self.watch.stop()
+        self.note.remove()
+
+    def _noted_end(self) -> End:
+        if self._is_drained:
+            return End(0)
+        # A process that has told of its failure is about to go.
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            found = self.note.read()
+            if found is not None:
+                return found
+            gone = self.watch.gone()
+            if gone is not None:
+                return End(FAILURE, gone)
+            time.sleep(_POLL)
+        return End(FAILURE, "the server failed; the log above says why")
+
+    def _on_gone(self, description: str) -> None:
+        # SGLang's own handler would wait a minute for dumps that nobody asked for.
+        self.end(self.note.read() or End(FAILURE, description))
+
+
+_current: ServerLaunch | None = None
+
+
+def begin() -> ServerLaunch:
+    """The launch of a server of ours begins in this process."""
+    global _current
+    _current = ServerLaunch()
+    _current.watch.start()
+    return _current
+
+
+def finish() -> None:
+    """The server of this process has ended in good order."""
+    global _current
+    if _current is not None:
+        _current.close()
+    _current = None
+
+
+def current() -> ServerLaunch | None:
+    """The server that this process launches; None where it is not ours."""
+    return _current
