@@ -101,6 +101,7 @@ class NativeSampling(_Sampling):
 
     max_new_tokens: _Count | None = None
     sampling_seed: _Int64 | None = None
+    stream_interval: _Count | None = None
     spaces_between_special_tokens: _Bool = True
 
 

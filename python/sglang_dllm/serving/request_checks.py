@@ -16,12 +16,16 @@ from weakref import WeakKeyDictionary
 
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
+from sglang_dllm.models.tokenizers import tokenizer_of
 from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
     check_generate,
     explain_malformed,
 )
+from sglang_dllm.serving.copies import unfold_copies
+from sglang_dllm.serving.request_ids import RequestIds
+from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
     CapacityLimits,
     check_request,
@@ -40,6 +44,7 @@ class RequestChecks:
         config, args = manager.model_config, in_effect(manager.server_args)
         hf_config = config.hf_config
         self.manager = manager
+        self.ids = RequestIds()
         self.model = ServedModel(
             vocab_size=config.vocab_size,
             temperature=default_temperature(
@@ -52,7 +57,7 @@ class RequestChecks:
             args.dllm_algorithm_config,
         )
         self.facts = ModelFacts.from_hf_config(hf_config).with_tokenizer(
-            manager.tokenizer
+            tokenizer_of(manager.tokenizer, args)
         )
 
     async def check_json(self, request: Any, read: Callable[[], Awaitable[Any]]) -> Any:
@@ -74,8 +79,11 @@ class RequestChecks:
             problem = f"{error.msg} at character {error.pos}"
             raise explain_malformed(await request.body(), problem) from None
         path = request.url.path
+        if self.manager.tokenizer is None:
+            refuse_text(path, body)
         body = check_body(path, body, self.model)
         if path == "/generate" and body.get("stream"):
+            self.ids.check_unused(body.get("rid"))
             await self._check_prompts(body)
         return body
 
@@ -95,7 +103,8 @@ class RequestChecks:
         """Check a GenerateReqInput and give it the default temperature, in place.
 
         Prompts of one request share its parameters. Each gets its own dict, because
-        the answer length that is filled in depends on the prompt.
+        the answer length that is filled in depends on the prompt. A request for several
+        answers becomes a batch (``serving.copies``).
 
         Raises:
             BadRequest: naming field, value and range.
@@ -114,6 +123,7 @@ class RequestChecks:
             obj.sampling_params = self._with_defaults(given)
         else:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
+        unfold_copies(obj)
 
     def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
         given = {key: value for key, value in params.items() if value is not None}
