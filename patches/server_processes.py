@@ -43,7 +43,7 @@ def _launch_server(
 
     launch = server.begin()
     try:
-        _before_launch(launch, flags)
+        _before_launch(launch, server_args, flags)
         if not args:
             kwargs.setdefault("init_tokenizer_manager_func", _init_tokenizer_manager)
         result = original(server_args, *args, **kwargs)
@@ -71,7 +71,7 @@ def _launch_server(
     return result
 
 
-def _before_launch(launch: Any, flags: Any) -> None:
+def _before_launch(launch: Any, server_args: Any, flags: Any) -> None:
     """Meet what would fail half a minute later, and keep the way to the end short."""
     from sglang.srt.entrypoints.http_server import app, get_global_state
     from sglang.srt.managers.tokenizer_manager import ServerStatus
@@ -81,6 +81,9 @@ def _before_launch(launch: Any, flags: Any) -> None:
     from sglang_dllm.launching.end_note import bad_input
 
     check_address(flags.host, flags.port)
+    # SGLang checks again, in a place where an error is a traceback.
+    with bad_input("", AssertionError, ValueError):
+        server_args.check_server_args()
     if os.environ.get("CUDA_ENABLE_USER_TRIGGERED_COREDUMP") != "1":
         # SGLang would wait a minute for a dump that CUDA does not write then.
         os.environ.setdefault("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "false")
@@ -176,6 +179,9 @@ def _kill_process_tree(
 ) -> Any:
     from sglang_dllm.launching import server
 
+    if server.has_left() and parent_pid == os.getpid():
+        # Nothing has been started, and SGLang would log a line behind the last one.
+        return None
     launch = server.current()
     if launch is not None and include_parent and parent_pid == os.getpid():
         launch.end()

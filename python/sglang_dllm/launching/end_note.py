@@ -135,7 +135,7 @@ def bad_input(subject: str, *kinds: type[Exception]) -> Iterator[None]:
     """Take errors of other libraries as errors of what the user gave.
 
     Args:
-        subject: the first words of the line.
+        subject: the first words of the line; empty where the library's say it all.
         kinds: classes of such errors.
 
     Raises:
@@ -146,4 +146,5 @@ def bad_input(subject: str, *kinds: type[Exception]) -> Iterator[None]:
     except (ConfigError, UpstreamContractError):
         raise
     except kinds as error:
-        raise ConfigError(f"{subject}: {one_line(error)}") from error
+        message = one_line(error)
+        raise ConfigError(f"{subject}: {message}" if subject else message) from error

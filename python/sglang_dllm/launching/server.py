@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from typing import NoReturn
 
 from sglang_dllm.launching.end_note import FAILURE, End, EndNote
 from sglang_dllm.launching.processes import Watch, kill_children
@@ -120,11 +121,13 @@ class ServerLaunch:
 
 
 _current: ServerLaunch | None = None
+_has_left = False
 
 
 def begin() -> ServerLaunch:
     """The launch of a server of ours begins in this process."""
-    global _current
+    global _current, _has_left
+    _has_left = False
     _current = ServerLaunch()
     _current.watch.start()
     return _current
@@ -136,6 +139,23 @@ def finish() -> None:
     if _current is not None:
         _current.close()
     _current = None
+
+
+def leave(end: End) -> NoReturn:
+    """End a launch that has started no process yet.
+
+    Raises:
+        SystemExit: with the status. SGLang's command has something to do then.
+    """
+    global _has_left
+    _has_left = True
+    end.tell()
+    raise SystemExit(end.status)
+
+
+def has_left() -> bool:
+    """True if this process is about to end, and has said why."""
+    return _has_left
 
 
 def current() -> ServerLaunch | None:

@@ -148,6 +148,18 @@ class HookSet:
                 versions.describe(found),
             )
 
+    def use(self, register: Callable[[], None]) -> None:
+        """Put something of ours at an extension point of SGLang.
+
+        SGLang's plugin loader would log the refusal and go on without it.
+        """
+        try:
+            register()
+        except ValueError as error:
+            self._break(
+                UpstreamContractError(f"SGLang refuses a step of ours: {error}")
+            )
+
     def _break(self, error: UpstreamContractError) -> None:
         oldest, newest = versions.OLDEST, versions.NEWEST
         self.problem = (
