@@ -28,7 +28,7 @@ names as abbreviations of several."""
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What decides whose launch it is.
+    """The flags that decide whose launch it is.
 
     Attributes:
         argv: the flags as they were given.

@@ -1,4 +1,4 @@
-"""What the HTTP server answers itself: probes, and requests that come too late."""
+"""Probes, and requests that come too late: what is answered before SGLang."""
 
 from __future__ import annotations
 
@@ -67,11 +67,8 @@ class Doorkeeper:
         if self._launch.is_draining:
             await _respond(send, 503, _REFUSAL)
             return
-        self._launch.num_active += 1
-        try:
+        with self._launch.answering():
             await self._app(scope, receive, send)
-        finally:
-            self._launch.num_active -= 1
 
 
 _REFUSAL = json.dumps(

@@ -8,6 +8,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from sglang_dllm.launching.end_note import FAILURE, End, EndNote
@@ -28,13 +30,12 @@ class ServerLaunch:
     Attributes:
         note: the note that a failing process leaves.
         watch: looks after the processes.
-        num_active: requests that are being answered; the doorkeeper counts them.
     """
 
     def __init__(self) -> None:
         self.note = EndNote.create()
         self.watch = Watch(self._on_gone)
-        self.num_active = 0
+        self._num_active = 0
         self._num_signals = 0
         self._is_drained = False
         self._ender: int | None = None
@@ -54,17 +55,26 @@ class ServerLaunch:
                 "%s: new requests are refused; the server ends after the %d that run. "
                 "A second signal ends it at once.",
                 name,
-                self.num_active,
+                self._num_active,
             )
-        elif self.num_active == 0:
+        elif self._num_active == 0:
             self.end(End(0))
         else:
-            cut = f"a second signal ({name}) cut {self.num_active} requests"
+            cut = f"a second signal ({name}) cut {self._num_active} requests"
             self.end(End(FAILURE, cut))
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """A request is being answered, until its last byte is written."""
+        self._num_active += 1
+        try:
+            yield
+        finally:
+            self._num_active -= 1
 
     async def drained(self) -> None:
         """Wait for a signal, and then until the last request is answered."""
-        while not self.is_draining or self.num_active:
+        while not self.is_draining or self._num_active:
             await asyncio.sleep(_POLL)
         await asyncio.sleep(_FLUSH)
         # From here on SGLang ends its processes itself.
