@@ -229,6 +229,26 @@ def test_an_aborted_stream_keeps_what_was_committed(server: Server) -> None:
     check_still_well(server)
 
 
+def test_a_stream_never_splits_a_character(server: Server) -> None:
+    """The tokens of this model are bytes. Drawn at random, some make a character."""
+    params = {"max_new_tokens": 400, "temperature": 2.0, "sampling_seed": 1}
+    body = {
+        "input_ids": [65],
+        "sampling_params": params | {"ignore_eos": True},
+        "stream": True,
+    }
+    with requests.post(
+        f"{server.base_url}/generate", json=body, stream=True, timeout=300
+    ) as response:
+        lines = [x[6:] for x in response.iter_lines() if x.startswith(b"data: {")]
+    texts = [json.loads(line)["text"] for line in lines]
+    assert any(len(char.encode()) > 1 for char in texts[-1].replace("\ufffd", ""))
+    for text in texts:
+        assert texts[-1].startswith(text)
+    whole = server.post("/generate", **body | {"stream": False}).json()
+    assert whole["text"] == texts[-1]
+
+
 @pytest.mark.parametrize("end", ["abort", "close"])
 def test_a_request_whose_id_begins_like_an_ended_one_finishes(
     server: Server, end: str
