@@ -147,19 +147,19 @@ def _init_tokenizer_manager(server_args: Any, port_args: Any) -> Any:
 
 def _sigterm_handler(
     original: Callable[..., Any], handler: Any, signum: Any = None, frame: Any = None
-) -> None:
+) -> Any:
     import signal
 
     from sglang_dllm.launching import server
 
     launch = server.current()
     if launch is None:
-        original(handler, signum, frame)
-    else:
-        _on_signal(launch, handler.tokenizer_manager, signal.SIGTERM)
+        return original(handler, signum, frame)
+    _on_signal(launch, handler.tokenizer_manager, signal.SIGTERM)
+    return None
 
 
-async def _sigterm_watchdog(original: Callable[..., Any], manager: Any) -> None:
+async def _sigterm_watchdog(original: Callable[..., Any], manager: Any) -> Any:
     from sglang_dllm.launching import server
 
     launch = server.current()
@@ -167,7 +167,7 @@ async def _sigterm_watchdog(original: Callable[..., Any], manager: Any) -> None:
         # SGLang looks every five seconds whether a request is left, and would end
         # while the last bytes of its answer are on their way.
         await launch.drained()
-    await original(manager)
+    return await original(manager)
 
 
 def _kill_process_tree(
@@ -191,11 +191,11 @@ def _kill_process_tree(
 
 def _scheduler_init(
     original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any
-) -> None:
+) -> Any:
     from sglang_dllm.launching.end_note import reported
 
     with reported("the scheduler"):
-        original(scheduler, *args, **kwargs)
+        return original(scheduler, *args, **kwargs)
 
 
 def _run_event_loop(original: Callable[..., Any], scheduler: Any) -> Any:

@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 
 _TITLE = "sglang::"
 """The command lines of SGLang's processes begin so, once they have set their title."""
+
+_CONTROLLER = _TITLE + "data_parallel_controller"
+"""The one process that has ranks below it."""
 
 _INTERVAL = 0.5
 """Seconds between two looks."""
@@ -88,11 +91,26 @@ class Watch:
                 return
 
     def _find_new(self) -> None:
-        for process in psutil.Process().children(recursive=True):
+        for process, title in _titled(psutil.Process()):
+            self._titles.setdefault(process, title)
+            if title.startswith(_CONTROLLER):
+                for rank, rank_title in _titled(process):
+                    # A fork has its parent's title until it runs another program.
+                    if rank_title != title:
+                        self._titles.setdefault(rank, rank_title)
+
+
+def _titled(parent: psutil.Process) -> Iterator[tuple[psutil.Process, str]]:
+    """The children of a process that are SGLang's, with their titles.
+
+    Processes further below are programs that a rank runs for a moment.
+    """
+    with contextlib.suppress(psutil.Error):
+        for process in parent.children():
             with contextlib.suppress(psutil.Error):
-                title = "".join(process.cmdline()[:1])
+                title = "".join(process.cmdline()[:1]).strip()
                 if title.startswith(_TITLE):
-                    self._titles.setdefault(process, title.strip())
+                    yield process, title
 
 
 def _how(pid: int) -> str:
