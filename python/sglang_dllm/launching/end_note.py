@@ -87,7 +87,10 @@ class EndNote:
         draft = self._path.with_name(f"draft-{os.getpid()}")
         with contextlib.suppress(OSError):
             draft.write_text(json.dumps(asdict(end)), encoding="utf-8")
-            os.link(draft, self._path)
+            try:
+                os.link(draft, self._path)
+            finally:
+                draft.unlink()
 
     def read(self) -> End | None:
         """The end, None as long as nobody has written one."""
