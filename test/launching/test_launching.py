@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -136,6 +137,41 @@ def test_a_process_that_is_killed_is_seen_and_named() -> None:
         while not seen and time.monotonic() < deadline:
             time.sleep(0.05)
     assert seen == [f"sglang::scheduler (pid {child.pid}) was killed by SIGKILL"]
+
+
+CONTROLLER = """
+import setproctitle, subprocess, sys
+title = "sglang::data_parallel_controller"
+setproctitle.setproctitle(title)
+child = "import setproctitle as s, time; s.setproctitle(%r); print(1, flush=True)"
+child += "; time.sleep(60)"
+for name in ("sglang::scheduler_DP0", title):
+    words = [sys.executable, "-c", child % name]
+    subprocess.Popen(words, stdout=subprocess.PIPE).stdout.readline()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_rank_below_a_controller_is_seen() -> None:
+    """A fork of the controller, with its title, may go."""
+    watch = Watch(lambda _: None)
+    with subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER], stdin=-1, stdout=-1
+    ) as controller:
+        assert controller.stdout is not None
+        assert controller.stdout.readline() == b"ready\n"
+        ranks = psutil.Process(controller.pid).children()
+        watch.complete()
+        fork, rank = sorted(ranks, key=lambda p: p.cmdline()[0])
+        for process in (fork, rank):
+            assert watch.gone() is None
+            process.kill()
+            # Nobody takes their status.
+            while process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+        assert str(watch.gone()).startswith(f"sglang::scheduler_DP0 (pid {rank.pid})")
+        controller.kill()
 
 
 # Probes and newcomers
