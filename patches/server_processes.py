@@ -48,7 +48,7 @@ def _launch_server(
             kwargs.setdefault("init_tokenizer_manager_func", _init_tokenizer_manager)
         result = original(server_args, *args, **kwargs)
     except (ConfigError, UpstreamContractError) as error:
-        launch.end(launch.note.read() or End(WRONG_INPUT, one_line(error)))
+        launch.end(launch.why() or End(WRONG_INPUT, one_line(error)))
         raise
     except KeyboardInterrupt:
         launch.end(End(INTERRUPTED, "interrupted before the server was ready"))
@@ -59,7 +59,7 @@ def _launch_server(
         launch.end()
         raise
     except Exception as error:
-        end = launch.note.read()
+        end = launch.why()
         if end is None:
             traceback.print_exc()
             kind = type(error).__name__

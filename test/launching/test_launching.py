@@ -24,7 +24,7 @@ from sglang_dllm.launching import server
 from sglang_dllm.launching.address import check_address
 from sglang_dllm.launching.doorkeeper import Doorkeeper
 from sglang_dllm.launching.end_note import End, EndNote, bad_input, one_line, reported
-from sglang_dllm.launching.processes import Watch
+from sglang_dllm.launching.processes import Gone, Watch
 
 LOCAL = "127.0.0.1"
 
@@ -114,6 +114,20 @@ def test_errors_of_libraries_become_one_line() -> None:
     assert one_line(AssertionError()) == "AssertionError"
 
 
+def test_a_killed_process_is_the_reason_of_the_others_failures(
+    launch: server.ServerLaunch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert launch.why() is None
+    with pytest.raises(KeyError), reported("the scheduler"):
+        raise KeyError("x")
+    noted = launch.note.read()
+    assert launch.why() == noted
+    for was_killed, expected in ((False, noted), (True, End(1, "a rank"))):
+        gone = Gone("a rank", was_killed)
+        monkeypatch.setattr(launch.watch, "gone", lambda gone=gone: gone)
+        assert launch.why() == expected
+
+
 # Processes
 
 CHILD = """
@@ -125,8 +139,8 @@ time.sleep(60)
 
 
 def test_a_process_that_is_killed_is_seen_and_named() -> None:
-    seen: list[str] = []
-    watch = Watch(seen.append)
+    seen: list[Any] = []
+    watch = Watch(lambda: seen.append(watch.gone()))
     with subprocess.Popen([sys.executable, "-c", CHILD], stdout=-1) as child:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
         watch.complete()
@@ -136,7 +150,8 @@ def test_a_process_that_is_killed_is_seen_and_named() -> None:
         deadline = time.monotonic() + 5
         while not seen and time.monotonic() < deadline:
             time.sleep(0.05)
-    assert seen == [f"sglang::scheduler (pid {child.pid}) was killed by SIGKILL"]
+    text = f"sglang::scheduler (pid {child.pid}) was killed by SIGKILL"
+    assert seen == [Gone(text, was_killed=True)]
 
 
 CONTROLLER = """
@@ -155,7 +170,7 @@ sys.stdin.read()
 
 def test_a_rank_below_a_controller_is_seen() -> None:
     """A fork of the controller, with its title, may go."""
-    watch = Watch(lambda _: None)
+    watch = Watch(lambda: None)
     with subprocess.Popen(
         [sys.executable, "-c", CONTROLLER], stdin=-1, stdout=-1
     ) as controller:
@@ -170,7 +185,8 @@ def test_a_rank_below_a_controller_is_seen() -> None:
             # Nobody takes their status.
             while process.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.01)
-        assert str(watch.gone()).startswith(f"sglang::scheduler_DP0 (pid {rank.pid})")
+        gone = watch.gone()
+        assert gone == Gone(f"sglang::scheduler_DP0 (pid {rank.pid}) has gone", False)
         controller.kill()
 
 

@@ -225,6 +225,18 @@ def test_a_hook_that_was_not_applied_is_named(
     hooks.verify()
 
 
+def test_a_step_that_sglang_refuses_is_a_broken_contract() -> None:
+    """SGLang's plugin loader would log the error and go on."""
+
+    def refused() -> None:
+        raise ValueError("no step 'x'")
+
+    hooks = HookSet(HOOKS.hooks)
+    hooks.use(refused)
+    with pytest.raises(UpstreamContractError, match="no step 'x'"):
+        hooks.verify()
+
+
 def test_verify_looks_through_another_plugins_wrapper(
     registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import psutil
 
@@ -40,6 +41,35 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Gone:
+    """A process that has ended.
+
+    Attributes:
+        text: its title, its id, and how it ended as far as the system still tells.
+        was_killed: SIGKILL ended it, which comes from outside. Other processes may
+            then fail for want of it.
+    """
+
+    text: str
+    was_killed: bool
+
+    @classmethod
+    def of(cls, pid: int, title: str) -> Gone:
+        """Read how a child ended, and leave its status to its owner."""
+        name = f"{title} (pid {pid})"
+        try:
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError:
+            found = None
+        if found is None:
+            return cls(f"{name} has gone", False)
+        if found.si_code == os.CLD_EXITED:
+            return cls(f"{name} ended with status {found.si_status}", False)
+        number = signal.Signals(found.si_status)
+        return cls(f"{name} was killed by {number.name}", number == signal.SIGKILL)
+
+
 class Watch:
     """Looks twice a second whether SGLang's processes below this one live.
 
@@ -47,11 +77,10 @@ class Watch:
     before the model is loaded.
     """
 
-    def __init__(self, on_gone: Callable[[str], None]) -> None:
+    def __init__(self, on_gone: Callable[[], None]) -> None:
         """
         Args:
-            on_gone: called once, in the watch's thread, with a description of the
-                process that has gone.
+            on_gone: called once, in the watch's thread, when a process has gone.
         """
         self._on_gone = on_gone
         self._titles: dict[psutil.Process, str] = {}
@@ -74,12 +103,14 @@ class Watch:
         """Stop to look: the processes are about to end."""
         self._is_stopped.set()
 
-    def gone(self) -> str | None:
-        """A description of a process that has gone; None if all live."""
-        for process, title in list(self._titles.items()):
-            if not _lives(process):
-                return f"{title} (pid {process.pid}) {_how(process.pid)}"
-        return None
+    def gone(self) -> Gone | None:
+        """A process that has gone, one that was killed first; None if all live."""
+        found = [
+            Gone.of(process.pid, title)
+            for process, title in list(self._titles.items())
+            if not _lives(process)
+        ]
+        return max(found, key=lambda gone: gone.was_killed, default=None)
 
     def _run(self) -> None:
         while not self._is_stopped.wait(_INTERVAL):
@@ -87,7 +118,7 @@ class Watch:
                 self._find_new()
             gone = self.gone()
             if gone is not None and not self._is_stopped.is_set():
-                self._on_gone(gone)
+                self._on_gone()
                 return
 
     def _find_new(self) -> None:
@@ -111,17 +142,3 @@ def _titled(parent: psutil.Process) -> Iterator[tuple[psutil.Process, str]]:
                 title = "".join(process.cmdline()[:1]).strip()
                 if title.startswith(_TITLE):
                     yield process, title
-
-
-def _how(pid: int) -> str:
-    """How a process ended, as far as the system still tells."""
-    try:
-        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except OSError:
-        found = None
-    if found is None:
-        return "has gone"
-    if found.si_code == os.CLD_EXITED:
-        return f"ended with status {found.si_status}"
-    number = found.si_status
-    return f"was killed by {signal.Signals(number).name}"

@@ -88,8 +88,7 @@ class ServerLaunch:
         come in between.
 
         Args:
-            end: None for the end that a process has noted, and for the one that
-                SGLang comes to by itself.
+            end: None where SGLang ends the server: its processes tell why.
         """
         with self._lock:
             is_second = self._ender is not None
@@ -98,7 +97,7 @@ class ServerLaunch:
             if self._ender != threading.get_ident():
                 threading.Event().wait()
             return
-        end = end or self._noted_end()
+        end = end or self._own_end()
         self.watch.stop()
         kill_children()
         self.note.remove()
@@ -110,24 +109,29 @@ class ServerLaunch:
         self.watch.stop()
         self.note.remove()
 
-    def _noted_end(self) -> End:
+    def why(self) -> End | None:
+        """The end of a server whose process has failed; None if none has."""
+        noted, gone = self.note.read(), self.watch.gone()
+        if gone is not None and (noted is None or gone.was_killed):
+            # The failures of the others follow from it.
+            return End(FAILURE, gone.text)
+        return noted
+
+    def _own_end(self) -> End:
         if self._is_drained:
             return End(0)
         # A process that has told of its failure is about to go.
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
-            found = self.note.read()
-            if found is not None:
-                return found
-            gone = self.watch.gone()
-            if gone is not None:
-                return End(FAILURE, gone)
+            end = self.why()
+            if end is not None:
+                return end
             time.sleep(_POLL)
         return End(FAILURE, "the server failed; the log above says why")
 
-    def _on_gone(self, description: str) -> None:
+    def _on_gone(self) -> None:
         # SGLang's own handler would wait a minute for dumps that nobody asked for.
-        self.end(self.note.read() or End(FAILURE, description))
+        self.end(self.why())
 
 
 _current: ServerLaunch | None = None
