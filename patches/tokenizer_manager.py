@@ -58,15 +58,15 @@ async def _generate_request(
 
 def _abort_request(
     original: Callable[..., Any], self: Any, rid: str = "", abort_all: bool = False
-) -> None:
+) -> Any:
     from sglang_dllm.serving.request_checks import checks_of
 
     checks = checks_of(self)
     if checks is None or abort_all:
-        original(self, rid, abort_all)
-        return
+        return original(self, rid, abort_all)
     for one in checks.ids.sglang_ids(rid):
         original(self, one, abort_all)
+    return None
 
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"

@@ -313,7 +313,7 @@ def test_pause_and_continue(server: Server, mode: str) -> None:
     """A retracting pause frees running requests twice if the last batch still holds
     them. A retracted request must not repeat itself."""
     asks = [
-        Ask(f"{mode}-{i}", (60 + i, 61, 62), 150 + i, stream=i % 2 == 0)
+        Ask(f"{mode}-{i}", (60 + i, 61, 62), 400 + i, stream=i % 2 == 0)
         for i in range(4)
     ]
     alone = [send_again(server, ask) for ask in asks]

@@ -64,7 +64,7 @@ def check_json(checks: RequestChecks, path: str, body: dict[str, Any]) -> Any:
     async def read() -> Any:
         return body
 
-    request = SimpleNamespace(url=SimpleNamespace(path=path))
+    request = SimpleNamespace(scope={"route": SimpleNamespace(path=path)})
     return asyncio.run(checks.check_json(request, read))
 
 

@@ -81,7 +81,11 @@ def test_the_limit_is_never_more_than_the_scheduler_holds(
         ([-1], {}, "token id -1"),
         ([1] * 95, {}, "95 tokens; expected 1 to 94"),
         ([1] * 10, {"max_new_tokens": 90}, "max_new_tokens=90 does not fit"),
-        ([1] * 10, {"max_new_tokens": 90}, "max_tokens can be 1 to 89"),
+        (
+            [1] * 10,
+            {"max_new_tokens": 90},
+            "max_new_tokens can be 1 to 89; this model's maximum context length",
+        ),
         ([1] * 10, {"max_new_tokens": 0}, "max_new_tokens=0"),
     ],
 )

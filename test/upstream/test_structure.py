@@ -32,9 +32,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "decoding.window", "kernels", "errors"),
     "models": ("models", "attention.plan", "errors"),
     "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
-    "serving": ("serving", "config", "upstream.compat", *_CORE),
-    "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
     "launching": ("launching", "errors"),
+    "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
+    "runtime": (
+        *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
+        *_CORE,
+    ),
     "platform": ("platform", "upstream.compat", "errors"),
     "upstream": ("upstream", "errors"),
 }

@@ -8,6 +8,7 @@ Python engine pass here; ``body`` sees JSON only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.fields import check_token_ids
+
+LENGTH_FIELD = ContextVar("LENGTH_FIELD", default="max_new_tokens")
+"""The field in which a client asks for the length of the answer, for errors. A route
+sets it for the task of one request."""
 
 _OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
@@ -47,6 +52,15 @@ class CapacityLimits:
     @property
     def max_prompt_len(self) -> int:
         return self.max_req_input_len - 1
+
+    @property
+    def as_clients_say(self) -> str:
+        """The words and the code by which stock clients know this error."""
+        most = self.max_req_input_len
+        return (
+            f"this model's maximum context length is {most} tokens "
+            "(context_length_exceeded)"
+        )
 
     def max_answer_len(self, prompt_len: int) -> int:
         """Longest answer that the scheduler does not shorten.
@@ -92,16 +106,17 @@ def check_request(
     if prompt_len > limits.max_prompt_len:
         raise BadRequest(
             f"input_ids: the prompt has {prompt_len} tokens; "
-            f"expected 1 to {limits.max_prompt_len}"
+            f"expected 1 to {limits.max_prompt_len}; {limits.as_clients_say}"
         )
     most = limits.max_answer_len(prompt_len)
     max_new_tokens = params.get("max_new_tokens")
     if max_new_tokens is None:
         max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
     if not 1 <= max_new_tokens <= most:
+        field = LENGTH_FIELD.get()
         raise BadRequest(
-            f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
-            f"{prompt_len} tokens, max_tokens can be 1 to {most}"
+            f"{field}={max_new_tokens} does not fit: with a prompt of {prompt_len} "
+            f"tokens, {field} can be 1 to {most}; {limits.as_clients_say}"
         )
     decoding = _resolve(params.get("custom_params"), decode, max_new_tokens, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
