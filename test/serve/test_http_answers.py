@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def test_the_longest_canvas_of_a_small_paged_pool(
     refused = server.post(
         "/generate", input_ids=[5] * 20, sampling_params={"max_new_tokens": 500}
     )
-    most = int(refused.json()["error"]["message"].rsplit(" ", 1)[1])
+    found = re.search(r"can be 1 to (\d+)", refused.json()["error"]["message"])
+    assert found is not None
+    most = int(found[1])
     assert 180 <= most < 256 - 20
     answer = server.generate([5] * 20, max_new_tokens=most)
     assert answer["meta_info"]["canvas_len"] == 20 + most

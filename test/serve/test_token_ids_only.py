@@ -1,6 +1,8 @@
 """--skip-tokenizer-init, as frameworks for reinforcement learning launch a server.
 
-The server sends its streams as increments, every 8 tokens at least.
+The server has other flags that change how requests are read: it sends its streams as
+increments, every 8 tokens at least, it shortens what is too long, and it is behind a
+proxy's path.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ def server(start_server: Callable[..., Server]) -> Server:
         demo_path(),
         *("--dllm-algorithm", "FullAttnMultiBlock", "--skip-tokenizer-init"),
         *("--stream-interval", str(INTERVAL), "--incremental-streaming-output"),
+        *("--allow-auto-truncate", "--fastapi-root-path", "/dllm"),
     )
 
 
@@ -75,6 +78,17 @@ def test_text_is_refused(
     response = server.post(path, **body, stream=stream)
     assert response.status_code == 400, response.text
     assert named in response.text and "--skip-tokenizer-init" in response.text
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "asked", "answer_len"), [(3000, 64, 64), (5, 5000, 1016)]
+)
+def test_what_is_too_long_is_shortened(
+    server: Server, prompt_len: int, asked: int, answer_len: int
+) -> None:
+    meta = server.generate([5] * prompt_len, max_new_tokens=asked)["meta_info"]
+    assert meta["canvas_len"] - meta["prompt_tokens"] in (answer_len, answer_len - 1)
+    assert meta["canvas_len"] > 1000
 
 
 def test_increments_are_whole_and_each_has_the_counts(server: Server) -> None:

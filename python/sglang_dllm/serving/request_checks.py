@@ -106,7 +106,7 @@ class RequestChecks:
             if isinstance(prompt, str):
                 prompt, _ = await self.manager._tokenize_texts(prompt)
             params = given[i] if isinstance(given, list) else given
-            self.check_prompt(dict(params), prompt)
+            self.check_prompt(dict(params), list(prompt))
 
     def check_arguments(self, obj: Any) -> None:
         """Check a GenerateReqInput and give it the default temperature, in place.
@@ -150,7 +150,10 @@ class RequestChecks:
                 params[key] = preferred[key]
         args = in_effect(manager.server_args)
         limits = CapacityLimits(
-            manager.max_req_input_len, args.page_size, args.max_running_requests
+            manager.max_req_input_len,
+            args.page_size,
+            args.max_running_requests,
+            args.allow_auto_truncate,
         )
         check_request(params, input_ids, limits, self.decode, self.facts)
 
