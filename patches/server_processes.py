@@ -43,6 +43,7 @@ def _launch_server(
 
     launch = server.begin()
     try:
+        launch.take_sigterm()
         _before_launch(launch, server_args, flags)
         if not args:
             kwargs.setdefault("init_tokenizer_manager_func", _init_tokenizer_manager)

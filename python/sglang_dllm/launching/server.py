@@ -24,6 +24,10 @@ _FLUSH = 1.0
 """Seconds in which the last bytes of the last answers leave, once all are written."""
 
 
+_TERMINATED = End(143, "terminated before the server was ready")
+"""SIGTERM in shells' form: 128 and the number of the signal."""
+
+
 class ServerLaunch:
     """One server of ours, from its launch to its end, in the launching process.
 
@@ -45,6 +49,14 @@ class ServerLaunch:
     def is_draining(self) -> bool:
         """True once a signal has asked for the end."""
         return self._num_signals > 0
+
+    def take_sigterm(self) -> None:
+        """End the launch at a SIGTERM, until the event loop takes the signals.
+
+        Processes that have just been started do not see yet that their parent has gone.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self.end(_TERMINATED))
 
     def on_signal(self, number: int) -> None:
         """SIGTERM or SIGINT: the first drains, the second ends at once."""
@@ -106,6 +118,8 @@ class ServerLaunch:
 
     def close(self) -> None:
         """Note that the server has ended in good order."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.watch.stop()
         self.note.remove()
 
