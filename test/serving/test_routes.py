@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,15 @@ def test_what_is_answered_is_checked() -> None:
     without_checks = {"/tokenize", "/v1/tokenize", "/api/show"}
     without_checks.add("/v1/messages/count_tokens")
     assert set(CHECKS) == set(ANSWERED) - without_checks
+
+
+def test_the_page_has_every_route() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "routes.md").read_text()
+    for path in (*ANSWERED, *REFUSED):
+        last = path.removeprefix("/v1") if "tokenize" in path else path
+        assert f"`{last}`" in page, path
+    for instead, reason in REFUSED.values():
+        assert f"`{instead}`" in page and reason in page
 
 
 def guarded(root_path: str = "") -> TestClient:
