@@ -21,6 +21,7 @@ from sglang_dllm.patches import (
     openai_responses,
     scheduler,
     server_args,
+    server_processes,
     tokenizer_manager,
     weight_updater,
 )
@@ -41,5 +42,6 @@ HOOKS = HookSet(
         *anthropic.HOOKS,
         *openai_responses.HOOKS,
         *model_config.HOOKS,
+        *server_processes.HOOKS,
     )
 )

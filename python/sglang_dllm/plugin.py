@@ -38,8 +38,8 @@ def register() -> None:
 
     register_configs()
     HOOKS.install()
-    add_resolution_steps()
-    gpu_memory.add_resolution_step()
+    HOOKS.use(add_resolution_steps)
+    HOOKS.use(gpu_memory.add_resolution_step)
     if HOOKS.problem is None:
         _register_models()
         _register_algorithms()

@@ -35,6 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("config", "attention.backends", "models.config_check", "models.tokenizers"),
         *("models.weight_files", *_CORE),
     ),
+    "launching": ("launching", "errors"),
     "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
     "runtime": (
         *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
