@@ -31,7 +31,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "decoding": _CORE,
     "attention": ("attention", "decoding.window", "kernels", "errors"),
     "models": ("models", "attention.plan", "errors"),
-    "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
+    "config": (
+        *("config", "attention.backends", "models.stored_dtype", "models.tokenizers"),
+        *_CORE,
+    ),
     "serving": ("serving", "config", "upstream.compat", *_CORE),
     "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
     "platform": ("platform", "upstream.compat", "errors"),

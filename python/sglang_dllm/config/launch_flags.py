@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_dllm.attention.backends import BACKENDS
+from sglang_dllm.config.dtype import settle_dtype
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError
@@ -126,6 +127,7 @@ def settle_launch_flags(
         server_args.dllm_algorithm_config,
     )
     _refuse(server_args, architecture, defaults)
+    settle_dtype(server_args)
     _check_attention_backend(server_args, architecture)
     if server_args.max_running_requests is None:
         # SGLang's own default for dLLMs is one request at a time.

@@ -36,8 +36,8 @@ class TorchCpuPlatform(CpuDeviceMixin, PlatformPools):
         # fails without the CPU build of sgl-kernel.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"
-        # SGLang would choose float16 for a float32 checkpoint. On a CPU that is some
-        # 30 times slower.
+        # Models of ours have their dtype by now (config.dtype). SGLang would choose
+        # float16 for another model's float32, some 30 times slower on a CPU.
         if server_args.dtype == "auto":
             server_args.dtype = "float32"
         # Otherwise the scheduler polls, and an idle server takes a whole core.
