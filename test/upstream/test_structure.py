@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "serving": ("serving", "config", "upstream.compat", *_CORE),
     "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
-    "platform": ("platform", "upstream.compat", "errors"),
+    "platform": ("platform", "models.linear", "upstream.compat", "errors"),
     "upstream": ("upstream", "errors"),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")

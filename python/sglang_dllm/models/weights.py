@@ -15,6 +15,8 @@ import torch
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from torch import nn
 
+from sglang_dllm.models.file_pages import FilePages
+
 ExpertPiece = tuple[str, str, int, str]
 """Our part, theirs, expert, shard: of ``FusedMoE.make_expert_params_mapping``."""
 
@@ -58,6 +60,7 @@ def load_tensors(
         for name, loader in _pieces(parameter_name, parameter, experts)
     }
     needed = {name for name in loaders if not _OPTIONAL.fullmatch(name)}
+    pages = FilePages()
     for their_name, tensor in weights:
         name = rename(their_name)
         if name is None:
@@ -69,6 +72,7 @@ def load_tensors(
                 continue
             raise ValueError(f"unknown tensor {their_name!r} in the checkpoint")
         loaders[name](tensor)
+        pages.release(tensor)
         needed.discard(name)
     if needed:
         raise ValueError(f"the checkpoint lacks {sorted(needed)[0]!r} and others")
