@@ -38,7 +38,6 @@ from benchmark.peer.engines import (
     LLAMA_CPP,
     STEPS,
     Engine,
-    PlainLoop,
     dlmserve,
     install_dlmserve,
     llama_cpp_step,
