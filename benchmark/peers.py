@@ -151,9 +151,8 @@ def show(figures: Figures) -> str:
         )
     if step := figures.get("llama_cpp_step_ms"):
         ours = figures["engines"]["ours"]["1"]["step_ms"]
-        lines.append(
-            f"{'llama.cpp':<14}{step:>9.0f}  ours is {step / ours:.2f} times it"
-        )
+        ratio = f"  ours is {step / ours:.2f} times as fast"
+        lines.append(f"{'llama.cpp':<14}{step:>9.0f}{ratio}")
     else:
         lines.append(f"llama.cpp: not measured ({LLAMA_CPP} and --gguf are needed)")
     lines.append(f"ratio: to {BASE}'s speed in the same round")

@@ -26,7 +26,7 @@ STEPS = 16
 PROMPT_LEN = 88
 
 DLMSERVE = ("dlmserve==0.1.1", "transformers>=4.57,<5", "huggingface-hub<1")
-DLMSERVE += ("tokenizers>=0.22,<=0.23", "prometheus-client")
+DLMSERVE += ("tokenizers>=0.22,<=0.23", "kernels>=0.6.1,<=0.9", "prometheus-client")
 """dlmserve, and the transformers that it wants. Torch is that of this environment."""
 
 Answer = Callable[[Sequence[str]], float]
