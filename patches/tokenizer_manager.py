@@ -1,11 +1,14 @@
 """sglang.srt.managers.tokenizer_manager
 
 Upstream: checks lengths only. A token id outside the vocabulary ends the scheduler.
-Sampling fields that its dLLMs ignore pass without a word.
+Sampling fields that its dLLMs ignore pass without a word. An abort ends every request
+whose id begins with the named one; n answers share one seed.
 Ours: a request is checked before it is queued, and its options are resolved
-(``serving.request_checks``). The denoising report of a response becomes plain fields
-of its meta_info (``runtime.report``).
-Goes when: upstream has a per-model request validator and scalar customized_info.
+(``serving.request_checks``). Each of n answers is a request of its own
+(``serving.copies``), under an id of its own (``serving.request_ids``). The denoising
+report of a response becomes plain fields of its meta_info (``runtime.report``).
+Goes when: upstream has a per-model request validator and scalar customized_info, and
+its aborts name one request.
 """
 
 from __future__ import annotations
@@ -44,10 +47,26 @@ async def _generate_request(
     from sglang_dllm.runtime.report import into_meta_info
 
     checks.check_arguments(obj)
-    async for out in original(self, obj, request):
-        for response in out if isinstance(out, list) else [out]:
-            into_meta_info(response["meta_info"])
-        yield out
+    with checks.ids.replaced(obj) as client_ids:
+        async for out in original(self, obj, request):
+            for response in out if isinstance(out, list) else [out]:
+                meta_info = response["meta_info"]
+                into_meta_info(meta_info)
+                meta_info["id"] = client_ids.get(meta_info["id"], meta_info["id"])
+            yield out
+
+
+def _abort_request(
+    original: Callable[..., Any], self: Any, rid: str = "", abort_all: bool = False
+) -> Any:
+    from sglang_dllm.serving.request_checks import checks_of
+
+    checks = checks_of(self)
+    if checks is None or abort_all:
+        return original(self, rid, abort_all)
+    for one in checks.ids.sglang_ids(rid):
+        original(self, one, abort_all)
+    return None
 
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -65,9 +84,17 @@ HOOKS = (
         target=f"{_MANAGER}.generate_request",
         fn=_generate_request,
         why="sampling parameters are used before they are checked; customized_info "
-        "carries lists of one value per token only",
+        "carries lists of one value per token only; n answers share one seed",
         contract=("self", "obj", "request"),
         remove_when="upstream has a per-model request validator and carries scalars "
         "of a request to meta_info",
+    ),
+    Hook(
+        target=f"{_MANAGER}.abort_request",
+        fn=_abort_request,
+        why="an abort ends every request whose id begins with the named one, and a "
+        "later request that has the id again",
+        contract=("self", "rid", "abort_all"),
+        remove_when="upstream aborts the named request alone",
     ),
 )

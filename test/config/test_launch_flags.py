@@ -59,7 +59,6 @@ def test_a_gpu_gets_flashinfer_and_the_users_choice_stays() -> None:
         ("attn_dp_size", 2),
         ("prefill_decode_interval", 2),
         ("enable_watermark", True),
-        ("skip_tokenizer_init", True),
         ("enable_priority_scheduling", True),
         ("cuda_graph_backend_prefill", "breakable"),
         ("cuda_graph_backend_decode", "tc_piecewise"),

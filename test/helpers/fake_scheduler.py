@@ -54,6 +54,7 @@ class FakeScheduler:
             self.req_to_token_pool, self.token_to_kv_pool_allocator
         )
         self.page_size = 1
+        self.stream_interval = 1
         self.max_total_num_tokens = slots
         self.max_prefill_tokens = max_prefill_tokens
         self.max_running_requests = max_running_requests
@@ -85,6 +86,7 @@ class FakeScheduler:
 
     def _send(self, reqs: list[Req], return_logprob: bool) -> None:
         for req in reqs:
+            req.send_token_offset = len(req.output_ids)
             self.sent.setdefault(req.rid, []).append(len(req.output_ids))
 
     def get_num_allocatable_reqs(self, running: int) -> int:

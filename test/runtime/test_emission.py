@@ -10,8 +10,8 @@ import pytest
 
 from helpers.fake_scheduler import FakeScheduler, end_of
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.runtime.admission import Denoising
-from sglang_dllm.runtime.emission import emit
+from sglang_dllm.runtime.admission import Denoising, start
+from sglang_dllm.runtime.emission import emit, is_due
 
 prelaunched = pytest.mark.parametrize("prelaunch", [False, True])
 
@@ -173,3 +173,33 @@ def test_numbers_of_numpy_do_not_reach_the_output(scheduler: FakeScheduler) -> N
     emit(req)
     assert not any(isinstance(token, np.integer) for token in req.output_ids)
     assert SimpleNamespace(ids=list(req.output_ids)).ids == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("interval", "chunks"), [(1, [1, 2, 3, 8]), (3, [1, 8]), (7, [1, 8]), (99, [1, 9])]
+)
+def test_a_stream_is_sent_all_that_is_there_at_its_interval(
+    scheduler: FakeScheduler, interval: int, chunks: list[int]
+) -> None:
+    req = scheduler.queue("one", length=9)
+    canvas = committed(req)
+    req.dllm_algo_state.stream_interval = interval
+    sent = []
+    for num in (0, 1, 2, 3, 3, 8, 9):
+        canvas.ids[1 : 1 + num] = 0
+        canvas.masked[1 : 1 + num] = False
+        emit(req)
+        if is_due(req):
+            sent.append(len(req.output_ids))
+            req.send_token_offset = len(req.output_ids)
+    assert sent == (chunks if chunks[-1] == 9 else [*chunks, 9])
+
+
+def test_a_request_may_have_its_own_interval(scheduler: FakeScheduler) -> None:
+    scheduler.stream_interval = 5
+    own = scheduler.queue("own", stream_interval=3)
+    servers = scheduler.queue("servers")
+    for req in (own, servers):
+        state = start(req, scheduler, scheduler.engine)
+        assert state.stream_interval == (3 if req is own else 5)
+        assert req.sampling_params.stream_interval == 1

@@ -53,12 +53,15 @@ class Ask:
 
 
 def random_asks(seed: int, num: int, longest: int) -> list[Ask]:
-    """A third of them ended early, a third of those by closing the connection."""
+    """A third of them ended early, a third of those by closing the connection.
+
+    Many an id begins with another one's, and none of them may notice.
+    """
     rng = random.Random(seed)
     ends = ["abort", "close", "abort", *["survive"] * 6]
     return [
         Ask(
-            rid=f"{seed}-{i:03}.",
+            rid=f"{i}",
             prompt=tuple(rng.choices(range(32, 60), k=rng.randint(1, 40))),
             length=longest if i % 13 == 0 else rng.choice([8, 16, 33, 64, 100, 200]),
             stream=rng.random() < 0.5,
@@ -95,9 +98,9 @@ def send(server: Server, ask: Ask) -> dict[str, Any] | None:
     return dict(json.loads(events[-2]))
 
 
-def send_alone(server: Server, ask: Ask) -> dict[str, Any]:
-    """Under another rid: SGLang aborts a stream's rid two seconds after its end."""
-    answer = send(server, replace(ask, rid=f"alone-{ask.rid}"))
+def send_again(server: Server, ask: Ask) -> dict[str, Any]:
+    """The same id is used again at once."""
+    answer = send(server, replace(ask, end="survive"))
     assert answer is not None
     return answer
 
@@ -212,7 +215,7 @@ def test_a_storm_of_64_with_a_third_aborted(server: Server) -> None:
     for ask, answer in random.Random(seed).sample(answers, 16):
         if ask.end == "survive" and ask.length <= 200:
             assert answer is not None
-            alone = send_alone(server, ask)
+            alone = send_again(server, ask)
             assert alone["output_ids"] == answer["output_ids"], ask
 
 
@@ -223,6 +226,60 @@ def test_an_aborted_stream_keeps_what_was_committed(server: Server) -> None:
     meta = answer["meta_info"]
     assert meta["finish_reason"]["type"] == "abort"
     assert meta["completion_tokens"] == len(answer["output_ids"]) < 700
+    check_still_well(server)
+
+
+def test_a_stream_never_splits_a_character(server: Server) -> None:
+    """The tokens of this model are bytes. Drawn at random, some make a character."""
+    params = {"max_new_tokens": 400, "temperature": 2.0, "sampling_seed": 1}
+    body = {
+        "input_ids": [65],
+        "sampling_params": params | {"ignore_eos": True},
+        "stream": True,
+    }
+    with requests.post(
+        f"{server.base_url}/generate", json=body, stream=True, timeout=300
+    ) as response:
+        lines = [x[6:] for x in response.iter_lines() if x.startswith(b"data: {")]
+    texts = [json.loads(line)["text"] for line in lines]
+    assert any(len(char.encode()) > 1 for char in texts[-1].replace("\ufffd", ""))
+    for text in texts:
+        assert texts[-1].startswith(text)
+    whole = server.post("/generate", **body | {"stream": False}).json()
+    assert whole["text"] == texts[-1]
+
+
+@pytest.mark.parametrize("end", ["abort", "close"])
+def test_a_request_whose_id_begins_like_an_ended_one_finishes(
+    server: Server, end: str
+) -> None:
+    asks = [
+        Ask("job-1", (40, 41), 700, stream=True, end=end, delay=0.3),
+        Ask("job-10", (42, 43), 300),
+        Ask("job-1-b", (44, 45), 300, stream=True),
+    ]
+    (_, first), *others = send_all(server, asks)
+    if first is not None:
+        assert first["meta_info"]["finish_reason"]["type"] == "abort"
+    for ask, answer in others:
+        check_complete(ask, answer)
+        assert answer is not None and answer["meta_info"]["id"] == ask.rid
+    again = Ask("job-1", (40, 41), 300, stream=True)
+    for _ in range(2):
+        check_complete(again, send_again(server, again))
+    check_still_well(server)
+
+
+def test_an_abort_ends_all_copies(server: Server) -> None:
+    ask = Ask("many", (46, 47), 700, end="abort", delay=0.3)
+    body = ask.body()
+    body["sampling_params"]["n"] = 3
+    timer = threading.Timer(ask.delay, abort, (server, "many"))
+    timer.start()
+    answers = server.post("/generate", **body).json()
+    metas = [answer["meta_info"] for answer in answers]
+    assert [meta["id"] for meta in metas] == ["many_0", "many_1", "many_2"]
+    assert {meta["finish_reason"]["type"] for meta in metas} == {"abort"}
     check_still_well(server)
 
 
@@ -256,10 +313,10 @@ def test_pause_and_continue(server: Server, mode: str) -> None:
     """A retracting pause frees running requests twice if the last batch still holds
     them. A retracted request must not repeat itself."""
     asks = [
-        Ask(f"{mode}-{i}", (60 + i, 61, 62), 150 + i, stream=i % 2 == 0)
+        Ask(f"{mode}-{i}", (60 + i, 61, 62), 400 + i, stream=i % 2 == 0)
         for i in range(4)
     ]
-    alone = [send_alone(server, ask) for ask in asks]
+    alone = [send_again(server, ask) for ask in asks]
     with ThreadPoolExecutor(len(asks)) as pool:
         running = [pool.submit(send, server, ask) for ask in asks]
         time.sleep(0.5)
@@ -316,6 +373,19 @@ def test_aborts_in_a_small_pool(small_server: Server) -> None:
     for ask, answer in send_all(small_server, asks):
         if ask.end == "survive":
             check_complete(ask, answer)
+    check_still_well(small_server)
+
+
+def test_an_abort_in_the_queue_leaves_the_neighbour(small_server: Server) -> None:
+    running = [Ask(f"in-{i}", (50, 51), 198) for i in range(3)]
+    waiting = [Ask("job-1", (52, 53), 150, end="abort", delay=0.2)]
+    waiting += [Ask(f"job-1{i}", (54, 55), 150, stream=i == 1) for i in range(2)]
+    for ask, answer in send_all(small_server, [*running, *waiting]):
+        if ask.end == "survive":
+            check_complete(ask, answer)
+        else:
+            assert answer is not None
+            assert answer["meta_info"]["finish_reason"]["type"] == "abort"
     check_still_well(small_server)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def test_the_longest_canvas_of_a_small_paged_pool(
     refused = server.post(
         "/generate", input_ids=[5] * 20, sampling_params={"max_new_tokens": 500}
     )
-    most = int(refused.json()["error"]["message"].rsplit(" ", 1)[1])
+    found = re.search(r"can be 1 to (\d+)", refused.json()["error"]["message"])
+    assert found is not None
+    most = int(found[1])
     assert 180 <= most < 256 - 20
     answer = server.generate([5] * 20, max_new_tokens=most)
     assert answer["meta_info"]["canvas_len"] == 20 + most
@@ -181,40 +184,63 @@ def test_a_seed_repeats_itself(client: OpenAI, demo_server: Server, seed: int) -
     assert native() == native()
 
 
-@pytest.mark.parametrize("n", [2, 3])
-@pytest.mark.parametrize("seed", [None, 7])
-def test_several_answers(
-    client: OpenAI, demo_server: Server, n: int, seed: int | None
+def several(
+    server: Server, route: str, n: int, seed: int | None, stream: bool
+) -> list[str]:
+    """The n answers of a route, in the order of their indices."""
+    options: dict[str, Any] = {"n": n, "temperature": 1.5}
+    if route == "/generate":
+        params = {**options, "max_new_tokens": 48, "sampling_seed": seed}
+        body: dict[str, Any] = {"text": QUESTION, "sampling_params": params}
+    else:
+        body = {"model": "demo", "max_tokens": 48, "seed": seed, **options}
+        is_chat = "chat" in route
+        body |= {"messages": MESSAGES} if is_chat else {"prompt": QUESTION}
+    if not stream:
+        answer = server.post(route, **body).json()
+        if route == "/generate":
+            found = answer if isinstance(answer, list) else [answer]
+            return [one["text"] for one in found]
+        choices = answer["choices"]
+        assert [choice["index"] for choice in choices] == list(range(n))
+        return [c.get("text", c.get("message", {}).get("content")) for c in choices]
+    texts = [""] * n
+    for event in events(server, route, **body):
+        if route == "/generate":
+            texts[event.get("index", 0)] = event["text"]
+            continue
+        for choice in event["choices"]:
+            piece = choice.get("text", choice.get("delta", {}).get("content"))
+            texts[choice["index"]] += piece or ""
+    return texts
+
+
+@pytest.mark.parametrize("route", ["chat/completions", "completions", "/generate"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_answers_differ_and_a_seed_repeats_them(
+    demo_server: Server, route: str, stream: bool
 ) -> None:
-    options: dict[str, Any] = {"n": n, "max_tokens": 8, "temperature": 0.8}
-    chat = client.chat.completions.create(
-        model="demo", messages=MESSAGES, seed=seed, **options
-    )
-    assert [choice.index for choice in chat.choices] == list(range(n))
-    completion = client.completions.create(
-        model="demo", prompt=["1+1=", "2+2="], seed=seed, **options
-    )
-    assert len(completion.choices) == 2 * n
-    native = demo_server.post(
-        "/generate",
-        text="1+1=",
-        sampling_params={
-            "n": n,
-            "max_new_tokens": 8,
-            "temperature": 0.8,
-            "sampling_seed": seed,
-        },
-    )
-    assert len(native.json()) == n
-    streamed = events(
-        demo_server,
-        "/v1/completions",
-        model="demo",
-        prompt="1+1=",
-        seed=seed,
-        **options,
-    )
-    assert {event["choices"][0]["index"] for event in streamed} == set(range(n))
+    route = route if route[0] == "/" else f"/v1/{route}"
+    four = several(demo_server, route, 4, 7, stream)
+    assert len(set(four)) > 1, "all copies drew the same numbers"
+    assert several(demo_server, route, 4, 7, not stream) == four
+    assert several(demo_server, route, 1, 7, stream) == four[:1]
+    assert several(demo_server, route, 1, 8, stream) == four[1:2]
+    assert len(several(demo_server, route, 3, None, stream)) == 3
+
+
+def test_several_answers_to_several_prompts(client: OpenAI) -> None:
+    options: dict[str, Any] = {"max_tokens": 24, "temperature": 1.5, "seed": 7}
+    prompts = [QUESTION, "1+1="]
+    both = client.completions.create(model="demo", prompt=prompts, n=2, **options)
+    each = [
+        choice.text
+        for prompt in prompts
+        for choice in client.completions.create(
+            model="demo", prompt=prompt, n=2, **options
+        ).choices
+    ]
+    assert [choice.text for choice in both.choices] == each
 
 
 @pytest.mark.parametrize("stop", [None, "1", ["e", "\n"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,7 @@ class Manager:
             "dllm_algorithm_config": None,
             "page_size": 1,
             "max_running_requests": 4,
+            "allow_auto_truncate": False,
         }
         self.server_args = SimpleNamespace(**{**fields, **flags})
 
@@ -64,7 +66,7 @@ def check_json(checks: RequestChecks, path: str, body: dict[str, Any]) -> Any:
     async def read() -> Any:
         return body
 
-    request = SimpleNamespace(url=SimpleNamespace(path=path))
+    request = SimpleNamespace(scope={"route": SimpleNamespace(path=path)})
     return asyncio.run(checks.check_json(request, read))
 
 
@@ -124,3 +126,23 @@ def test_only_our_models_under_our_algorithms_are_checked() -> None:
         manager = Manager()
         manager.model_config.hf_config.architectures = architectures
         assert checks_of(manager) is None
+
+
+@pytest.mark.parametrize("path", ["/dllm/health", "/health", "/dllm/v1/models"])
+def test_a_key_is_asked_for_by_the_route_s_own_path(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind --fastapi-root-path too, probes need no key and other routes do."""
+    from sglang.srt.entrypoints import http_server
+    from sglang.srt.utils.auth import AuthLevel, decide_request_auth
+
+    from sglang_dllm.patches.http_server import _decide_request_auth
+
+    manager = Manager(fastapi_root_path="/dllm")
+    state = SimpleNamespace(tokenizer_manager=manager)
+    monkeypatch.setattr(http_server, "get_global_state", lambda: state)
+    original = inspect.unwrap(decide_request_auth)
+    decision = _decide_request_auth(
+        original, "GET", path, None, "key", None, AuthLevel.NORMAL
+    )
+    assert decision.allowed == path.endswith("/health")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,7 +82,11 @@ def test_the_limit_is_never_more_than_the_scheduler_holds(
         ([-1], {}, "token id -1"),
         ([1] * 95, {}, "95 tokens; expected 1 to 94"),
         ([1] * 10, {"max_new_tokens": 90}, "max_new_tokens=90 does not fit"),
-        ([1] * 10, {"max_new_tokens": 90}, "max_tokens can be 1 to 89"),
+        (
+            [1] * 10,
+            {"max_new_tokens": 90},
+            "max_new_tokens can be 1 to 89; this model's maximum context length",
+        ),
         ([1] * 10, {"max_new_tokens": 0}, "max_new_tokens=0"),
     ],
 )
@@ -231,3 +236,24 @@ def test_what_depends_on_length_and_tokenizer_is_resolved() -> None:
         again = dict(params)
         check_request(again, [1] * 10, LIMITS, DECODE, FACTS)
         assert again == params
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "asked", "kept", "answer_len"),
+    [
+        (10, 20, 10, 20),
+        (10, None, 10, 89),
+        (10, 500, 10, 89),
+        (94, 20, 94, 5),
+        (95, 20, 74, 20),
+        (500, None, 47, 52),
+        (500, 500, 47, 52),
+    ],
+)
+def test_truncation_leaves_room_for_the_answer(
+    prompt_len: int, asked: int | None, kept: int, answer_len: int
+) -> None:
+    params: dict[str, Any] = {"max_new_tokens": asked}
+    ids = [1] * prompt_len
+    check_request(params, ids, replace(LIMITS, truncates=True), DECODE, FACTS)
+    assert len(ids) == kept and params["max_new_tokens"] == answer_len

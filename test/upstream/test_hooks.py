@@ -296,6 +296,8 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "forward_extend": [hook.contract],
         "_validate_one_request": [(manager, "obj", [1, 2])],
         "generate_request": [(manager, "obj", "request")],
+        "abort_request": [(manager, "rid", False), (manager, "", True)],
+        "decide_request_auth": [hook.contract],
         "prepare_server_args": [(["--model-path", "x"],)],
         "json": [("request",)],
         "_handle_missing_default_values": [(args,), (theirs,)],
@@ -333,9 +335,9 @@ def test_off_means_off(hook: Hook) -> None:
         seen: list[tuple[Any, ...]] = []
         answer = SimpleNamespace()
 
-        def act(*args: Any, seen: Any = seen, answer: Any = answer) -> Any:
-            seen.append(args)
-            return answer
+        def act(*args: Any, **named: Any) -> Any:
+            seen.append((*args, *named.values()))  # noqa: B023
+            return answer  # noqa: B023
 
         (found,) = call(hook, act, arguments)
         assert found is answer
@@ -348,7 +350,7 @@ def test_off_means_off(hook: Hook) -> None:
 def test_errors_of_others_pass_through(hook: Hook) -> None:
     """Only our own error types may turn into one line and exit status 2."""
 
-    def act(*args: Any) -> Any:
+    def act(*args: Any, **named: Any) -> Any:
         raise ValueError("theirs")
 
     for arguments in off_arguments(hook):

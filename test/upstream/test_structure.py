@@ -35,8 +35,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("config", "attention.backends", "models.stored_dtype", "models.tokenizers"),
         *_CORE,
     ),
-    "serving": ("serving", "config", "upstream.compat", *_CORE),
-    "runtime": ("runtime", "attention", "config", "upstream.compat", *_CORE),
+    "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
+    "runtime": (
+        *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
+        *_CORE,
+    ),
     "platform": ("platform", "models.linear", "upstream.compat", "errors"),
     "upstream": ("upstream", "errors"),
 }

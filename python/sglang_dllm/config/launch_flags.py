@@ -78,7 +78,6 @@ _REFUSED = {
     "watermark_config": _UNSUPPORTED,
     "startup_weight_load_mode": _UNSUPPORTED,
     "is_embedding": "the model generates text",
-    "skip_tokenizer_init": "stop strings and chat need the tokenizer",
     "enable_priority_scheduling": "a canvas cannot be preempted",
     "enable_torch_compile": _UNSUPPORTED,
     "cuda_graph_config": "use --cuda-graph-bs-decode and its like",
@@ -136,9 +135,10 @@ def settle_launch_flags(
     server_args.disable_overlap_schedule = True
     _settle_graphs(server_args)
     server_args.chunked_prefill_size = -1
-    server_args.tokenizer_path = plain_tokenizer_path(
-        server_args.tokenizer_path or server_args.model_path, server_args.revision
-    )
+    if not server_args.skip_tokenizer_init:
+        server_args.tokenizer_path = plain_tokenizer_path(
+            server_args.tokenizer_path or server_args.model_path, server_args.revision
+        )
     logger.info(
         "%s: prefix cache, chunked prefill and overlap schedule are off; "
         "up to %d canvases run at once",

@@ -92,7 +92,13 @@ class ModelFacts:
         return cls(family, mask_id, eos_ids, hf_config.vocab_size)
 
     def with_tokenizer(self, tokenizer: Any) -> ModelFacts:
-        """These facts with the ids that only the tokenizer knows."""
+        """These facts with the ids that only the tokenizer knows.
+
+        Args:
+            tokenizer: None where the checkpoint has none.
+        """
+        if tokenizer is None:
+            return self
         vocabulary = tokenizer.get_vocab()
         return replace(
             self,

@@ -8,11 +8,15 @@ read.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+logger = logging.getLogger(__name__)
 
 STAND_INS: dict[str, type[PreTrainedTokenizerBase]] = {
     # Dream's class is Qwen2's byte-level BPE. Its special tokens are in its files.
@@ -46,6 +50,30 @@ def plain_tokenizer_path(path: str, revision: str | None = None) -> str:
             if not folder.exists():
                 raise
     return str(folder)
+
+
+def tokenizer_of(loaded: Any, flags: Any) -> Any:
+    """The tokenizer that SGLang has loaded, or else that of the checkpoint.
+
+    A server with --skip-tokenizer-init has loaded none. Some algorithms need ids that
+    only the tokenizer knows: the turn end, and newlines.
+
+    Args:
+        flags: the launch flags.
+
+    Returns:
+        None where the checkpoint has no tokenizer.
+    """
+    if loaded is not None:
+        return loaded
+    path, revision = flags.tokenizer_path or flags.model_path, flags.revision
+    try:
+        return AutoTokenizer.from_pretrained(
+            plain_tokenizer_path(path, revision), revision=revision
+        )
+    except (OSError, ValueError) as error:
+        logger.warning("%s has no tokenizer to read: %s", path, error)
+        return None
 
 
 def _cache() -> Path:

@@ -48,11 +48,13 @@ class Denoising:
         group: the canvas with its state, ready for the engine. None while the engine
             has it.
         stop_ids: the tokens at which SGLang's own rules may end the request.
+        stream_interval: a stream gets an output whenever it has so many new tokens.
     """
 
     canvas: Canvas
     group: Group | None
     stop_ids: frozenset[int]
+    stream_interval: int = 1
 
 
 @dataclass
@@ -243,7 +245,10 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
     group = engine.prepare(canvas, decoding)
-    return Denoising(canvas, group, stop_ids)
+    interval = params.stream_interval or scheduler.stream_interval
+    # SGLang sends all that it is given; ``emission.is_due`` decides.
+    params.stream_interval = 1
+    return Denoising(canvas, group, stop_ids, interval)
 
 
 def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:

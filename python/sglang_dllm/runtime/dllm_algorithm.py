@@ -10,6 +10,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.models.tokenizers import tokenizer_of
 from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.graphs import compile_kernels, model_graphs
@@ -59,11 +60,10 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     # canvas computes two windows over the slots of one, which may be more than that.
     os.environ["SGLANG_EAGER_INPUT_NO_COPY"] = "1"
     config = scheduler.dllm_config
-    facts = config.facts.with_tokenizer(scheduler.tokenizer)
+    flags = in_effect(scheduler.server_args)
+    facts = config.facts.with_tokenizer(tokenizer_of(scheduler.tokenizer, flags))
     runner = scheduler.tp_worker.model_runner
-    graphs = model_graphs(
-        runner, in_effect(scheduler.server_args), facts, config.decode.resolve({})
-    )
+    graphs = model_graphs(runner, flags, facts, config.decode.resolve({}))
     if graphs is None and scheduler.device == "cuda":
         compile_kernels(ModelParts.of(runner), facts)
     metrics = Metrics(scheduler.metrics_collector)

@@ -44,6 +44,19 @@ def emit(req: Req) -> int:
     return len(req.output_ids) - before
 
 
+def is_due(req: Req) -> bool:
+    """True if the new tokens of a request are sent at the end of this round.
+
+    A stream gets its first tokens at once, then whenever as many as its interval are
+    there: all of them. A round may commit several tokens, so a count that must be a
+    multiple of the interval, as in SGLang 0.5.17, would hardly ever be met.
+    """
+    num_new = len(req.output_ids) - req.send_token_offset
+    is_first = req.send_token_offset == 0 and num_new > 0
+    interval = req.dllm_algo_state.stream_interval
+    return req.finished() or is_first or num_new >= interval
+
+
 def _check_end(req: Req, token: int) -> None:
     """Apply SGLang's own stop rules: at each token, stops come before the length."""
     if req._check_str_based_finish(1) or req._check_token_based_finish([token]):

@@ -39,15 +39,16 @@ class RequestReport:
 class _OncePerOutput:
     """Stands in for SGLang's list of one value per token.
 
-    SGLang slices the list by the tokens of each output that it sends. This one answers
-    every slice with one report, so that an output without a token has a report too.
+    SGLang slices the list by the tokens of each output that it sends, and once more
+    where a stream has only what is new. This one answers a slice with one report for
+    each token, all the same, and with one for an output without a token.
     """
 
     def __init__(self, report: RequestReport) -> None:
         self.report = report
 
     def __getitem__(self, span: slice) -> list[dict[str, Any]]:
-        return [self.report.to_dict()]
+        return [self.report.to_dict()] * max(1, span.stop - span.start)
 
 
 def into_meta_info(meta_info: dict[str, Any]) -> None:

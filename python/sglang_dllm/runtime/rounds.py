@@ -13,7 +13,7 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.observability.req_time_stats import set_time_batch
 
 from sglang_dllm.runtime.admission import admit, failed, leave, park_retracted
-from sglang_dllm.runtime.emission import emit
+from sglang_dllm.runtime.emission import emit, is_due
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
 from sglang_dllm.upstream.compat import is_update_open, report_round
@@ -49,16 +49,16 @@ def next_round(
 def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> None:
     """Hand out the tokens that became final, and free what ended."""
     running, reporter = scheduler.running_batch, scheduler.metrics_reporter
-    progressed, num_tokens = [], 0
+    due, num_tokens = [], 0
     for req in batch.reqs:
         num_new = emit(req)
         failure = req.dllm_algo_state.canvas.failure
         if failure is not None and not req.finished():
             req.finished_reason = failed(failure)
         num_tokens += num_new
-        if num_new or req.finished():
-            progressed.append(req)
-    _hand_out(scheduler, running, progressed)
+        if is_due(req):
+            due.append(req)
+    _hand_out(scheduler, running, due)
     reporter.num_generated_tokens += num_tokens
     reporter.forward_ct_decode = (reporter.forward_ct_decode + 1) % (1 << 30)
     # If no request is left, report this round's batch: the figures would be 0.

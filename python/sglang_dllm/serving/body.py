@@ -26,7 +26,7 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
-from sglang_dllm.serving.unsupported import defaults_of, refuse_unsupported
+from sglang_dllm.serving.unsupported import defaults_of, without_unsupported
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class ServedModel:
     Attributes:
         vocab_size: token ids from 0 to vocab_size - 1 exist.
         temperature: the temperature of a request that names none.
+        template_names: the words of the chat template, its variables among them.
     """
 
     vocab_size: int
     temperature: float
+    template_names: frozenset[str] = frozenset()
 
 
 def explain_malformed(raw: bytes, problem: str) -> BadRequest:
@@ -85,7 +87,7 @@ def check_body(path: str, body: Any, model: ServedModel) -> Any:
     """Check a body and fill in the model's default temperature.
 
     Args:
-        path: of the route. A route that ``_CHECKS`` does not list has no checks.
+        path: of the route. A route that ``CHECKS`` does not list has no checks.
         body: as it was parsed; it is not changed.
 
     Returns:
@@ -94,7 +96,7 @@ def check_body(path: str, body: Any, model: ServedModel) -> Any:
     Raises:
         BadRequest: status 400, naming field, value and range.
     """
-    check = _CHECKS.get(path)
+    check = CHECKS.get(path)
     return body if check is None else check(_an_object(body), model)
 
 
@@ -109,8 +111,7 @@ def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_generate(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
-    check_generate(body, model.vocab_size)
-    return _without_nulls(body)
+    return check_generate(body, model.vocab_size)
 
 
 def _check_messages(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -126,9 +127,16 @@ def _check_messages(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
 def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 
+    body = dict(body)
+    adds = body.pop("add_special_tokens", None)
+    if adds is not None and adds is not False:
+        says = "false or nothing: the chat template writes the special tokens"
+        raise refused("add_special_tokens", adds, says)
     body = _check_openai(body, model, ChatFields, ChatCompletionRequest)
     for i, message in enumerate(body["messages"]):
         check_fields(MessageFields, message, f"messages[{i}].")
+        _check_template(f"messages[{i}].tool_calls", message.get("tool_calls"), model)
+    _check_template("tools", body.get("tools"), model)
     check_token_ids("input_ids", body.get("input_ids", []), model.vocab_size)
     reserved = _template_arguments() & body.get("chat_template_kwargs", {}).keys()
     if reserved:
@@ -139,6 +147,14 @@ def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
             "variables of the chat template only",
         )
     return body
+
+
+def _check_template(field: str, value: Any, model: ServedModel) -> None:
+    """Refuse what the chat template would leave out of the prompt."""
+    name = field.rpartition(".")[2]
+    if value and name not in model.template_names:
+        reason = f"the chat template of this model has no place for {name}"
+        raise refused(field, value, f"nothing: {reason}")
 
 
 @cache
@@ -172,14 +188,31 @@ def _check_openai(
         "stop_token_ids", body.get("stop_token_ids") or [], model.vocab_size
     )
     defaults = defaults_of(upstream)  # type: ignore[arg-type]
-    refuse_unsupported(body, implemented, defaults, unknown_allowed=True)
+    body = without_unsupported(body, implemented, defaults, unknown_allowed=True)
     if body.get("stream_options") is not None and not body.get("stream"):
         raise refused("stream_options", body["stream_options"], "it with stream=true")
-    return {"temperature": model.temperature, **_without_nulls(body)}
+    if body.pop("include_stop_str_in_output", False):
+        # vLLM's name of it.
+        body["no_stop_trim"] = True
+    body = {"temperature": model.temperature, **_all_tokens(body)}
+    samples = body.pop("do_sample", None)
+    if samples is not None and samples is not (body["temperature"] > 0):
+        says = "true with a temperature above 0, false with temperature 0"
+        raise refused("do_sample", samples, says)
+    return body
 
 
-def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:
+def _all_tokens(params: dict[str, Any]) -> dict[str, Any]:
+    """``top_k`` 0 is another engine's word for all tokens, and SGLang's is -1."""
+    return params | {"top_k": -1} if params.get("top_k") == 0 else params
+
+
+def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     """Check the fields of a native request, of HTTP or of the Python engine.
+
+    Returns:
+        The fields without null and without those that are switched off, in
+        ``sampling_params`` too.
 
     Raises:
         BadRequest: naming field, value and range.
@@ -191,7 +224,7 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:
         if data.get(key) is not None:
             raise refused(key, data[key], f"it inside sampling_params: {key!r}")
     known = defaults_of(GenerateReqInput)
-    refuse_unsupported(data, GenerateFields, known, unknown_allowed=True)
+    found = without_unsupported(data, GenerateFields, known, unknown_allowed=True)
     text, input_ids = data.get("text"), data.get("input_ids")
     if (text is None) == (input_ids is None):
         given = "neither" if text is None else "both"
@@ -200,20 +233,28 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> None:
     _check_ids("input_ids", prompt, vocab_size)
     is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
     _check_per_prompt(data, len(prompt) if is_batch else None)
-    params = data.get("sampling_params") or {}
+    params = found.get("sampling_params")
     if isinstance(params, dict):
-        check_sampling(params, vocab_size, "sampling_params.")
-        return
-    for i, one in enumerate(params):
-        check_sampling(one, vocab_size, f"sampling_params[{i}].")
-    if len({one.get("n") or 1 for one in params}) > 1:
-        raise BadRequest(
-            "sampling_params: n differs; expected the same n for each prompt"
-        )
+        params = check_sampling(params, vocab_size, "sampling_params.")
+    elif params is not None:
+        params = [
+            check_sampling(one, vocab_size, f"sampling_params[{i}].")
+            for i, one in enumerate(params)
+        ]
+        if len({one.get("n", 1) for one in params}) > 1:
+            raise BadRequest(
+                "sampling_params: n differs; expected the same n for each prompt"
+            )
+    return found if params is None else {**found, "sampling_params": params}
 
 
-def check_sampling(params: Mapping[str, Any], vocab_size: int, prefix: str) -> None:
+def check_sampling(
+    params: Mapping[str, Any], vocab_size: int, prefix: str
+) -> dict[str, Any]:
     """Check native sampling parameters.
+
+    Returns:
+        The parameters without null and without those that are switched off.
 
     Raises:
         BadRequest: naming field, value and range.
@@ -221,7 +262,7 @@ def check_sampling(params: Mapping[str, Any], vocab_size: int, prefix: str) -> N
     from sglang.srt.sampling.sampling_params import SamplingParams
 
     check_fields(NativeSampling, params, prefix)
-    refuse_unsupported(
+    found = without_unsupported(
         params,
         NativeSampling,
         defaults_of(SamplingParams),
@@ -230,6 +271,7 @@ def check_sampling(params: Mapping[str, Any], vocab_size: int, prefix: str) -> N
     )
     stop_ids = params.get("stop_token_ids") or []
     check_token_ids(f"{prefix}stop_token_ids", stop_ids, vocab_size)
+    return _all_tokens(found)
 
 
 def _check_ids(field: str, prompt: Any, vocab_size: int) -> None:
@@ -286,7 +328,7 @@ def _check_detokenize(body: dict[str, Any], model: ServedModel) -> dict[str, Any
     return body
 
 
-_CHECKS: dict[str, Callable[[dict[str, Any], ServedModel], dict[str, Any]]] = {
+CHECKS: dict[str, Callable[[dict[str, Any], ServedModel], dict[str, Any]]] = {
     "/v1/chat/completions": _check_chat,
     "/invocations": _check_chat,
     "/v1/completions": _check_completion,

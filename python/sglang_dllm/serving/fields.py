@@ -8,7 +8,7 @@ description of a field as the allowed values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,7 +46,7 @@ _TopK = Annotated[
     Field(
         ge=-1,
         le=_INT32_MAX,
-        description=f"-1 (all tokens) or an integer, 1 to {_INT32_MAX}",
+        description=f"-1 or 0 (all tokens), or an integer, 1 to {_INT32_MAX}",
     ),
 ]
 _Str = Annotated[str, Field(description="a string")]
@@ -101,6 +101,7 @@ class NativeSampling(_Sampling):
 
     max_new_tokens: _Count | None = None
     sampling_seed: _Int64 | None = None
+    stream_interval: _Count | None = None
     spaces_between_special_tokens: _Bool = True
 
 
@@ -108,7 +109,6 @@ class _Request(_Fields):
     """Fields that every route has and that do not concern sampling."""
 
     stream: _Bool = False
-    priority: _Int64 = 0
     session_id: _Name | None = None
     routed_dp_rank: _Int64 | None = None
 
@@ -161,6 +161,7 @@ class _OpenAI(_Request, _Sampling):
         ]
         | None
     ) = None
+    include_stop_str_in_output: _Bool = False
     cache_salt: _Str | None = None
     return_token_ids: _Bool = False
     return_cached_tokens_details: _Bool = False
@@ -195,6 +196,9 @@ class ChatFields(_OpenAI):
     rid: _Name | None = None
     extra_key: _Str | None = None
     tools: Annotated[list[dict[str, Any]], Field(description="a list of tools")] = []
+    tool_choice: Annotated[
+        Literal["auto", "none"], Field(description="auto or none: calls are not forced")
+    ] = "auto"
     continue_final_message: _Bool = False
     parallel_tool_calls: _Bool = True
     separate_reasoning: _Bool = True
@@ -221,6 +225,9 @@ class MessageFields(_Fields):
     name: _Str | None = None
     tool_call_id: _Str | None = None
     reasoning_content: _Str | None = None
+    tool_calls: Annotated[
+        list[dict[str, Any]] | None, Field(description="a list of tool calls")
+    ] = None
 
 
 def check_fields(
@@ -241,8 +248,6 @@ def check_fields(
         if key not in given:
             raise BadRequest(f"{prefix}{key} is missing; expected {expected}") from None
         raise refused(prefix + key, given[key], expected) from None
-    if given.get("top_k") == 0:
-        raise refused(prefix + "top_k", 0, expected_of(model, "top_k"))
 
 
 def check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:

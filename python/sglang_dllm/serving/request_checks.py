@@ -9,6 +9,7 @@ prompts once it is tokenized (``check_prompt``), where its options are resolved.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Awaitable, Callable
 from json import JSONDecodeError
 from typing import Any
@@ -16,18 +17,25 @@ from weakref import WeakKeyDictionary
 
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
+from sglang_dllm.models.tokenizers import tokenizer_of
 from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
     check_generate,
     explain_malformed,
 )
+from sglang_dllm.serving.copies import unfold_copies
+from sglang_dllm.serving.request_ids import RequestIds
+from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
+    LENGTH_FIELD,
     CapacityLimits,
     check_request,
     default_temperature,
 )
 from sglang_dllm.upstream.compat import in_effect
+
+_LENGTH_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 # SGLang's own routes set these fields of a request, a client does not.
 _INTERNAL = ("received_time", "external_trace_header", "custom_labels", "modalities")
@@ -40,11 +48,13 @@ class RequestChecks:
         config, args = manager.model_config, in_effect(manager.server_args)
         hf_config = config.hf_config
         self.manager = manager
+        self.ids = RequestIds()
         self.model = ServedModel(
             vocab_size=config.vocab_size,
             temperature=default_temperature(
                 manager.preferred_sampling_params, config.get_default_sampling_params()
             ),
+            template_names=_words(getattr(manager.tokenizer, "chat_template", None)),
         )
         self.decode = load_decode_config(
             args.dllm_algorithm,
@@ -52,7 +62,7 @@ class RequestChecks:
             args.dllm_algorithm_config,
         )
         self.facts = ModelFacts.from_hf_config(hf_config).with_tokenizer(
-            manager.tokenizer
+            tokenizer_of(manager.tokenizer, args)
         )
 
     async def check_json(self, request: Any, read: Callable[[], Awaitable[Any]]) -> Any:
@@ -73,9 +83,16 @@ class RequestChecks:
         except JSONDecodeError as error:
             problem = f"{error.msg} at character {error.pos}"
             raise explain_malformed(await request.body(), problem) from None
-        path = request.url.path
+        # The route's own path: the request's may have a proxy's prefix.
+        path = request.scope["route"].path
+        if self.manager.tokenizer is None:
+            refuse_text(path, body)
         body = check_body(path, body, self.model)
+        named = [x for x in _LENGTH_FIELDS if isinstance(body, dict) and x in body]
+        if named:
+            LENGTH_FIELD.set(named[0])
         if path == "/generate" and body.get("stream"):
+            self.ids.check_unused(body.get("rid"))
             await self._check_prompts(body)
         return body
 
@@ -89,13 +106,14 @@ class RequestChecks:
             if isinstance(prompt, str):
                 prompt, _ = await self.manager._tokenize_texts(prompt)
             params = given[i] if isinstance(given, list) else given
-            self.check_prompt(dict(params), prompt)
+            self.check_prompt(dict(params), list(prompt))
 
     def check_arguments(self, obj: Any) -> None:
         """Check a GenerateReqInput and give it the default temperature, in place.
 
         Prompts of one request share its parameters. Each gets its own dict, because
-        the answer length that is filled in depends on the prompt.
+        the answer length that is filled in depends on the prompt. A request for several
+        answers becomes a batch (``serving.copies``).
 
         Raises:
             BadRequest: naming field, value and range.
@@ -105,8 +123,8 @@ class RequestChecks:
             for field in dataclasses.fields(obj)
             if field.name not in _INTERNAL
         }
-        check_generate(fields, self.model.vocab_size)
-        given = obj.sampling_params or {}
+        found = check_generate(fields, self.model.vocab_size)
+        given = found.get("sampling_params", {})
         prompts = obj.text if obj.text is not None else obj.input_ids
         if isinstance(given, list):
             obj.sampling_params = [self._with_defaults(one) for one in given]
@@ -114,10 +132,10 @@ class RequestChecks:
             obj.sampling_params = self._with_defaults(given)
         else:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
+        unfold_copies(obj)
 
     def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
-        given = {key: value for key, value in params.items() if value is not None}
-        return {"temperature": self.model.temperature, **given}
+        return {"temperature": self.model.temperature, **params}
 
     def check_prompt(self, params: dict[str, Any], input_ids: Any) -> None:
         """Check one prompt and resolve its options, in place in ``params``.
@@ -132,9 +150,18 @@ class RequestChecks:
                 params[key] = preferred[key]
         args = in_effect(manager.server_args)
         limits = CapacityLimits(
-            manager.max_req_input_len, args.page_size, args.max_running_requests
+            manager.max_req_input_len,
+            args.page_size,
+            args.max_running_requests,
+            args.allow_auto_truncate,
         )
         check_request(params, input_ids, limits, self.decode, self.facts)
+
+
+def _words(template: Any) -> frozenset[str]:
+    """The words of a chat template; a tokenizer may have several, by name."""
+    texts = template.values() if isinstance(template, dict) else [template or ""]
+    return frozenset(re.findall(r"\w+", " ".join(texts)))
 
 
 _CHECKS: WeakKeyDictionary[Any, RequestChecks] = WeakKeyDictionary()

@@ -1,7 +1,6 @@
-"""Fields that SGLang has and full-attention diffusion models do not implement.
+"""Fields that are not implemented are refused, unless their value changes nothing.
 
-A request with such a field is refused, unless the value changes nothing: an ignored
-field would give another answer than the client asked for.
+An ignored field would give another answer than the client asked for.
 """
 
 from __future__ import annotations
@@ -14,41 +13,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
-
-# Values that change nothing, though they are not the field's default.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "min_new_tokens": (0,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "best_of": (1,),
-    "top_logprobs": (0,),
-    "top_logprobs_num": (0,),
-    "logprob_start_len": (-1,),
-    "return_logprob": (False,),
-    "return_sampling_mask": (False,),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("auto", "none"),
-}
-
-# Sampling fields of other engines or of SGLang's other routes. SGLang's OpenAI models
-# drop them without a word. A rule cannot replace the list: the other unknown fields of
-# an OpenAI client (``store``, ``metadata``) pass.
-_FOREIGN = (
-    *("typical_p", "top_a", "tfs", "mirostat", "dynatemp_range", "epsilon_cutoff"),
-    *("length_penalty", "use_beam_search", "beam_width", "early_stopping"),
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("structured_outputs", "grammar", "json_object", "choice"),
-    *("prompt_logprobs", "bad_words", "allowed_token_ids", "logits_processors"),
-    *("functions", "function_call", "prediction", "audio"),
-    *("thinking_budget", "max_thinking_tokens", "structural_tag", "json_schema"),
-    *("max_new_tokens", "sampling_seed", "suffix", "echo", "return_logprob"),
-)
+from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 
 # SGLang's own models check these. They reach the chat template only.
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
+
+_REASON = "full-attention diffusion models do not implement it"
 
 
 @cache
@@ -62,15 +32,18 @@ def defaults_of(upstream: type[Any]) -> dict[str, Any]:
     return dict(zip(names, upstream.__struct_defaults__, strict=True))
 
 
-def refuse_unsupported(
+def without_unsupported(
     data: Mapping[str, Any],
     implemented: type[BaseModel],
     upstream_defaults: Mapping[str, Any],
     *,
     unknown_allowed: bool,
     prefix: str = "",
-) -> None:
-    """Refuse every field that would have to be ignored.
+) -> dict[str, Any]:
+    """The data without null and without fields that are switched off.
+
+    SGLang uses some values before it checks them, so that one which changes nothing
+    may still fail there.
 
     Args:
         data: field names and values as the client gave them.
@@ -80,31 +53,33 @@ def refuse_unsupported(
             ``store``, ``metadata``, …), unless another engine has them.
 
     Raises:
-        BadRequest: for the first one.
+        BadRequest: for the first field that would have to be ignored.
     """
+    kept = {}
     for key, value in data.items():
-        if key in implemented.model_fields or key in _SGLANG_CHECKS:
+        if value is None:
             continue
-        known = key in upstream_defaults or key in _FOREIGN or key in _NEUTRAL
-        if not known and not unknown_allowed:
+        if key in implemented.model_fields or key in _SGLANG_CHECKS:
+            kept[key] = value
+        elif key in upstream_defaults or key in NEUTRAL:
+            neutral = NEUTRAL.get(key, ())
+            if not _changes_nothing(value, (upstream_defaults.get(key), *neutral)):
+                shown = "".join(f"{one!r} or " for one in neutral)
+                raise refused(prefix + key, value, f"{shown}nothing: {_REASON}")
+        elif unknown_allowed:
+            kept[key] = value
+        elif key not in MODIFIERS:
             raise BadRequest(
                 f"{prefix}{key} is not a known field; "
                 f"expected one of {', '.join(implemented.model_fields)}"
             )
-        if not known or _changes_nothing(key, value, upstream_defaults.get(key)):
-            continue
-        neutral = "".join(f"{one!r} or " for one in _NEUTRAL.get(key, ()))
-        raise refused(
-            prefix + key,
-            value,
-            f"{neutral}nothing: full-attention diffusion models do not implement it",
-        )
+    return kept
 
 
-def _changes_nothing(key: str, value: Any, default: Any) -> bool:
-    if value is None or value in ("", [], {}):
-        return True
+def _changes_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    if value in ("", [], {}):
+        return not any(isinstance(one, int | float) for one in neutral)
     return any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
-        for neutral in (default, *_NEUTRAL.get(key, ()))
+        value == one and isinstance(value, bool) == isinstance(one, bool)
+        for one in neutral
     )

@@ -7,7 +7,9 @@ Python engine pass here; ``body`` sees JSON only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping, MutableSequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,12 @@ from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.fields import check_token_ids
+
+logger = logging.getLogger(__name__)
+
+LENGTH_FIELD = ContextVar("LENGTH_FIELD", default="max_new_tokens")
+"""The field in which a client asks for the length of the answer, for errors. A route
+sets it for the task of one request."""
 
 _OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
@@ -38,15 +46,26 @@ class CapacityLimits:
         page_size: tokens of a KV page.
         max_windows: windows that one forward may have (--max-running-requests). A
             guided canvas has two.
+        truncates: shorten what is too long (--allow-auto-truncate).
     """
 
     max_req_input_len: int
     page_size: int = 1
     max_windows: int = 2
+    truncates: bool = False
 
     @property
     def max_prompt_len(self) -> int:
         return self.max_req_input_len - 1
+
+    @property
+    def as_clients_say(self) -> str:
+        """The words and the code by which stock clients know this error."""
+        most = self.max_req_input_len
+        return (
+            f"this model's maximum context length is {most} tokens "
+            "(context_length_exceeded)"
+        )
 
     def max_answer_len(self, prompt_len: int) -> int:
         """Longest answer that the scheduler does not shorten.
@@ -61,9 +80,29 @@ class CapacityLimits:
         return held - (pages + 1) * self.page_size
 
 
+def _truncate(
+    params: dict[str, Any], input_ids: MutableSequence[int], limits: CapacityLimits
+) -> None:
+    """Shorten a request that is too long, in place.
+
+    A prompt that leaves no room is cut at its end, as SGLang cuts it. The answer then
+    has the length that was asked for, up to half of the context. In any other case the
+    answer is shortened.
+    """
+    answer_len = params.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
+    if len(input_ids) > limits.max_prompt_len:
+        num_kept = limits.max_prompt_len - min(answer_len, limits.max_prompt_len // 2)
+        logger.warning("A prompt of %d tokens is cut to %d", len(input_ids), num_kept)
+        del input_ids[num_kept:]
+    most = limits.max_answer_len(len(input_ids))
+    if answer_len > most:
+        logger.warning("An answer of %d tokens is shortened to %d", answer_len, most)
+        params["max_new_tokens"] = most
+
+
 def check_request(
     params: dict[str, Any],
-    input_ids: Sequence[int] | None,
+    input_ids: MutableSequence[int] | None,
     limits: CapacityLimits,
     decode: DecodeConfig,
     facts: ModelFacts,
@@ -77,7 +116,7 @@ def check_request(
 
     Args:
         params: the request's sampling parameters, changed in place.
-        input_ids: the prompt.
+        input_ids: the prompt, which is changed only where the limits truncate.
         limits: how long a canvas may be.
         decode: the server's part of how the request is decoded.
         facts: the model's, with those of its tokenizer.
@@ -88,20 +127,23 @@ def check_request(
     if not input_ids:
         raise BadRequest("input_ids: the prompt is empty; expected at least 1 token")
     check_token_ids("input_ids", list(input_ids), facts.vocab_size)
+    if limits.truncates:
+        _truncate(params, input_ids, limits)
     prompt_len = len(input_ids)
     if prompt_len > limits.max_prompt_len:
         raise BadRequest(
             f"input_ids: the prompt has {prompt_len} tokens; "
-            f"expected 1 to {limits.max_prompt_len}"
+            f"expected 1 to {limits.max_prompt_len}; {limits.as_clients_say}"
         )
     most = limits.max_answer_len(prompt_len)
     max_new_tokens = params.get("max_new_tokens")
     if max_new_tokens is None:
         max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
     if not 1 <= max_new_tokens <= most:
+        field = LENGTH_FIELD.get()
         raise BadRequest(
-            f"max_new_tokens={max_new_tokens} does not fit: with a prompt of "
-            f"{prompt_len} tokens, max_tokens can be 1 to {most}"
+            f"{field}={max_new_tokens} does not fit: with a prompt of {prompt_len} "
+            f"tokens, {field} can be 1 to {most}; {limits.as_clients_say}"
         )
     decoding = _resolve(params.get("custom_params"), decode, max_new_tokens, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []

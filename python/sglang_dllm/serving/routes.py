@@ -1,0 +1,109 @@
+"""The routes of a server: ours, SGLang's management, and those that are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from types import MappingProxyType
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+ANSWERED = MappingProxyType(
+    {
+        "/v1/chat/completions": "OpenAI chat",
+        "/v1/completions": "OpenAI completions",
+        "/v1/responses": "OpenAI responses, without state between two of them",
+        "/v1/messages": "Anthropic messages",
+        "/v1/messages/count_tokens": "Anthropic: the tokens of a request",
+        "/generate": "SGLang's own",
+        "/invocations": "SageMaker: a body of `/v1/chat/completions`",
+        "/vertex_generate": "Vertex AI: a list of prompts of `/generate`",
+        "/api/chat": "Ollama chat",
+        "/api/generate": "Ollama completions",
+        "/api/show": "Ollama: facts of the model",
+        "/tokenize": "token ids of a text",
+        "/v1/tokenize": "token ids of a text",
+        "/detokenize": "text of token ids",
+        "/v1/detokenize": "text of token ids",
+    }
+)
+"""Routes that take a request for the model, and what they speak."""
+
+_CHAT = "/v1/chat/completions"
+_NO_SCORES = "the model gives no scores or embeddings"
+_NO_SESSIONS = "a canvas keeps nothing from one request for the next"
+
+REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "/encode": ("/generate", _NO_SCORES),
+        "/classify": ("/generate", _NO_SCORES),
+        "/v1/embeddings": (_CHAT, _NO_SCORES),
+        "/v1/classify": (_CHAT, _NO_SCORES),
+        "/v1/rerank": (_CHAT, _NO_SCORES),
+        "/v1/score": (_CHAT, _NO_SCORES),
+        "/v1/decisions": (_CHAT, _NO_SCORES),
+        "/v1/systemone": (_CHAT, _NO_SCORES),
+        "/v1/audio/transcriptions": (_CHAT, "the model takes text only"),
+        "/v1/realtime": (_CHAT, "the model takes text only"),
+        "/open_session": ("/generate", _NO_SESSIONS),
+        "/close_session": ("/generate", _NO_SESSIONS),
+        "/load_lora_adapter": ("/generate", "adapters are not supported"),
+        "/load_lora_adapter_from_tensors": ("/generate", "adapters are not supported"),
+        "/unload_lora_adapter": ("/generate", "adapters are not supported"),
+    }
+)
+"""Routes of SGLang that a full-attention model does not serve: the route to use
+instead, and the reason."""
+
+MANAGEMENT = frozenset(
+    {
+        *("/abort_request", "/pause_generation", "/continue_generation"),
+        *("/flush_cache", "/freeze_gc", "/slow_down", "/configure_logging"),
+        *("/update_weights_from_disk", "/update_weights_from_tensor"),
+        *("/update_weights_from_distributed", "/update_weights_from_ipc"),
+        *("/update_weight_version", "/begin_weight_update", "/end_weight_update"),
+        *("/init_weights_update_group", "/destroy_weights_update_group"),
+        "/init_weights_send_group_for_remote_instance",
+        *("/send_weights_to_remote_instance", "/get_weights_by_name"),
+        *("/weights_checker", "/set_internal_state", "/set_trace_level"),
+        *("/release_memory_occupation", "/resume_memory_occupation"),
+        *("/start_profile", "/stop_profile", "/scale_elastic_ep", "/pd_role_switch"),
+        *("/start_expert_distribution_record", "/stop_expert_distribution_record"),
+        *("/dump_expert_distribution_record", "/parse_function_call"),
+        *("/separate_reasoning", "/add_external_corpus", "/remove_external_corpus"),
+        *("/hicache/storage-backend", "/hicache/storage-backend/clear"),
+        "/clear_hicache_storage_backend",
+        "/v1/responses/{response_id}/cancel",
+    }
+)
+"""Routes of SGLang that change something and ask the model nothing."""
+
+
+class RefusedRoutes:
+    """ASGI middleware that answers the refused routes with status 400."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        instead, reason = REFUSED.get(path, ("", ""))
+        if not instead or scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        message = f"{path} is not served: {reason}; expected {instead}"
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": message})
+            return
+        error = {"object": "error", "message": message, "type": "BadRequestError"}
+        body = json.dumps({**error, "param": None, "code": 400}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        start = {"type": "http.response.start", "status": 400, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
