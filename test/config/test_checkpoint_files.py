@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_dllm.config.checkpoint import explain_unknown_model
 from sglang_dllm.config.checkpoint_files import check_folder, check_weights
 from sglang_dllm.config.command_line import CommandLine
 from sglang_dllm.demo import demo_path
@@ -80,6 +81,18 @@ def test_a_path_that_is_not_there_is_no_repository(tmp_path: Path) -> None:
     for path in (str(tmp_path / "none"), "./none", "~/none"):
         with pytest.raises(ConfigError, match="there is no such folder"):
             check_folder(path)
+
+
+def test_a_folder_of_another_model_is_named(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="architectures=None names no model"):
+        explain_unknown_model(str(folder))
+
+
+def test_repositories_and_files_are_sglangs_to_explain(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    explain_unknown_model(str(tmp_path / "model.gguf"))
+    explain_unknown_model("someone/model")
 
 
 OURS = ["--dllm-algorithm", "LLaDA"]

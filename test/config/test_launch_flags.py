@@ -40,7 +40,7 @@ def test_what_a_full_prefill_needs_is_set() -> None:
 
 
 def test_a_gpu_gets_flashinfer_and_the_users_choice_stays() -> None:
-    args = ours(device="cuda")
+    args = ours(device="cuda", dtype="bfloat16")
     assert args.attention_backend == "flashinfer"
     args = ours(device="cuda", attention_backend="triton", max_running_requests=3)
     assert (args.attention_backend, args.max_running_requests) == ("triton", 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from helpers.tiny_llama_checkpoints import (
     write_llada_moe,
 )
 from reference.models import load
+from sglang_dllm.config.dtype import is_native
 
 TOLERANCE = 1e-4
 VARIANTS: dict[str, Callable[[Path], Path]] = {
@@ -137,6 +139,16 @@ YARN = {
 FLAGS = {"moe": LLADA_MOE_FLAGS, "diffullama": DIFFULLAMA_FLAGS}
 """Launch flags by the first word of a variant's name."""
 
+HALF_VARIANTS: dict[str, Callable[[Path], Path]] = {
+    "llada-half": lambda path: write_llada(path, seed=41, dtype=torch.bfloat16),
+    "dream-half": lambda path: write_dream(path, seed=42, dtype=torch.bfloat16),
+    "moe-half": lambda path: write_llada_moe(path, seed=43, dtype=torch.bfloat16),
+    "diffullama-half": lambda path: write_diffullama(
+        path, seed=44, dtype=torch.bfloat16
+    ),
+}
+"""Checkpoints in bfloat16, in which the server computes too, without a flag."""
+
 BATCH_LENS = [[33], [1], [8, 8, 8], [1, 2], [5, 40, 3], [64, 64], [9, 1, 130, 17, 2]]
 BATCH_LENS += [[3, 50, 50, 7, 19, 1, 88]]
 
@@ -195,7 +207,8 @@ def random_batches(seed: int) -> list[list[list[int]]]:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("variants")
-    return {name: write(root / name) for name, write in (VARIANTS | BROKEN).items()}
+    written = VARIANTS | BROKEN | HALF_VARIANTS
+    return {name: write(root / name) for name, write in written.items()}
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +240,33 @@ def test_equal_to_the_reference(
             assert found.shape == wanted.shape
             worst = (found - wanted).abs().max().item()
             assert worst < TOLERANCE, (variant, [len(x) for x in batch], worst)
+
+
+@pytest.mark.skipif(
+    not is_native(torch.bfloat16), reason="this processor would serve in float32"
+)
+@pytest.mark.parametrize("variant", HALF_VARIANTS)
+def test_bfloat16_is_as_exact_as_transformers(
+    variant: str,
+    checkpoints: dict[str, Path],
+    outcomes: dict[str, dict[str, Any]],
+) -> None:
+    """Both differ from float32 by the rounding of their own order. Neither is far off.
+
+    The mean is compared: a single logit is a matter of luck, and a router that rounds
+    otherwise chooses another expert.
+    """
+    path = checkpoints[variant]
+    half, exact = load(path, dtype=torch.bfloat16), load(path)
+    batches = random_batches(list(checkpoints).index(variant))
+    ours_off, theirs_off = [], []
+    for batch, ours in zip(batches, outcomes[variant]["logits"], strict=True):
+        for ids, found in zip(batch, ours, strict=True):
+            wanted = exact.raw_logits(torch.tensor(ids))
+            theirs = half.raw_logits(torch.tensor(ids)).float()
+            ours_off.append((found - wanted).abs().mean().item())
+            theirs_off.append((theirs - wanted).abs().mean().item())
+    assert 1e-4 < fmean(ours_off) < 1.25 * fmean(theirs_off) + 1e-3
 
 
 def test_the_logits_differ_from_each_other(outcomes: dict[str, dict[str, Any]]) -> None:

@@ -33,7 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "models": ("models", "attention.plan", "user_folder", "errors"),
     "config": (
         *("config", "attention.backends", "models.config_check", "models.tokenizers"),
-        *("models.weight_files", *_CORE),
+        *("models.stored_dtype", *_CORE),
     ),
     "launching": ("launching", "errors"),
     "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
@@ -41,7 +41,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
         *_CORE,
     ),
-    "platform": ("platform", "upstream.compat", "errors"),
+    "platform": ("platform", "models.linear", "upstream.compat", "errors"),
     "upstream": ("upstream", *_BASE),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sglang_dllm.config.checkpoint_files import check_folder, check_weights
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.config_check import check_config
 from sglang_dllm.models.facts import FAMILIES
-from sglang_dllm.models.weight_files import check_weight_files
 
 
 def check_checkpoint(
@@ -30,9 +30,7 @@ def check_checkpoint(
         ConfigError: one line with the field or file, and what is expected.
     """
     check_config(fields, architecture)
-    folder = Path(server_args.model_path)
-    if folder.is_dir() and server_args.load_format in ("auto", "safetensors"):
-        check_weight_files(folder)
+    check_weights(server_args.model_path, server_args.load_format)
 
 
 def explain_unknown_model(model_path: str) -> None:
@@ -43,24 +41,12 @@ def explain_unknown_model(model_path: str) -> None:
     Raises:
         ConfigError: the folder, or its config.json, is not there or is broken.
     """
-    flag, path = f"--model-path={model_path!r}", Path(model_path)
-    if not path.exists():
-        if model_path.startswith("~"):
-            raise ConfigError(f"{flag}: ~ is not expanded; expected the whole path")
-        if model_path.startswith(("/", "./", "../")):
-            raise ConfigError(f"{flag}: there is no such folder")
+    check_folder(model_path)
+    if not Path(model_path).is_dir():
         return
-    if not path.is_dir():
-        return
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{flag}: config.json: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{flag}: config.json is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{flag}: config.json is not an object")
+    text = (Path(model_path) / "config.json").read_text(encoding="utf-8")
+    names = json.loads(text).get("architectures")
     raise ConfigError(
-        f"{flag}: config.json: architectures={config.get('architectures')!r} names no "
+        f"--model-path={model_path!r}: config.json: architectures={names!r} names no "
         f"model; expected a list with one of {', '.join(FAMILIES)}"
     )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_dllm.attention.backends import BACKENDS
-from sglang_dllm.config.checkpoint_files import check_folder, check_weights
+from sglang_dllm.config.dtype import settle_dtype
 from sglang_dllm.config.refused_flags import HARMLESS, UNCHECKED, reason_against
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.registry import algorithms
@@ -62,9 +62,8 @@ def settle_launch_flags(
         server_args.dllm_algorithm_config,
     )
     _refuse(server_args, architecture, given)
+    settle_dtype(server_args)
     _check_attention_backend(server_args, architecture)
-    check_folder(server_args.model_path)
-    check_weights(server_args.model_path, server_args.load_format)
     if server_args.max_running_requests is None:
         # SGLang's own default for dLLMs is one request at a time.
         server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS

@@ -35,7 +35,12 @@ from torch import nn
 from sglang_dllm.attention.plan import plan_of
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.configs import published_size, rope_of_config
-from sglang_dllm.models.linear import use_column_major
+from sglang_dllm.models.linear import (
+    gated_mlp,
+    padded,
+    padded_weights,
+    use_padded_products,
+)
 from sglang_dllm.models.rope import Rope
 from sglang_dllm.models.tied_head import TiedHead
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
@@ -192,8 +197,13 @@ class GatedMLP(nn.Module):
             prefix=add_prefix("down_proj", prefix),
         )
         self.act_fn = SiluAndMul()
+        # Ranks that have a part of the layers each must add their results.
+        self.is_whole = get_parallel().tp_size == 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = padded_weights(self.gate_up_proj, self.down_proj)
+        if weights is not None and self.is_whole:
+            return gated_mlp(x, *weights)
         gate_up, _ = self.gate_up_proj(x)
         out, _ = self.down_proj(self.act_fn(gate_up))
         return out
@@ -302,7 +312,7 @@ class DenseDiffusionLM(nn.Module):
                 prefix=add_prefix("lm_head", prefix),
             )
         self.logits_processor = LogitsProcessor(config, return_full_logits=True)
-        use_column_major(self)
+        use_padded_products(self)
 
     def _make_block(
         self,
@@ -360,7 +370,9 @@ class DenseDiffusionLM(nn.Module):
     @torch.no_grad()
     def logits(self, x: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         """The head, from hidden states ``(n, H)`` to logits ``(n, V)`` float32."""
-        return self.logits_processor(None, x, self.lm_head, forward_batch).full_logits
+        rows, x = len(x), padded(x)
+        found = self.logits_processor(None, x, self.lm_head, forward_batch)
+        return found.full_logits[:rows]
 
     def load_weights(
         self,

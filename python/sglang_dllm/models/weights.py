@@ -26,6 +26,7 @@ from sglang.srt.model_loader.weight_utils import default_weight_loader
 from torch import nn
 
 from sglang_dllm.errors import ConfigError
+from sglang_dllm.models.file_pages import FilePages
 from sglang_dllm.models.tied_head import EMBEDDING, HEAD, TiedHead
 
 ExpertPiece = tuple[str, str, int, str]
@@ -85,6 +86,7 @@ def load_tensors(
         for name, piece in _pieces(module, parameter_name, parameter, experts)
     }
     needed = {name for name in loaders if not _OPTIONAL.fullmatch(name)}
+    pages = FilePages()
     for their_name, tensor in _readable(weights):
         name = rename(their_name)
         if name is None:
@@ -99,6 +101,7 @@ def load_tensors(
                 continue
             raise ConfigError(f"unknown tensor {their_name!r} in the checkpoint")
         loaders[name].load(their_name, tensor)
+        pages.release(tensor)
         needed.discard(name)
         if tied is not None and name == EMBEDDING:
             tied.embedding_is_loaded()
