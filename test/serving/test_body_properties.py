@@ -27,7 +27,7 @@ from sglang_dllm.serving.fields import (
 )
 from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 
-MODEL = ServedModel(vocab_size=375, temperature=0.0)
+MODEL = ServedModel(vocab_size=375, defaults={"temperature": 0.0})
 TABLES: dict[str, type[BaseModel]] = {
     "chat": ChatFields,
     "completions": CompletionFields,

@@ -31,7 +31,7 @@ class Manager:
         self.model_config = SimpleNamespace(
             hf_config=copy.copy(HF_CONFIG),
             vocab_size=375,
-            get_default_sampling_params=dict,
+            hf_generation_config=None,
         )
         fields: dict[str, Any] = {
             "dllm_algorithm": "FullAttnMultiBlock",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from sglang_dllm.serving.bad_request import BadRequest
 from sglang_dllm.serving.body import ServedModel, check_body
 from sglang_dllm.serving.foreign_fields import NEUTRAL
 
-MODEL = ServedModel(vocab_size=375, temperature=0.0)
+MODEL = ServedModel(vocab_size=375, defaults={"temperature": 0.0})
 
 OFF: list[tuple[str, Any]] = [
     *(("use_beam_search", False), ("early_stopping", False), ("num_beams", 1)),
@@ -117,7 +118,7 @@ def test_tools_need_a_place_in_the_chat_template() -> None:
         with pytest.raises(BadRequest, match=f"^{field}=.*no place for"):
             check_body(ROUTES["chat"], body, MODEL)
         names = frozenset({"tools", "tool_calls"})
-        takes = ServedModel(vocab_size=375, temperature=0.0, template_names=names)
+        takes = replace(MODEL, template_names=names)
         assert check_body(ROUTES["chat"], body, takes)["messages"] == body["messages"]
     empty = {**SMALLEST["chat"], "tools": [], "tool_choice": "none"}
     assert check_body(ROUTES["chat"], empty, MODEL)["tool_choice"] == "none"
