@@ -66,6 +66,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -m sglang_dllm.patches
+	$(BIN)/python -m sglang_dllm.models
 
 bench: $(READY)
 	$(BIN)/python -m benchmark.goals

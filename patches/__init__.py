@@ -16,10 +16,12 @@ from sglang_dllm.patches import (
     dllm_scheduler,
     gpu_memory,
     http_server,
+    model_config,
     ollama,
     openai_responses,
     scheduler,
     server_args,
+    server_processes,
     tokenizer_manager,
     weight_updater,
 )
@@ -39,5 +41,7 @@ HOOKS = HookSet(
         *ollama.HOOKS,
         *anthropic.HOOKS,
         *openai_responses.HOOKS,
+        *model_config.HOOKS,
+        *server_processes.HOOKS,
     )
 )

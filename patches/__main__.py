@@ -54,7 +54,7 @@ def render() -> str:
             "",
             f"- Kind: {hook.kind}, in `{hook.fn.__module__}`",
             f"- Why: {hook.why}",
-            f"- Contract: ({', '.join(hook.contract)})",
+            f"- Contract: {_parameters(hook)}",
             f"- Goes when: {hook.remove_when}",
             "",
         ]
@@ -64,6 +64,10 @@ def render() -> str:
 def _line(hook: Hook) -> str:
     cells = (hook.replaced_by.get(version, "hook") for version in SUPPORTED_SGLANG)
     return f"| `{'.'.join(hook.target.split('.')[-2:])}` | {' | '.join(cells)} |"
+
+
+def _parameters(hook: Hook) -> str:
+    return "any" if hook.contract is None else f"({', '.join(hook.contract)})"
 
 
 def _extension_line(point: ExtensionPoint) -> str:

@@ -1,11 +1,13 @@
-"""sglang.srt.entrypoints.http_server, and the keys of its routes
+"""sglang.srt.entrypoints.http_server
 
 Upstream: FastAPI reads a body through ``ORJSONRequest.json`` and coerces it. Many
 wrong bodies end in status 500. A streamed /generate answers 200 before its request is
-checked. Behind ``--fastapi-root-path`` probes and metrics need the API key.
+checked. Behind ``--fastapi-root-path`` probes and metrics need the API key. Routes of
+other kinds of models fail in their middle.
 Ours: the parsed body is checked on its way to FastAPI (``serving.request_checks``), the
 prompts of a streamed /generate included, so that every refusal is a status 400. A
-path is the route's own, whatever a proxy has put before it.
+path is the route's own, whatever a proxy has put before it, and routes that the model
+does not serve are refused (``serving.routes``).
 Goes when: upstream validates strictly and checks a streamed /generate before it
 answers, as it does on the OpenAI routes.
 """
@@ -32,32 +34,21 @@ async def _json(original: Callable[..., Any], request: Any) -> Any:
     return request._json
 
 
-def _decide_request_auth(
-    original: Callable[..., Any],
-    method: str,
-    path: str,
-    authorization_header: str | None,
-    api_key: str | None,
-    admin_api_key: str | None,
-    auth_level: Any,
-) -> Any:
-    from sglang.srt.entrypoints.http_server import get_global_state
-
+def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
     from sglang_dllm.serving.request_checks import checks_of
-    from sglang_dllm.upstream.compat import in_effect
 
-    state = get_global_state()
-    if state is not None and checks_of(state.tokenizer_manager) is not None:
-        root = in_effect(state.tokenizer_manager.server_args).fastapi_root_path
-        path = path.removeprefix(root)
-    return original(
-        method=method,
-        path=path,
-        authorization_header=authorization_header,
-        api_key=api_key,
-        admin_api_key=admin_api_key,
-        auth_level=auth_level,
-    )
+    found = original(global_state)
+    if checks_of(global_state.tokenizer_manager) is not None:
+        from sglang.srt.entrypoints.http_server import app
+        from starlette.middleware import Middleware
+
+        from sglang_dllm.serving.routes import OwnPaths, RefusedRoutes
+
+        build = app.build_middleware_stack
+        app.user_middleware.append(Middleware(RefusedRoutes))
+        # SGLang adds the check of keys later, and each one goes around the others.
+        app.build_middleware_stack = lambda: OwnPaths(build())
+    return found
 
 
 HOOKS = (
@@ -70,13 +61,13 @@ HOOKS = (
         remove_when="upstream validates bodies strictly, before it answers",
     ),
     Hook(
-        target="sglang.srt.utils.auth.decide_request_auth",
-        fn=_decide_request_auth,
-        why="behind --fastapi-root-path the open routes are asked for a key",
-        contract=(
-            *("method", "path", "authorization_header", "api_key", "admin_api_key"),
-            "auth_level",
-        ),
-        remove_when="upstream decides by the route's own path",
+        target="sglang.srt.entrypoints.http_server.set_global_state",
+        fn=_set_global_state,
+        why="routes that need another kind of model fail in its middle; behind "
+        "--fastapi-root-path the open routes are asked for a key; a key of Anthropic's "
+        "clients is not read",
+        contract=("global_state",),
+        remove_when="upstream lets a model say which routes it serves, and compares "
+        "the route's own path",
     ),
 )

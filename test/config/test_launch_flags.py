@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 
 from benchmark.server import SGLANG
 from helpers.launch_probe import run
-from helpers.upstream_shapes import cuda_graph_config, raw_args, settled
+from helpers.upstream_shapes import RESOLVES_LATER, cuda_graph_config, raw_args, settled
+from sglang_dllm.config.refused_flags import REFUSED, REFUSED_BEGINNINGS
 from sglang_dllm.demo import demo_path
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.upstream.compat import flag_defaults
@@ -38,7 +40,7 @@ def test_what_a_full_prefill_needs_is_set() -> None:
 
 
 def test_a_gpu_gets_flashinfer_and_the_users_choice_stays() -> None:
-    args = ours(device="cuda")
+    args = ours(device="cuda", dtype="bfloat16")
     assert args.attention_backend == "flashinfer"
     args = ours(device="cuda", attention_backend="triton", max_running_requests=3)
     assert (args.attention_backend, args.max_running_requests) == ("triton", 3)
@@ -69,6 +71,15 @@ def test_a_gpu_gets_flashinfer_and_the_users_choice_stays() -> None:
         ("smg_grpc_mode", True),
         ("tokenizer_worker_num", 2),
         ("use_ray", True),
+        ("detokenizer_worker_num", 2),
+        ("grpc_port", 31_000),
+        ("nnodes", 2),
+        ("enable_kv_cache_sharding", True),
+        ("enable_return_aux_hidden_states", True),
+        ("prefill_only_disable_kv_cache", True),
+        ("hicache_size", 2),
+        ("speculative_num_steps", 2),
+        ("model_impl", "transformers"),
         ("encoder_only", True),
         ("dllm_algorithm", None),
         ("dllm_algorithm", "JointThreshold"),
@@ -214,3 +225,30 @@ def test_demo_path_prints_the_checkpoint() -> None:
     command = [sys.executable, "-m", "sglang_dllm", "demo-path"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (Path(done.stdout.strip()) / "config.json").is_file()
+
+
+def test_the_page_has_the_table_of_refused_flags() -> None:
+    rows: dict[str, set[str]] = {}
+    for table, end in ((REFUSED, ""), (REFUSED_BEGINNINGS, "*")):
+        for name, reason in table.items():
+            flag = "--" + name.replace("_", "-") + end
+            rows.setdefault(reason, set()).add(flag)
+    page = Path(__file__).parents[2] / "docs" / "launch.md"
+    found = {
+        reason: set(re.findall("`(--[^`]*)`", flags))
+        for reason, flags in re.findall(
+            r"^\| ([^|]*) \| (`--[^|]*) \|$", page.read_text(), re.M
+        )
+    }
+    assert found == rows
+
+
+def test_every_refused_flag_is_one_of_sglang() -> None:
+    """A name that a tested version lacks is another one's; a beginning may be too."""
+    known = set(flag_defaults(raw_args()))
+    others = {"aux_hidden_state_capture", "cuda_graph_tc_compiler"}
+    new = {name for name in REFUSED if name not in known} - others
+    if RESOLVES_LATER:
+        assert new == set()
+    for beginning in REFUSED_BEGINNINGS:
+        assert not RESOLVES_LATER or any(n.startswith(beginning) for n in known)

@@ -366,7 +366,7 @@ def write_tokenizer(
         raise ValueError(f"vocab_size: need {MIN_VOCAB_SIZE} or more, got {vocab_size}")
     by_id = {i: name for name, i in special_tokens.items()}
     extra = [by_id.get(i, f"<|reserved_token_{i}|>") for i in range(256, vocab_size)]
-    vocab = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+    vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     vocab |= {name: 256 + i for i, name in enumerate(extra)}
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
@@ -389,7 +389,7 @@ def write_tokenizer(
     write_json(path / "tokenizer_config.json", config)
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable stand-in of every byte in byte-level BPE (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))

@@ -14,7 +14,12 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.server_args import ServerArgs
 
 from sglang_dllm.config.launch_flags import settle_launch_flags
-from sglang_dllm.upstream.compat import flag_defaults, in_effect, set_flags
+from sglang_dllm.upstream.compat import (
+    flag_defaults,
+    given_flags,
+    in_effect,
+    set_flags,
+)
 
 RESOLVES_LATER = hasattr(ServerArgs, "resolve_once")
 """Whether SGLang resolves the flags after it has made the record of them."""
@@ -48,8 +53,8 @@ def raw_args(**fields: object) -> Any:
 
 def settled(args: Any, architecture: str = "LLaDAModelLM") -> Any:
     """The flags after our function has settled them, as a launch lets it do."""
-    defaults = flag_defaults(args)
-    set_flags(args, lambda flags: settle_launch_flags(flags, architecture, defaults))
+    given = given_flags(args)
+    set_flags(args, lambda flags: settle_launch_flags(flags, architecture, given))
     return in_effect(args)
 
 

@@ -18,7 +18,13 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from reference.models import ReferenceModel, build, read_config, read_tensors
+from reference.models import (
+    ReferenceModel,
+    build,
+    read_config,
+    read_tensors,
+    rope_parameters,
+)
 
 # Values the mapping onto Qwen3-MoE relies on; any other value is another model.
 _LLADA_MOE_REQUIRED = {
@@ -28,7 +34,6 @@ _LLADA_MOE_REQUIRED = {
     "moe_router_score_function": "softmax",
     "partial_rotary_factor": 1,
     "qk_layernorm": True,
-    "rope_scaling": None,
     "routed_scaling_factor": 1,
     "shared_expert_intermediate_size": None,
     "tie_word_embeddings": False,
@@ -44,7 +49,7 @@ def load_llada_moe(
     """Load a LLaDA-MoE folder as a bidirectional Qwen3-MoE."""
     config = read_config(path)
     for key, wanted in _LLADA_MOE_REQUIRED.items():
-        if config[key] != wanted:
+        if config.get(key, wanted) != wanted:
             raise ValueError(f"{key}: expected {wanted!r}, found {config[key]!r}")
     if set(config["moe_layer_freq"]) != {1}:
         raise ValueError("expected experts in every layer")
@@ -64,7 +69,7 @@ def load_llada_moe(
         max_position_embeddings=config["max_position_embeddings"],
         rms_norm_eps=config["rms_norm_eps"],
         hidden_act=config["hidden_act"],
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        rope_parameters=rope_parameters(config),
         tie_word_embeddings=False,
         attn_implementation="eager",
     )
@@ -89,11 +94,12 @@ def load_diffullama(
         intermediate_size=config["intermediate_size"],
         num_hidden_layers=config["num_hidden_layers"],
         num_attention_heads=config["num_attention_heads"],
-        num_key_value_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim"),
+        num_key_value_heads=config.get("num_key_value_heads"),
         max_position_embeddings=config["max_position_embeddings"],
         rms_norm_eps=config["rms_norm_eps"],
         hidden_act=config["hidden_act"],
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        rope_parameters=rope_parameters(config),
         tie_word_embeddings=False,
         attn_implementation="eager",
     )

@@ -53,7 +53,6 @@ _LLADA_REQUIRED = {
     "rope": True,
     "include_bias": False,
     "attention_layer_norm": False,
-    "weight_tying": False,
     "scale_logits": False,
     "input_emb_norm": False,
     "alibi": False,
@@ -171,7 +170,7 @@ def load(path: str | Path, **options: Any) -> ReferenceModel:
     """Load any family, told apart by `architectures` as the real configs do."""
     from reference.llama_models import load_diffullama, load_llada_moe
 
-    architecture = read_config(path)["architectures"][0]
+    architecture = (read_config(path).get("architectures") or ["LLaDAModelLM"])[0]
     if architecture == "LLaDAModelLM":
         return load_llada(path, **options)
     if architecture == "DreamModel":
@@ -192,18 +191,18 @@ def load_llada(
     """Load a LLaDA folder (Hugging Face layout) as a bidirectional Llama."""
     config = read_config(path)
     for key, wanted in _LLADA_REQUIRED.items():
-        if config[key] != wanted:
+        if config.get(key, wanted) != wanted:
             raise ValueError(f"LLaDA {key}: expected {wanted!r}, found {config[key]!r}")
     llama_config = LlamaConfig(
-        vocab_size=config["embedding_size"] or config["vocab_size"],
+        vocab_size=config.get("embedding_size") or config["vocab_size"],
         hidden_size=config["d_model"],
         intermediate_size=config["mlp_hidden_size"],
         num_hidden_layers=config["n_layers"],
         num_attention_heads=config["n_heads"],
-        num_key_value_heads=config["n_kv_heads"],
+        num_key_value_heads=config.get("n_kv_heads") or config["n_heads"],
         max_position_embeddings=config["max_sequence_length"],
         rms_norm_eps=config["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        rope_parameters=rope_parameters(config),
         attention_bias=config["include_qkv_bias"],
         tie_word_embeddings=False,
         attn_implementation="eager",
@@ -228,23 +227,33 @@ def load_dream(
 ) -> ReferenceModel:
     """Load a Dream folder (Hugging Face layout) as a bidirectional Qwen2."""
     config = read_config(path)
-    if config["use_sliding_window"] or config["tie_word_embeddings"]:
-        raise ValueError("Dream: expected no sliding window and an untied LM head")
+    if config["use_sliding_window"]:
+        raise ValueError("Dream: expected no sliding window")
     qwen_config = Qwen2Config(
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         num_hidden_layers=config["num_hidden_layers"],
         num_attention_heads=config["num_attention_heads"],
-        num_key_value_heads=config["num_key_value_heads"],
+        num_key_value_heads=config.get("num_key_value_heads")
+        or config["num_attention_heads"],
         max_position_embeddings=config["max_position_embeddings"],
         rms_norm_eps=config["rms_norm_eps"],
         hidden_act=config["hidden_act"],
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        rope_parameters=rope_parameters(config),
         tie_word_embeddings=False,
         attn_implementation="eager",
     )
-    module = build(Qwen2ForCausalLM, qwen_config, read_tensors(path), dtype, device)
+    tensors = read_tensors(path)
+    if not config.get("attention_bias", True):
+        # Qwen2 has no such switch; zeros compute the same.
+        kv_rows = tensors["model.layers.0.self_attn.k_proj.weight"].shape[0]
+        for layer in range(config["num_hidden_layers"]):
+            for x in "qkv":
+                rows = config["hidden_size"] if x == "q" else kv_rows
+                name = f"model.layers.{layer}.self_attn.{x}_proj.bias"
+                tensors[name] = torch.zeros(rows)
+    module = build(Qwen2ForCausalLM, qwen_config, tensors, dtype, device)
     return ReferenceModel(
         module, "dream", config["mask_token_id"], config["eos_token_id"]
     )
@@ -260,10 +269,22 @@ def build(
     # Rotary frequencies stay float32 as in both published models, so only weights are
     # cast: build first, then load tensors already in the wanted dtype.
     module = cls(config).eval().requires_grad_(False)
+    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
     module.load_state_dict(tensors, strict=True)
     return module.to(device)
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """As transformers 5 has them, from the fields of either transformers."""
+    given = {
+        **(config.get("rope_scaling") or {}),
+        **(config.get("rope_parameters") or {}),
+    }
+    given.setdefault("rope_type", given.pop("type", "default"))
+    given.setdefault("rope_theta", config.get("rope_theta"))
+    return given
 
 
 def _llama_name(name: str) -> str:

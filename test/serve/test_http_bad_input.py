@@ -10,6 +10,7 @@ import requests
 
 from helpers.bad_bodies import LATER, MALFORMED, ROUTES, SMALLEST, bad_bodies
 from helpers.serving_harness import Server
+from sglang_dllm.serving.routes import REFUSED
 
 MESSAGES = SMALLEST["chat"]["messages"]
 
@@ -100,6 +101,15 @@ def test_other_routes_refuse_too(
     demo_server: Server, path: str, body: dict[str, Any]
 ) -> None:
     refusal(demo_server.post(path, **body, stream=False))
+
+
+@pytest.mark.parametrize(("path", "instead"), [(p, r[0]) for p, r in REFUSED.items()])
+def test_a_route_of_other_models_names_the_one_to_use(
+    demo_server: Server, path: str, instead: str
+) -> None:
+    if path != "/v1/realtime":
+        message = refusal(demo_server.post(path))
+        assert path in message and message.endswith(f"expected {instead}")
 
 
 def test_nothing_leaks_after_all_that(demo_server: Server) -> None:

@@ -25,8 +25,9 @@ from sglang_dllm.serving.fields import (
     MessageFields,
     NativeSampling,
 )
+from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 
-MODEL = ServedModel(vocab_size=375, temperature=0.0)
+MODEL = ServedModel(vocab_size=375, defaults={"temperature": 0.0})
 TABLES: dict[str, type[BaseModel]] = {
     "chat": ChatFields,
     "completions": CompletionFields,
@@ -40,7 +41,8 @@ PATHS = (
 
 NUMBERS = st.one_of(st.integers(), st.sampled_from([0, 2**31, -(2**63), 2**63, 2**70]))
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.floats(), st.text(max_size=5))
-VALUES = st.recursive(
+EMPTY = st.sampled_from(["", {}, [], [{}], 0, 1, 1.0, -1, False, True])
+VALUES = EMPTY | st.recursive(
     SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
@@ -53,6 +55,8 @@ NAMES = sorted(
         *(key for table in TABLES.values() for key in table.model_fields),
         *NativeSampling.model_fields,
         *MessageFields.model_fields,
+        *NEUTRAL,
+        *MODIFIERS,
         *("custom_params", "dllm", "instances", "parameters", "tokens", "guided_json"),
         *(
             "min_p",
@@ -128,6 +132,22 @@ def test_a_known_field_is_named_with_its_range(data: st.DataObject) -> None:
         inner = ("messages[", "sampling_params", "text, input_ids", "chat_template_")
         assert message.startswith((key, *inner)), message
         assert "expected" in message or "is missing" in message
+
+
+@many
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
+def test_sglang_takes_what_passes(params: dict[str, Any]) -> None:
+    """A value that is no number once reached SGLang's comparison with one."""
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    body = {"text": "a", "sampling_params": params}
+    if refusal_of("/generate", body) is None:
+        found = check_body("/generate", body, MODEL)["sampling_params"]
+        made = SamplingParams(**found)
+        made.verify(MODEL.vocab_size)
+        for key in NEUTRAL.keys() & set(SamplingParams.__struct_fields__):
+            if key not in NativeSampling.model_fields:
+                assert getattr(made, key) == getattr(SamplingParams(), key)
 
 
 def plain_fields(table: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, type]]:

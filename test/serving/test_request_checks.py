@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +31,7 @@ class Manager:
         self.model_config = SimpleNamespace(
             hf_config=copy.copy(HF_CONFIG),
             vocab_size=375,
-            get_default_sampling_params=dict,
+            hf_generation_config=None,
         )
         fields: dict[str, Any] = {
             "dllm_algorithm": "FullAttnMultiBlock",
@@ -126,23 +125,3 @@ def test_only_our_models_under_our_algorithms_are_checked() -> None:
         manager = Manager()
         manager.model_config.hf_config.architectures = architectures
         assert checks_of(manager) is None
-
-
-@pytest.mark.parametrize("path", ["/dllm/health", "/health", "/dllm/v1/models"])
-def test_a_key_is_asked_for_by_the_route_s_own_path(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Behind --fastapi-root-path too, probes need no key and other routes do."""
-    from sglang.srt.entrypoints import http_server
-    from sglang.srt.utils.auth import AuthLevel, decide_request_auth
-
-    from sglang_dllm.patches.http_server import _decide_request_auth
-
-    manager = Manager(fastapi_root_path="/dllm")
-    state = SimpleNamespace(tokenizer_manager=manager)
-    monkeypatch.setattr(http_server, "get_global_state", lambda: state)
-    original = inspect.unwrap(decide_request_auth)
-    decision = _decide_request_auth(
-        original, "GET", path, None, "key", None, AuthLevel.NORMAL
-    )
-    assert decision.allowed == path.endswith("/health")

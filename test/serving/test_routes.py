@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
+from starlette.middleware import Middleware
 
 from sglang_dllm.serving.body import CHECKS
-from sglang_dllm.serving.routes import ANSWERED, MANAGEMENT, REFUSED, RefusedRoutes
+from sglang_dllm.serving.routes import (
+    ANSWERED,
+    MANAGEMENT,
+    REFUSED,
+    OwnPaths,
+    RefusedRoutes,
+)
 
 
 def walk(routes: Iterable[Any]) -> Iterator[Any]:
@@ -58,30 +66,99 @@ def test_the_page_has_every_route() -> None:
         assert f"`{instead}`" in page and reason in page
 
 
-def guarded(root_path: str = "") -> TestClient:
-    app = FastAPI(root_path=root_path)
-    app.post("/v1/embeddings")(lambda: "reached")
-    app.post("/generate")(lambda: "reached")
-    app.add_middleware(RefusedRoutes)
-    return TestClient(app, root_path=root_path)
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> TestClient:
+    """SGLang's check of keys, and a server of ours, around three routes."""
+    from sglang.srt.utils.auth import add_api_key_middleware
+
+    app = FastAPI()
+    for path in ("/v1/embeddings", "/generate", "/v1/messages", "/health"):
+        app.api_route(path, methods=["GET", "POST"])(lambda: "reached")
+
+    @app.get("/url")
+    async def url(request: Request) -> str:
+        return str(request.url)
+
+    app.user_middleware.append(Middleware(RefusedRoutes))
+    key = getattr(request, "param", None)
+    if key is not None:
+        add_api_key_middleware(app, api_key=key, admin_api_key=None)
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: OwnPaths(build())  # type: ignore
+    # As uvicorn does, the client of tests puts no root path before a path.
+    return TestClient(app, root_path="/dllm")
 
 
-@pytest.mark.parametrize("root_path", ["", "/dllm"])
-def test_a_refused_route_names_the_one_to_use(root_path: str) -> None:
-    client = guarded(root_path)
-    for prefix in {"", root_path}:
-        refusal = client.post(f"{prefix}/v1/embeddings", json={"input": "a"})
-        assert refusal.status_code == 400, prefix
-        assert "/v1/chat/completions" in refusal.json()["message"]
-        assert client.post(f"{prefix}/generate").json() == "reached"
+PREFIXES = ["", "/dllm", "/dllm/dllm"]
 
 
-def test_a_refused_web_socket_is_closed() -> None:
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_refused_route_names_the_one_to_use(client: TestClient, prefix: str) -> None:
+    refusal = client.post(f"{prefix}/v1/embeddings", json={"input": "a"})
+    assert refusal.status_code == 400
+    assert "/v1/chat/completions" in refusal.json()["message"]
+    assert client.post(f"{prefix}/generate").json() == "reached"
+    assert client.get(f"{prefix}/url").json().endswith("testserver/url")
+    assert client.get("/dllms/generate").status_code == 404
+
+
+@pytest.mark.parametrize("client", ["k"], indirect=True)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_keys_are_asked_for_by_the_route_s_own_path(
+    client: TestClient, prefix: str
+) -> None:
+    """Probes need no key, and a refusal needs one as all other answers."""
+    assert client.get(f"{prefix}/health").status_code == 200
+    for path in ("/generate", "/v1/messages", "/v1/embeddings"):
+        assert client.post(prefix + path).status_code == 401
+        wrong = client.post(prefix + path, headers={"x-api-key": "wrong"})
+        assert wrong.status_code == 401
+    bearer = {"Authorization": "Bearer k"}
+    assert client.post(f"{prefix}/generate", headers=bearer).json() == "reached"
+    key = {"x-api-key": "k"}
+    assert client.post(f"{prefix}/v1/messages", headers=key).json() == "reached"
+    assert client.post(f"{prefix}/generate", headers=key).status_code == 401
+
+
+DENIAL = "websocket.http.response"
+
+
+@pytest.mark.parametrize(
+    ("extensions", "expected"),
+    [
+        ({}, ["websocket.close"]),
+        ({DENIAL: {}}, [f"{DENIAL}.start", f"{DENIAL}.body"]),
+    ],
+)
+def test_a_refused_web_socket_is_not_opened(
+    extensions: dict[str, Any], expected: list[str]
+) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "websocket", "path": "/v1/realtime"}
+    scope = {"type": "websocket", "path": "/v1/realtime", "extensions": extensions}
     asyncio.run(RefusedRoutes(None)(scope, None, send))  # type: ignore[arg-type]
-    assert [one["type"] for one in sent] == ["websocket.close"]
+    assert [one["type"] for one in sent] == expected
+    assert sent[0].get("status", 400) == 400
+
+
+def test_the_middleware_is_around_the_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sglang.srt.entrypoints import http_server
+
+    from sglang_dllm.patches.http_server import _set_global_state
+
+    app = FastAPI()
+    monkeypatch.setattr(http_server, "app", app)
+    monkeypatch.setattr(
+        "sglang_dllm.serving.request_checks.checks_of", lambda manager: manager
+    )
+    for is_ours in (None, "ours"):
+        state = SimpleNamespace(tokenizer_manager=is_ours)
+        assert _set_global_state(lambda same: same, state) is state
+        stack = app.build_middleware_stack()
+        assert isinstance(stack, OwnPaths) == (is_ours is not None)
+    assert [one.cls for one in app.user_middleware] == [RefusedRoutes]

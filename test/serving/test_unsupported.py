@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from sglang_dllm.serving.bad_request import BadRequest
 from sglang_dllm.serving.body import ServedModel, check_body
 from sglang_dllm.serving.foreign_fields import NEUTRAL
 
-MODEL = ServedModel(vocab_size=375, temperature=0.0)
+MODEL = ServedModel(vocab_size=375, defaults={"temperature": 0.0})
 
 OFF: list[tuple[str, Any]] = [
     *(("use_beam_search", False), ("early_stopping", False), ("num_beams", 1)),
@@ -28,6 +29,9 @@ OFF: list[tuple[str, Any]] = [
     *(("response_format", {"type": "text"}), ("function_call", "none")),
     *(("logprobs", False), ("top_logprobs", 0), ("do_sample", False)),
     *(("detokenize", True), ("watermark", False), ("truncate_prompt_tokens", None)),
+    *(("num_return_sequences", 1), ("stop_sequences", []), ("rep_pen", 1.0)),
+    *(("chat_template", None), ("max_output_tokens", None), ("suppress_tokens", [])),
+    *(("add_generation_prompt", True), ("renormalize_logits", False)),
 ]
 KEPT_OUT = {"echo", "add_special_tokens"}
 
@@ -62,6 +66,8 @@ def test_a_field_that_is_on_is_named(route: str, field: str, value: Any) -> None
         named = f"sampling_params.{field}"
     if field in ("max_new_tokens", "sampling_seed") and value == 7:
         return  # /generate has these itself, and the other two refuse them
+    if (field, value, route) == ("max_completion_tokens", 7, "chat"):
+        return
     with pytest.raises(BadRequest) as refusal:
         check_body(ROUTES[route], body, MODEL)
     assert named in str(refusal.value)
@@ -112,7 +118,7 @@ def test_tools_need_a_place_in_the_chat_template() -> None:
         with pytest.raises(BadRequest, match=f"^{field}=.*no place for"):
             check_body(ROUTES["chat"], body, MODEL)
         names = frozenset({"tools", "tool_calls"})
-        takes = ServedModel(vocab_size=375, temperature=0.0, template_names=names)
+        takes = replace(MODEL, template_names=names)
         assert check_body(ROUTES["chat"], body, takes)["messages"] == body["messages"]
     empty = {**SMALLEST["chat"], "tools": [], "tool_choice": "none"}
     assert check_body(ROUTES["chat"], empty, MODEL)["tool_choice"] == "none"

@@ -21,10 +21,9 @@ from sglang_dllm.serving.body import (
 from sglang_dllm.serving.validation import (
     CapacityLimits,
     check_request,
-    default_temperature,
 )
 
-MODEL = ServedModel(vocab_size=100, temperature=0.25)
+MODEL = ServedModel(vocab_size=100, defaults={"temperature": 0.25})
 LIMITS = CapacityLimits(max_req_input_len=95)
 LLADA = FAMILIES["LLaDAModelLM"]
 DECODE = parse_decode_config("FullAttnMultiBlock", LLADA, {})
@@ -96,22 +95,6 @@ def test_what_does_not_fit_is_named(
     with pytest.raises(BadRequest) as caught:
         check_request(params, input_ids, LIMITS, DECODE, FACTS)
     assert named in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("preferred", "generation_config", "expected"),
-    [
-        (None, {}, 0.0),
-        ({}, {"temperature": 0.2}, 0.2),
-        ({"temperature": 0.7}, {"temperature": 0.2}, 0.7),
-        ({"temperature": 0}, {"temperature": 0.2}, 0.0),
-        ({"top_p": 0.9}, {"temperature": None}, 0.0),
-    ],
-)
-def test_default_temperature(
-    preferred: dict[str, Any] | None, generation_config: dict[str, Any], expected: float
-) -> None:
-    assert default_temperature(preferred, generation_config) == expected
 
 
 def test_a_body_without_a_temperature_gets_the_models() -> None:

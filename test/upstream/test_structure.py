@@ -30,15 +30,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "models/facts.py": ("errors",),
     "decoding": _CORE,
     "attention": ("attention", "decoding.window", "kernels", "errors"),
-    "models": ("models", "attention.plan", "errors"),
-    "config": ("config", "attention.backends", "models.tokenizers", *_CORE),
+    "models": ("models", "attention.plan", "user_folder", "errors"),
+    "config": (
+        *("config", "attention.backends", "models.config_check", "models.tokenizers"),
+        *("models.stored_dtype", *_CORE),
+    ),
+    "launching": ("launching", "errors"),
     "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
     "runtime": (
         *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
         *_CORE,
     ),
-    "platform": ("platform", "upstream.compat", "errors"),
-    "upstream": ("upstream", "errors"),
+    "platform": ("platform", "models.linear", "upstream.compat", "errors"),
+    "upstream": ("upstream", *_BASE),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")
 WITHOUT_SGLANG += ("decoding", "kernels", "attention")

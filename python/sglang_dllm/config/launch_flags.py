@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_dllm.attention.backends import BACKENDS
+from sglang_dllm.config.dtype import settle_dtype
+from sglang_dllm.config.refused_flags import HARMLESS, UNCHECKED, reason_against
 from sglang_dllm.config.server import load_decode_config
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError
@@ -26,71 +28,6 @@ DEFAULT_MAX_RUNNING_REQUESTS = 32
 ATTENTION_BACKENDS = tuple(backend.flag for backend in BACKENDS)
 
 KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e5m2", "fp8_e4m3")
-
-_UNSHARED = "a canvas's KV belongs to its request alone"
-_WINDOWS = "a forward computes windows of canvases, and there is no decode phase"
-_UNCHECKED = "its processes load no plugin, so that no request would be checked"
-_UNSUPPORTED = "it is not supported"
-_VARYING = "forwards over whole canvases vary in length and are not captured"
-
-# Fields of ServerArgs that have no use here, and the reason that the user is told. A
-# version of SGLang may lack some of them.
-_REFUSED = {
-    "grpc_mode": _UNCHECKED,
-    "smg_grpc_mode": _UNCHECKED,
-    "tokenizer_worker_num": _UNCHECKED,
-    "use_ray": _UNCHECKED,
-    "encoder_only": _UNSUPPORTED,
-    "chunked_prefill_size": "a canvas attends to all of itself and cannot be split",
-    "enable_mixed_chunk": _WINDOWS,
-    "enable_dynamic_chunking": _WINDOWS,
-    "prefill_max_requests": _WINDOWS,
-    "prefill_decode_interval": _WINDOWS,
-    "enable_prefill_delayer": _WINDOWS,
-    "enable_pdmux": _WINDOWS,
-    "enable_two_batch_overlap": _UNSUPPORTED,
-    "enable_single_batch_overlap": _UNSUPPORTED,
-    "disaggregation_mode": "there is no decode phase",
-    "speculative_algorithm": "there is no autoregressive decode to speculate on",
-    "enable_hierarchical_cache": _UNSHARED,
-    "enable_lmcache": _UNSHARED,
-    "enable_flexkv": _UNSHARED,
-    "enable_unified_cache_external_linker": _UNSHARED,
-    "enable_session_radix_cache": _UNSHARED,
-    "enable_streaming_session": _UNSHARED,
-    "enable_hisparse": _UNSUPPORTED,
-    "enable_unified_memory": _UNSUPPORTED,
-    "pp_size": _UNSUPPORTED,
-    "dcp_size": _UNSUPPORTED,
-    "attn_cp_size": _UNSUPPORTED,
-    "enable_dp_attention": "use --dp-size for data parallelism",
-    "attn_dp_size": "use --dp-size for data parallelism",
-    "enable_lora": _UNSUPPORTED,
-    "lora_paths": _UNSUPPORTED,
-    "uno_lora_path": _UNSUPPORTED,
-    "enable_custom_logit_processor": _UNSUPPORTED,
-    "enable_return_hidden_states": _UNSUPPORTED,
-    "return_hidden_states_mode": _UNSUPPORTED,
-    "enable_return_aux_hidden_states": _UNSUPPORTED,
-    "aux_hidden_state_capture": _UNSUPPORTED,
-    "enable_watermark": _UNSUPPORTED,
-    "watermark_config": _UNSUPPORTED,
-    "startup_weight_load_mode": _UNSUPPORTED,
-    "is_embedding": "the model generates text",
-    "enable_priority_scheduling": "a canvas cannot be preempted",
-    "enable_torch_compile": _UNSUPPORTED,
-    "cuda_graph_config": "use --cuda-graph-bs-decode and its like",
-    "cuda_graph_backend_prefill": _VARYING,
-    "cuda_graph_max_bs_prefill": _VARYING,
-    "cuda_graph_bs_prefill": _VARYING,
-    "cuda_graph_tc_compiler": _VARYING,
-    "cuda_graph_max_seq_len_prefill": _VARYING,
-    "cuda_graph_prefill_max_context": _VARYING,
-    "disable_cuda_graph_padding": "windows are padded to the next captured size",
-}
-
-_HARMLESS = (("chunked_prefill_size", -1), ("cuda_graph_backend_prefill", "disabled"))
-"""Refused fields with a value that changes nothing."""
 
 
 def require_algorithm(server_args: Any, architecture: str) -> None:
@@ -107,13 +44,13 @@ def require_algorithm(server_args: Any, architecture: str) -> None:
 
 
 def settle_launch_flags(
-    server_args: Any, architecture: str, defaults: Mapping[str, Any]
+    server_args: Any, architecture: str, given: Mapping[str, Any]
 ) -> None:
     """Refuse flags that have no use, then set the values that canvases need.
 
     Args:
         server_args: the flags as the user gave them, read and written here.
-        defaults: SGLang's default of each flag.
+        given: the flags that the user gave, with their values.
 
     Raises:
         ConfigError: one line naming flag, value and what is allowed.
@@ -124,7 +61,8 @@ def settle_launch_flags(
         FAMILIES[architecture],
         server_args.dllm_algorithm_config,
     )
-    _refuse(server_args, architecture, defaults)
+    _refuse(server_args, architecture, given)
+    settle_dtype(server_args)
     _check_attention_backend(server_args, architecture)
     if server_args.max_running_requests is None:
         # SGLang's own default for dLLMs is one request at a time.
@@ -165,28 +103,26 @@ def _settle_graphs(server_args: Any) -> None:
     server_args.cuda_graph_backend_prefill = "disabled"
 
 
-def _refuse(server_args: Any, architecture: str, defaults: Mapping[str, Any]) -> None:
+def _refuse(server_args: Any, architecture: str, given: Mapping[str, Any]) -> None:
     rust_server = os.environ.get("SGLANG_RUST_SERVER", "")
     if rust_server.lower() in ("true", "1", "yes", "y"):
         raise ConfigError(
             f"SGLANG_RUST_SERVER={rust_server!r} has no use for {architecture}: "
-            f"{_UNCHECKED}; leave it out"
+            f"{UNCHECKED}; leave it out"
         )
     if not server_args.dllm_fdfo:
         raise ConfigError(
             f"--no-dllm-fdfo has no use for {architecture}: a canvas always leaves "
             "the batch as soon as it is finished"
         )
-    for name, reason in _REFUSED.items():
-        value = getattr(server_args, name) if name in defaults else None
-        if value in (defaults.get(name), None, False):
-            continue
-        if (name, value) in _HARMLESS:
-            continue
-        flag = "--" + name.replace("_", "-")
-        raise ConfigError(
-            f"{flag}={value!r} has no use for {architecture}: {reason}; leave it out"
-        )
+    for name, value in given.items():
+        reason = reason_against(name)
+        if reason is not None and (name, value) not in HARMLESS:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{flag}={value!r} has no use for {architecture}: {reason}; "
+                "leave it out"
+            )
 
 
 def _check_attention_backend(server_args: Any, architecture: str) -> None:

@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
-from sglang_dllm.errors import ConfigError
+from sglang_dllm.models.config_check import rope_of, with_defaults
+from sglang_dllm.models.facts import architecture_in
+from sglang_dllm.models.rope import FIELDS as ROPE_FIELDS
+from sglang_dllm.models.rope import Rope, read_rope
 
-LLADA_MOE_ARCHITECTURES = ("LLaDAMoEModelLM", "LLaDAMoEModel")
+
+class _Published:
+    """Reads a config.json as the published config class does.
+
+    Attributes:
+        family: the architecture of a file that names none.
+    """
+
+    family: ClassVar[str]
+
+    def published(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields with their defaults, without those of the rotary embedding.
+
+        Theta and scaling become ``rope_parameters``, whichever fields had them.
+        """
+        self._given = dict(fields)
+        filled = with_defaults(fields, self.family)
+        filled.setdefault("architectures", [self.family])
+        rotary = rope_of(filled, self.family)
+        self.rope_parameters = rotary.to_dict()
+        self.rope_theta = rotary.theta
+        return {k: value for k, value in filled.items() if k not in ROPE_FIELDS}
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Override fields of the file, as ``--json-model-override-args`` does.
+
+        Defaults may depend on such a field, so that all are read again.
+        """
+        type(self).__init__(self, **{**self._given, **config_dict})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers, without what is kept for ``update``."""
+        fields: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return {name: x for name, x in fields.items() if name != "_given"}
 
 
-class LLaDAMoEConfig(PretrainedConfig):
+class LLaDAMoEConfig(_Published, PretrainedConfig):
     """config.json of LLaDA-MoE-7B-A1B.
 
     The published files have the ``model_type`` of the dense models, ``llada``.
@@ -20,50 +56,17 @@ class LLaDAMoEConfig(PretrainedConfig):
     """
 
     model_type = "llada_moe"
+    family = "LLaDAMoEModelLM"
 
-    def __init__(
-        self,
-        vocab_size: int = 157184,
-        hidden_size: int = 2048,
-        expert_intermediate_size: int = 1024,
-        num_hidden_layers: int = 16,
-        num_attention_heads: int = 16,
-        num_key_value_heads: int | None = None,
-        num_experts: int = 64,
-        num_experts_per_tok: int = 8,
-        norm_topk_prob: bool | None = None,
-        max_position_embeddings: int = 8192,
-        rms_norm_eps: float = 1e-5,
-        rope_theta: float = 50000.0,
-        tie_word_embeddings: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.expert_intermediate_size = expert_intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = (
-            num_key_value_heads
-            if num_key_value_heads is not None
-            else num_attention_heads
-        )
-        self.num_experts = num_experts
-        self.num_experts_per_tok = num_experts_per_tok
-        self.norm_topk_prob = bool(norm_topk_prob)
-        self.max_position_embeddings = max_position_embeddings
-        self.rms_norm_eps = rms_norm_eps
-        self.rope_theta = rope_theta
-        # SGLang adds this field to a number if it exists, which fails for null.
-        if kwargs.get("shared_expert_intermediate_size") is None:
-            kwargs.pop("shared_expert_intermediate_size", None)
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**self.published(fields))
 
 
-class LLaDAConfig(PretrainedConfig):
+class LLaDAConfig(_Published, PretrainedConfig):
     """config.json of LLaDA-8B, LLaDA-1.5 and d3LLM-LLaDA (OLMo's field names)."""
 
     model_type = "llada"
+    family = "LLaDAModelLM"
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",
@@ -74,76 +77,28 @@ class LLaDAConfig(PretrainedConfig):
         "tie_word_embeddings": "weight_tying",
     }
 
-    def __init__(
-        self,
-        d_model: int = 4096,
-        n_layers: int = 32,
-        n_heads: int = 32,
-        n_kv_heads: int | None = None,
-        mlp_hidden_size: int | None = None,
-        mlp_ratio: int = 4,
-        max_sequence_length: int = 4096,
-        vocab_size: int = 126464,
-        embedding_size: int | None = None,
-        rope_theta: float = 10000.0,
-        rms_norm_eps: float = 1e-5,
-        weight_tying: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.d_model = d_model
-        self.n_layers = n_layers
-        self.n_heads = n_heads
-        self.n_kv_heads = n_kv_heads if n_kv_heads is not None else n_heads
-        self.mlp_hidden_size = mlp_hidden_size or mlp_ratio * d_model
-        self.max_sequence_length = max_sequence_length
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**self.published(fields))
         # The embedding and the head have embedding_size rows. An entropy over fewer
         # of them would not be the published one.
-        self.vocab_size = embedding_size or vocab_size
-        self.rope_theta = rope_theta
-        self.rms_norm_eps = rms_norm_eps
-        self.weight_tying = weight_tying
-        super().__init__(**kwargs)
+        self.vocab_size = self.embedding_size
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The config of a LLaDA, or of a LLaDA-MoE, which has the same model_type."""
-        if (config_dict.get("architectures") or [None])[0] in LLADA_MOE_ARCHITECTURES:
+        if "MoE" in str(architecture_in(config_dict)):
             return LLaDAMoEConfig.from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
 
 
-class DreamConfig(PretrainedConfig):
+class DreamConfig(_Published, PretrainedConfig):
     """config.json of Dream-v0, Dream-Coder, DiffuCoder and d3LLM-Dream."""
 
     model_type = "Dream"
+    family = "DreamModel"
 
-    def __init__(
-        self,
-        vocab_size: int = 152064,
-        hidden_size: int = 3584,
-        intermediate_size: int = 18944,
-        num_hidden_layers: int = 28,
-        num_attention_heads: int = 28,
-        num_key_value_heads: int | None = None,
-        max_position_embeddings: int = 131072,
-        rms_norm_eps: float = 1e-6,
-        rope_theta: float = 1e6,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = (
-            num_key_value_heads
-            if num_key_value_heads is not None
-            else num_attention_heads
-        )
-        self.max_position_embeddings = max_position_embeddings
-        self.rms_norm_eps = rms_norm_eps
-        self.rope_theta = rope_theta
-        super().__init__(**kwargs)
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**self.published(fields))
 
 
 _KEPT = {
@@ -167,25 +122,18 @@ def published_size(config: Any, field: str) -> int:
     return size
 
 
-def check_fields(
-    config: Any, architecture: str, required: Mapping[str, object]
-) -> None:
-    """Refuse a config that our module would compute wrongly.
-
-    Args:
-        required: the one supported value of each field. An absent field and null are
-            supported too.
+def rope_of_config(config: Any) -> Rope:
+    """The rotary embedding of a config object, ours or transformers' own.
 
     Raises:
-        ConfigError: names the field, its value and the supported value.
+        ConfigError: ``--json-model-override-args`` replaced the object that has theta.
     """
-    for field, wanted in required.items():
-        found = getattr(config, field, wanted)
-        if found is not None and found != wanted:
-            raise ConfigError(
-                f"config.json: {field}={found!r} is not supported for "
-                f"{architecture}; expected {wanted!r}"
-            )
+    given = dict(config.rope_parameters)
+    # Transformers' class has this attribute only where an override has set it.
+    theta = getattr(config, "rope_theta", None)
+    if theta is not None:
+        given["rope_theta"] = theta
+    return read_rope({"rope_parameters": given}, None, config.max_position_embeddings)
 
 
 def register_configs() -> None:

@@ -34,8 +34,15 @@ from torch import nn
 
 from sglang_dllm.attention.plan import plan_of
 from sglang_dllm.errors import ConfigError
-from sglang_dllm.models.configs import published_size
-from sglang_dllm.models.linear import use_column_major
+from sglang_dllm.models.configs import published_size, rope_of_config
+from sglang_dllm.models.linear import (
+    gated_mlp,
+    padded,
+    padded_weights,
+    use_padded_products,
+)
+from sglang_dllm.models.rope import Rope
+from sglang_dllm.models.tied_head import TiedHead
 from sglang_dllm.models.weights import ExpertPiece, load_tensors
 
 
@@ -44,20 +51,25 @@ class DenseShape:
     """Sizes of the transformer, under one set of names for all configs.
 
     Attributes:
+        head_dim: of a query, key or value head; ``num_heads * head_dim`` may differ
+            from ``hidden_size``.
+        tie_embeddings: whether the head is the embedding; None where the checkpoint's
+            tensors decide.
         qk_norm: each query and key head has an RMSNorm before its rotation.
     """
 
     hidden_size: int
+    head_dim: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     intermediate_size: int
     vocab_size: int
     max_positions: int
-    rope_theta: float
+    rope: Rope
     rms_norm_eps: float
     qkv_bias: bool
-    tie_embeddings: bool
+    tie_embeddings: bool | None
     qk_norm: bool = False
 
     @classmethod
@@ -69,21 +81,20 @@ class DenseShape:
         Args:
             others: fields with another name in the config, or with none.
         """
+        num_heads = published_size(config, "num_attention_heads")
         sizes = {
             "hidden_size": config.hidden_size,
+            "head_dim": config.hidden_size // num_heads,
             "num_layers": config.num_hidden_layers,
-            "num_heads": published_size(config, "num_attention_heads"),
+            "num_heads": num_heads,
             "num_kv_heads": published_size(config, "num_key_value_heads"),
             "vocab_size": config.vocab_size,
             "max_positions": config.max_position_embeddings,
             "rms_norm_eps": config.rms_norm_eps,
-            "tie_embeddings": bool(config.tie_word_embeddings),
+            "rope": rope_of_config(config),
+            "tie_embeddings": config.tie_word_embeddings,
         }
-        return cls(**sizes, qkv_bias=qkv_bias, **others)
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return cls(**sizes | others, qkv_bias=qkv_bias)
 
 
 class Attention(nn.Module):
@@ -123,7 +134,8 @@ class Attention(nn.Module):
             head_dim,
             rotary_dim=head_dim,
             max_position=shape.max_positions,
-            base=int(shape.rope_theta),
+            base=shape.rope.theta,
+            rope_scaling=shape.rope.for_sglang(),
         )
         self.attn = RadixAttention(
             self.num_heads,
@@ -185,8 +197,13 @@ class GatedMLP(nn.Module):
             prefix=add_prefix("down_proj", prefix),
         )
         self.act_fn = SiluAndMul()
+        # Ranks that have a part of the layers each must add their results.
+        self.is_whole = get_parallel().tp_size == 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = padded_weights(self.gate_up_proj, self.down_proj)
+        if weights is not None and self.is_whole:
+            return gated_mlp(x, *weights)
         gate_up, _ = self.gate_up_proj(x)
         out, _ = self.down_proj(self.act_fn(gate_up))
         return out
@@ -284,6 +301,7 @@ class DenseDiffusionLM(nn.Module):
             for i in range(shape.num_layers)
         )
         self.norm = _norm(shape, shape.hidden_size)
+        self._tie_by_weights = shape.tie_embeddings is None
         if shape.tie_embeddings:
             self.lm_head = self.embed_tokens
         else:
@@ -294,7 +312,7 @@ class DenseDiffusionLM(nn.Module):
                 prefix=add_prefix("lm_head", prefix),
             )
         self.logits_processor = LogitsProcessor(config, return_full_logits=True)
-        use_column_major(self)
+        use_padded_products(self)
 
     def _make_block(
         self,
@@ -352,7 +370,9 @@ class DenseDiffusionLM(nn.Module):
     @torch.no_grad()
     def logits(self, x: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         """The head, from hidden states ``(n, H)`` to logits ``(n, V)`` float32."""
-        return self.logits_processor(None, x, self.lm_head, forward_batch).full_logits
+        rows, x = len(x), padded(x)
+        found = self.logits_processor(None, x, self.lm_head, forward_batch)
+        return found.full_logits[:rows]
 
     def load_weights(
         self,
@@ -360,5 +380,18 @@ class DenseDiffusionLM(nn.Module):
         rename: Callable[[str], str | None],
         experts: Sequence[ExpertPiece] = (),
     ) -> None:
-        """Load a checkpoint with ``weights.load_tensors``."""
-        load_tensors(self, weights, rename, experts)
+        """Load a checkpoint with ``weights.load_tensors``.
+
+        A checkpoint without a head is tied if config.json does not say that it is not.
+        """
+        is_tied = self.lm_head is self.embed_tokens
+        lacking = load_tensors(
+            self,
+            weights,
+            rename,
+            experts,
+            tied=TiedHead(self.embed_tokens) if is_tied else None,
+            may_lack="lm_head" if self._tie_by_weights else "",
+        )
+        if lacking:
+            self.lm_head = self.embed_tokens

@@ -12,19 +12,10 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.utils.hf_transformers_utils import get_rope_config
 
-from sglang_dllm.errors import ConfigError
-from sglang_dllm.models.configs import check_fields, published_size
+from sglang_dllm.models.configs import published_size
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 from sglang_dllm.models.weights import rename_llama
-
-# The config can express other values. This module would compute them wrongly.
-_REQUIRED: dict[str, object] = {
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "mlp_bias": False,
-}
 
 
 class DiffuLlamaModel(DenseDiffusionLM):
@@ -36,21 +27,11 @@ class DiffuLlamaModel(DenseDiffusionLM):
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
-        heads = published_size(config, "num_attention_heads")
-        head_dim = config.hidden_size // heads
-        check_fields(config, "DiffuLlamaModel", _REQUIRED | {"head_dim": head_dim})
-        rope_theta, rope = get_rope_config(config)
-        rope_type = (rope or {}).get("rope_type", "default")
-        if rope_type != "default":
-            raise ConfigError(
-                f"config.json: rope_type={rope_type!r} is not supported for "
-                "DiffuLlamaModel; expected 'default'"
-            )
         shape = DenseShape.from_llama_config(
             config,
             qkv_bias=False,
             intermediate_size=published_size(config, "intermediate_size"),
-            rope_theta=rope_theta,
+            head_dim=config.head_dim,
         )
         super().__init__(config, shape, quant_config, prefix)
 

@@ -28,9 +28,9 @@ class DreamModel(DenseDiffusionLM):
     ) -> None:
         shape = DenseShape.from_llama_config(
             config,
-            qkv_bias=True,
+            # Without biases the block is Llama's.
+            qkv_bias=config.attention_bias,
             intermediate_size=published_size(config, "intermediate_size"),
-            rope_theta=config.rope_theta,
         )
         super().__init__(config, shape, quant_config, prefix)
 

@@ -5,6 +5,7 @@ Mask and EOS ids are not here. They come from the checkpoint's config.json.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -48,6 +49,28 @@ FAMILIES = {
         Family("DiffuLlamaModel", sampler_family="Dream", shift=1),
     )
 }
+
+
+def architecture_in(fields: Mapping[str, Any]) -> str | None:
+    """The first architecture of a config.json.
+
+    A file without architectures has that of its ``model_type``: the published config
+    classes fill it in.
+    """
+    names = fields.get("architectures")
+    if isinstance(names, list | tuple) and names:
+        return str(names[0])
+    if names:
+        return None
+    # Dense and MoE models of LLaDA have the same model_type.
+    has_experts = fields.get("num_experts") is not None
+    llada = "LLaDAMoEModelLM" if has_experts else "LLaDAModelLM"
+    types = {
+        "Dream": "DreamModel",
+        "llada": llada,
+        "llada_moe": "LLaDAMoEModelLM",
+    }
+    return types.get(str(fields.get("model_type")))
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,22 @@ class ModelFacts:
             eot_token_id=vocabulary.get(self.family.eot_token),
             newline_ids=_newline_ids(tokenizer, self.family.sampler_family),
         )
+
+    def differences_from(self, tokenizer: Any) -> list[str]:
+        """Ids of config.json that the tokenizer gives to other tokens, in words.
+
+        A server with such ids answers, and a mask or an end of text looks like text.
+        """
+        names = (("mask_token", (self.mask_id,)), ("eos_token", self.eos_ids))
+        lines = []
+        for name, ids in names:
+            token = getattr(tokenizer, f"{name}_id", None)
+            if token is not None and token not in ids:
+                lines.append(
+                    f"config.json has {name}_id={', '.join(map(str, ids))}, but the "
+                    f"tokenizer's {name} {getattr(tokenizer, name)!r} is {token}"
+                )
+        return lines
 
 
 # AdaBlock-dLLM's delimiters in Dream's vocabulary: a newline, alone or after

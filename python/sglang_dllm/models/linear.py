@@ -1,8 +1,9 @@
-"""Matrix products on a CPU: oneDNN's, over column-major weights.
+"""Matrix products in bfloat16 and float16 on a CPU.
 
-They are as fast as oneDNN's packed weights, and a seventh faster than torch's default
-product at a hundred tokens. Packed weights would be a second copy, which an update of
-the weights would not reach.
+oneDNN computes them with a kernel of its own for each number of rows. A new kernel
+takes some 10 ms and 1.2 MB, and batches of canvases are ragged, so a server would make
+kernels all the time. Rows are therefore added until the number is one of few. Products
+in float32 are MKL's, which has one kernel for all.
 """
 
 from __future__ import annotations
@@ -12,42 +13,90 @@ import os
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from torch import nn
+from torch.nn.functional import linear, pad, silu
 
-_KEPT_KERNELS = "16"
-"""The number of kernels that oneDNN keeps, one for each batch size (its default: 1024).
+_KEPT_KERNELS = "128"
+"""The kernels that torch and oneDNN keep (their default is 1024, over a gigabyte)."""
 
-Batches are ragged, so a server meets hundreds of sizes. Kept kernels lie between the
-tensors of a step and fragment the heap, which then grows by hundreds of megabytes. A
-new kernel takes some 30 us.
-"""
+_WEIGHTS_FIRST_ROWS = 512
+"""Up to so many rows, ``(W x^T)^T`` takes up to a third less time than ``x W^T``.
+
+oneDNN rearranges the second factor of each product, which is ``x`` then, and smaller
+than the weights."""
 
 
-class ColumnMajorLinear(UnquantizedLinearMethod):
-    """``x W^T + b`` in float32 on a CPU. W ``(N, K)`` has the strides ``(1, N)``."""
+def padded_rows(num_rows: int) -> int:
+    """The number of rows that a product of ``num_rows`` is computed with.
+
+    These are the multiples of 16, an AMX tile's height, up to 512, then 16 numbers in
+    each doubling.
+    """
+    step = max(16, 1 << max(0, (num_rows - 1).bit_length() - 5))
+    return -(-num_rows // step) * step
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """``x`` ``(T, K)`` with rows of zeros behind it.
+
+    ``x`` itself where its product needs none: on a GPU, and in float32.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+        return x
+    missing = padded_rows(len(x)) - len(x)
+    return pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``x W^T + b`` from ``x`` ``(T, K)`` to ``(T, N)``, over padded rows."""
+    return linear(padded(x), weight, bias)[: len(x)]
+
+
+def gated_mlp(
+    x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """``down(silu(gate x) * up x)``, from ``(T, H)`` to ``(T, H)``, over padded rows.
+
+    Args:
+        gate_up: ``(2 * F, H)``, the rows of gate before those of up.
+        down: ``(H, F)``.
+    """
+    rows, x = len(x), padded(x)
+    if len(x) <= _WEIGHTS_FIRST_ROWS:
+        gate, up = torch.mm(gate_up, x.t()).chunk(2)
+        out = torch.mm(down, silu(gate).mul_(up)).t().contiguous()
+    else:
+        gate, up = linear(x, gate_up).chunk(2, dim=-1)
+        out = linear(silu(gate).mul_(up), down)
+    return out[:rows]
+
+
+class PaddedLinear(UnquantizedLinearMethod):
+    """``product`` as a layer's method."""
 
     def apply(
         self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, layer.weight, bias, "none", [], ""
-        )
-        return product
+        return product(x, layer.weight, bias)
 
 
-def use_column_major(model: nn.Module) -> None:
-    """Give a model's plain float32 layers on a CPU this layout and this product.
-
-    Code that loads or reads the weights by index sees no difference.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return
+def use_padded_products(model: nn.Module) -> None:
+    """Give the plain half-precision layers of a model on a CPU this product."""
     for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
-        if type(method) is not UnquantizedLinearMethod:
+        if type(getattr(layer, "quant_method", None)) is not UnquantizedLinearMethod:
             continue
         weight = layer.weight
-        if weight.device.type == "cpu" and weight.dtype == torch.float32:
-            weight.data = weight.data.t().contiguous().t()
-            layer.quant_method = ColumnMajorLinear()
-            # oneDNN reads the variable at its first product.
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_KERNELS)
+        half = weight.dtype in (torch.bfloat16, torch.float16)
+        if weight.device.type == "cpu" and half:
+            layer.quant_method = PaddedLinear()
+            # Both libraries read their variable at their first product.
+            for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+                os.environ.setdefault(name, _KEPT_KERNELS)
+
+
+def padded_weights(*layers: nn.Module) -> tuple[torch.Tensor, ...] | None:
+    """The weights of layers that have this product; None if one has not."""
+    if all(isinstance(layer.quant_method, PaddedLinear) for layer in layers):
+        return tuple(layer.weight for layer in layers)
+    return None

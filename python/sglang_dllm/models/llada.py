@@ -10,8 +10,9 @@ import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.models.utils import WeightsMapper
 
-from sglang_dllm.models.configs import check_fields, published_size
+from sglang_dllm.models.configs import published_size, rope_of_config
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
+from sglang_dllm.models.weights import is_buffer
 
 _TOP = {"wte": "embed_tokens", "ln_f": "norm", "ff_out": "lm_head"}
 # ff_out is the MLP's down projection in a block, and the head at the top level.
@@ -29,23 +30,11 @@ _IN_BLOCK = {
 _TOP_NAME = re.compile(r"(\w+)\.(\w+)")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(\w+)\.(.+)")
 
-# The config can express other values. This module would compute them wrongly.
-_REQUIRED = {
-    "rope": True,
-    "alibi": False,
-    "layer_norm_type": "rms",
-    "attention_layer_norm": False,
-    "include_bias": False,
-    "bias_for_layer_norm": False,
-    "activation_type": "silu",
-    "block_type": "llama",
-    "scale_logits": False,
-    "input_emb_norm": False,
-}
-
 
 def rename(name: str) -> str | None:
-    """Our name of a LLaDA tensor."""
+    """Our name of a LLaDA tensor; None for one that is ignored."""
+    if is_buffer(name):
+        return None
     name = name.removeprefix("model.").removeprefix("transformer.")
     if match := _TOP_NAME.fullmatch(name):
         part, leaf = match.groups()
@@ -74,18 +63,19 @@ class LLaDAModelLM(DenseDiffusionLM):
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
-        check_fields(config, "LLaDAModelLM", _REQUIRED)
+        num_heads = published_size(config, "num_attention_heads")
         shape = DenseShape(
             hidden_size=config.d_model,
             num_layers=config.n_layers,
-            num_heads=published_size(config, "num_attention_heads"),
+            head_dim=config.d_model // num_heads,
+            num_heads=num_heads,
             num_kv_heads=published_size(config, "num_key_value_heads"),
             intermediate_size=published_size(config, "intermediate_size"),
             vocab_size=config.vocab_size,
             max_positions=config.max_sequence_length,
-            rope_theta=config.rope_theta,
+            rope=rope_of_config(config),
             rms_norm_eps=config.rms_norm_eps,
-            qkv_bias=bool(getattr(config, "include_qkv_bias", False)),
+            qkv_bias=config.include_qkv_bias,
             tie_embeddings=config.weight_tying,
         )
         super().__init__(config, shape, quant_config, prefix)

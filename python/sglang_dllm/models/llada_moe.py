@@ -17,25 +17,8 @@ from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.utils import add_prefix
 from torch import nn
 
-from sglang_dllm.models.configs import check_fields
 from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
 from sglang_dllm.models.weights import rename_llama
-
-# The config can express other values. This module would compute them wrongly.
-_REQUIRED: dict[str, object] = {
-    "attention_bias": False,
-    "clip_qkv": None,
-    "hidden_act": "silu",
-    "moe_router_enable_expert_bias": False,
-    "moe_router_score_function": "softmax",
-    "partial_rotary_factor": 1,
-    "qk_layernorm": True,
-    "rope_scaling": None,
-    "routed_scaling_factor": 1,
-    "router_num_group": None,
-    "router_topk_group": None,
-    "shared_expert_intermediate_size": None,
-}
 
 
 class RoutedExperts(nn.Module):
@@ -92,13 +75,10 @@ class LLaDAMoEModelLM(DenseDiffusionLM):
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
-        every_layer = {"moe_layer_freq": [1] * config.num_hidden_layers}
-        check_fields(config, type(self).__name__, _REQUIRED | every_layer)
         shape = DenseShape.from_llama_config(
             config,
             qkv_bias=False,
             intermediate_size=config.expert_intermediate_size,
-            rope_theta=config.rope_theta,
             qk_norm=True,
         )
         super().__init__(config, shape, quant_config, prefix)

@@ -13,11 +13,12 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang_dllm.platform.ranks import RankBinding, end_without_core_dump
 from sglang_dllm.upstream.compat import PlatformPools, keep_nccl_away
 
-_KV_POOL_FRACTION = 0.1
-"""Share of the machine's memory for weights and KV pool."""
+_STATIC_FRACTION = 0.8
+"""Share of the machine's free memory for weights and KV pool, at most. The pool takes
+what the weights leave of it."""
 
 _MAX_TOTAL_TOKENS = 32_768
-"""KV slots of the pool if the user sets no number: some 60 canvases of 512."""
+"""KV slots of the pool, at most, if the user sets no number: 64 canvases of 512."""
 
 
 class TorchCpuPlatform(CpuDeviceMixin, PlatformPools):
@@ -36,14 +37,14 @@ class TorchCpuPlatform(CpuDeviceMixin, PlatformPools):
         # fails without the CPU build of sgl-kernel.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"
-        # SGLang would choose float16 for a float32 checkpoint. On a CPU that is some
-        # 30 times slower.
+        # Models of ours have their dtype by now (config.dtype). SGLang would choose
+        # float16 for another model's float32, some 30 times slower on a CPU.
         if server_args.dtype == "auto":
             server_args.dtype = "float32"
         # Otherwise the scheduler polls, and an idle server takes a whole core.
         server_args.sleep_on_idle = True
         if server_args.mem_fraction_static is None:
-            server_args.mem_fraction_static = _KV_POOL_FRACTION
+            server_args.mem_fraction_static = _STATIC_FRACTION
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = _MAX_TOTAL_TOKENS
         self._binding.set_for(server_args)

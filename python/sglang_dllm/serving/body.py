@@ -40,12 +40,13 @@ class ServedModel:
 
     Attributes:
         vocab_size: token ids from 0 to vocab_size - 1 exist.
-        temperature: the temperature of a request that names none.
+        defaults: the sampling of a request that names none
+            (``sampling_defaults.SamplingDefaults``).
         template_names: the words of the chat template, its variables among them.
     """
 
     vocab_size: int
-    temperature: float
+    defaults: Mapping[str, Any]
     template_names: frozenset[str] = frozenset()
 
 
@@ -89,7 +90,7 @@ def _not_json(path: str, value: Any) -> tuple[str, Any] | None:
 
 
 def check_body(path: str, body: Any, model: ServedModel) -> Any:
-    """Check a body and fill in the model's default temperature.
+    """Check a body and fill in the server's sampling defaults.
 
     Args:
         path: of the route. A route that ``CHECKS`` does not list has no checks.
@@ -116,12 +117,12 @@ def _check_generate(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
 
 
 def _check_responses(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
-    return check_responses(body, model.temperature)
+    return check_responses(body, model.defaults)
 
 
 def _check_anthropic(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     _check_template("tools", body.get("tools"), model)
-    return check_anthropic(body, model.temperature)
+    return check_anthropic(body, model.defaults)
 
 
 def _check_count_tokens(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _check_openai(
     if body.pop("include_stop_str_in_output", False):
         # vLLM's name of it.
         body["no_stop_trim"] = True
-    body = {"temperature": model.temperature, **_all_tokens(body)}
+    body = {**model.defaults, **_all_tokens(body)}
     samples = body.pop("do_sample", None)
     if samples is not None and samples is not (body["temperature"] > 0):
         says = "true with a temperature above 0, false with temperature 0"

@@ -24,11 +24,13 @@ _STATEFUL = ("prompt", "conversation", "context_management")
 _LOGPROBS = "message.output_text.logprobs"
 
 
-def check_responses(body: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+def check_responses(
+    body: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
     """Check a body of /v1/responses.
 
     Args:
-        temperature: of a request that names none.
+        defaults: the sampling of a request that names none.
 
     Returns:
         The body that SGLang reads.
@@ -45,7 +47,7 @@ def check_responses(body: Mapping[str, Any], temperature: float) -> dict[str, An
             raise refused(key, given[key], "the text itself, in input")
     if _LOGPROBS in (given.get("include") or ()):
         raise refused("include", given["include"], f"no {_LOGPROBS}: {_REASON}")
-    return _checked(given, temperature, ResponseFields, ResponsesRequest)
+    return _checked(given, defaults, ResponseFields, ResponsesRequest)
 
 
 def _check_text(text: Any) -> None:
@@ -62,11 +64,13 @@ def _check_text(text: Any) -> None:
         raise refused("text.verbosity", text["verbosity"], "'medium' or nothing")
 
 
-def check_anthropic(body: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+def check_anthropic(
+    body: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
     """Check a body of /v1/messages.
 
     Args:
-        temperature: of a request that names none.
+        defaults: the sampling of a request that names none.
 
     Returns:
         The body that SGLang reads.
@@ -76,7 +80,7 @@ def check_anthropic(body: Mapping[str, Any], temperature: float) -> dict[str, An
     """
     from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 
-    found = _checked(body, temperature, AnthropicFields, AnthropicMessagesRequest)
+    found = _checked(body, defaults, AnthropicFields, AnthropicMessagesRequest)
     form = found.get("output_config", {}).get("format")
     if form is not None:
         raise refused("output_config.format", form, f"nothing: {_REASON}")
@@ -95,24 +99,24 @@ def check_count_tokens(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(
     body: Mapping[str, Any],
-    temperature: float,
+    defaults: Mapping[str, Any],
     implemented: type[BaseModel],
     upstream: type[Any],
 ) -> dict[str, Any]:
     check_fields(implemented, body)
-    defaults = defaults_of(upstream)  # type: ignore[arg-type]
-    found = without_unsupported(body, implemented, defaults, unknown_allowed=True)
+    theirs = defaults_of(upstream)  # type: ignore[arg-type]
+    found = without_unsupported(body, implemented, theirs, unknown_allowed=True)
     chat = {**defaults_of(ChatFields), "custom_params": None}
     known = {**chat, **defaults_of(implemented)}
     # SGLang would drop these without a word.
-    for key in known.keys() & found.keys() - {*defaults, "stream_options"}:
+    for key in known.keys() & found.keys() - {*theirs, "stream_options"}:
         if found[key] != known[key]:
             is_length = key in ("max_tokens", "max_completion_tokens")
             there = "max_output_tokens" if is_length else "it on /v1/chat/completions"
             raise refused(key, found[key], there)
     if found.get("top_k") == 0:
         found["top_k"] = -1
-    return {"temperature": temperature, **found}
+    return {**defaults, **found}
 
 
 def response_usage(prompt_tokens: int, completion_tokens: int | None) -> dict[str, Any]:

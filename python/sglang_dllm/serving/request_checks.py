@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from json import JSONDecodeError
@@ -27,15 +28,19 @@ from sglang_dllm.serving.body import (
 )
 from sglang_dllm.serving.copies import unfold_copies
 from sglang_dllm.serving.request_ids import RequestIds
+from sglang_dllm.serving.sampling_defaults import (
+    SamplingDefaults,
+    generation_config_of,
+)
 from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
     LENGTH_FIELD,
     CapacityLimits,
     check_request,
-    default_temperature,
 )
 from sglang_dllm.upstream.compat import in_effect
 
+logger = logging.getLogger(__name__)
 _LENGTH_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 # SGLang's own routes set these fields of a request, a client does not.
@@ -52,9 +57,9 @@ class RequestChecks:
         self.ids = RequestIds()
         self.model = ServedModel(
             vocab_size=config.vocab_size,
-            temperature=default_temperature(
-                manager.preferred_sampling_params, config.get_default_sampling_params()
-            ),
+            defaults=SamplingDefaults.of_server(
+                manager.preferred_sampling_params, generation_config_of(config)
+            ).to_dict(),
             template_names=_words(getattr(manager.tokenizer, "chat_template", None)),
         )
         self.decode = load_decode_config(
@@ -62,12 +67,14 @@ class RequestChecks:
             FAMILIES[hf_config.architectures[0]],
             args.dllm_algorithm_config,
         )
-        self.facts = ModelFacts.from_hf_config(hf_config).with_tokenizer(
-            tokenizer_of(manager.tokenizer, args)
-        )
+        tokenizer = tokenizer_of(manager.tokenizer, args)
+        facts = ModelFacts.from_hf_config(hf_config)
+        for difference in facts.differences_from(tokenizer):
+            logger.warning("%s", difference)
+        self.facts = facts.with_tokenizer(tokenizer)
 
     async def check_json(self, request: Any, read: Callable[[], Awaitable[Any]]) -> Any:
-        """The body of an HTTP request: checked, with the default temperature.
+        """The body of an HTTP request: checked, with the sampling defaults.
 
         The prompts of a streamed /generate are checked here too, because SGLang
         answers it with status 200 before the tokenizer manager sees it.
@@ -110,7 +117,7 @@ class RequestChecks:
             self.check_prompt(dict(params), list(prompt))
 
     def check_arguments(self, obj: Any) -> None:
-        """Check a GenerateReqInput and give it the default temperature, in place.
+        """Check a GenerateReqInput and give it the sampling defaults, in place.
 
         Prompts of one request share its parameters. Each gets its own dict, because
         the answer length that is filled in depends on the prompt. A request for several
@@ -147,7 +154,7 @@ class RequestChecks:
             self.check_prompt(dict(obj.sampling_params), obj.input_ids)
 
     def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {"temperature": self.model.temperature, **params}
+        return {**self.model.defaults, **params}
 
     def check_prompt(self, params: dict[str, Any], input_ids: Any) -> None:
         """Check one prompt and resolve its options, in place in ``params``.

@@ -10,6 +10,7 @@ from typing import Any
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ANSWERED = MappingProxyType(
     {
@@ -82,28 +83,79 @@ MANAGEMENT = frozenset(
 """Routes of SGLang that change something and ask the model nothing."""
 
 
-class RefusedRoutes:
-    """ASGI middleware that answers the refused routes with status 400."""
+_WITH_LINKS = ("/docs", "/redoc", "/openapi.json")
+"""Pages of FastAPI whose links need the path that a proxy has put before them."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+
+class OwnPaths:
+    """ASGI middleware, outside of all others: each request has its route's own path.
+
+    uvicorn puts --fastapi-root-path before each path, and a proxy that does not strip
+    it sends it once more. SGLang compares some paths as they are: those that need no
+    key, and those whose errors have another form. Without the prefix it answers as a
+    server without the flag. Anthropic's clients send their key in a header of their
+    own.
+    """
+
+    def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] in ("http", "websocket"):
+            scope = _with_bearer(_with_own_path(scope))
+        await self._app(scope, receive, send)
+
+
+def _with_own_path(scope: Scope) -> Scope:
+    root = scope.get("root_path", "").rstrip("/")
+    path, raw = scope["path"], scope.get("raw_path") or b""
+    for _ in range(2):
+        if root and path.startswith(root + "/"):
+            path = path.removeprefix(root)
+            raw = raw.removeprefix(root.encode())
+    if not root or path in _WITH_LINKS:
+        return scope
+    return {**scope, "path": path, "raw_path": raw, "root_path": ""}
+
+
+def _with_bearer(scope: Scope) -> Scope:
+    headers = dict(scope["headers"])
+    key = headers.get(b"x-api-key")
+    if key is None or b"authorization" in headers or not _is_anthropic(scope["path"]):
+        return scope
+    bearer = (b"authorization", b"Bearer " + key)
+    return {**scope, "headers": [*scope["headers"], bearer]}
+
+
+def _is_anthropic(path: str) -> bool:
+    return path.startswith(("/v1/messages", "/v1/models"))
+
+
+class RefusedRoutes:
+    """ASGI middleware, inside of all others: refused routes get status 400."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
         instead, reason = REFUSED.get(path, ("", ""))
         if not instead or scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         message = f"{path} is not served: {reason}; expected {instead}"
+        kind = "http.response"
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": message})
-            return
+            kind = "websocket.http.response"
+            if kind not in scope.get("extensions", {}):
+                close = {"type": "websocket.close", "code": 1008, "reason": message}
+                await send(close)
+                return
         error = {"object": "error", "message": message, "type": "BadRequestError"}
         body = json.dumps({**error, "param": None, "code": 400}).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
-        start = {"type": "http.response.start", "status": 400, "headers": headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": f"{kind}.start", "status": 400, "headers": headers})
+        await send({"type": f"{kind}.body", "body": body})

@@ -8,7 +8,7 @@ Python engine pass here; ``body`` sees JSON only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableSequence
+from collections.abc import MutableSequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -178,18 +178,3 @@ def _resolve(
         if error.key not in request_options(custom_params) and " " not in error.key:
             field += " (the server's default)"
         raise refused(field, error.value, error.expected) from None
-
-
-def default_temperature(
-    preferred: Mapping[str, Any] | None, generation_config: Mapping[str, Any]
-) -> float:
-    """Temperature of a request that names none.
-
-    Greedy, as the published samplers of these models, unless
-    --preferred-sampling-params or the checkpoint's generation_config.json says
-    otherwise.
-    """
-    for source in (preferred or {}, generation_config):
-        if source.get("temperature") is not None:
-            return float(source["temperature"])
-    return 0.0

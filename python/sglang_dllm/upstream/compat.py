@@ -92,6 +92,20 @@ def flag_defaults(server_args: Any) -> dict[str, Any]:
     return {field.name: field.default for field in msgspec.structs.fields(kind)}
 
 
+def given_flags(server_args: Any) -> dict[str, Any]:
+    """The flags that the user gave, with values that are not their defaults.
+
+    0.5.17: the record, early in its resolution; some empty lists and mappings are made
+    for each launch. 0.5.23: the record keeps what the user gave.
+    """
+    given = {
+        name: getattr(server_args, name)
+        for name, default in flag_defaults(server_args).items()
+        if getattr(server_args, name) not in (default, None, False)
+    }
+    return {name: value for name, value in given.items() if value not in ([], {})}
+
+
 def add_resolution_step(name: str, step: Step) -> None:
     """Run a step of ours around a named step of SGLang's resolution.
 
@@ -105,6 +119,15 @@ def add_resolution_step(name: str, step: Step) -> None:
     register_resolution_hook(name)(
         lambda server_args, previous: step(previous, server_args)
     )
+
+
+def resolve(server_args: Any) -> None:
+    """Let SGLang resolve the launch flags now.
+
+    0.5.17: it has, when it made the record. 0.5.23: it would do so a little later.
+    """
+    if _resolves_later():
+        server_args.resolve_once()
 
 
 def is_command_line(server_args: Any) -> bool:

@@ -32,7 +32,8 @@ class Hook:
         fn: ``fn(original, *args, **kwargs)``. Its first lines pass every call that is
             not about a full-attention model to ``original``, unchanged.
         why: the behavior of SGLang that the hook changes, and the reason.
-        contract: names of the target's parameters, in order.
+        contract: names of the target's parameters, in order. None: the hook hands all
+            of them on, whatever they are.
         remove_when: the change in SGLang that makes the hook unnecessary.
         kind: the hook type of SGLang's plugin framework.
         unless: dotted name of the function of SGLang that makes the hook unnecessary.
@@ -46,7 +47,7 @@ class Hook:
     target: str
     fn: Callable[..., Any]
     why: str
-    contract: tuple[str, ...]
+    contract: tuple[str, ...] | None
     remove_when: str
     kind: str = "around"
     unless: str | None = None
@@ -82,7 +83,7 @@ def check_contract(hook: Hook) -> Any:
     """
     original = _resolve(hook.target)
     found = tuple(inspect.signature(original).parameters)
-    if found != hook.contract:
+    if hook.contract is not None and found != hook.contract:
         raise UpstreamContractError(
             f"SGLang's {hook.target} takes ({', '.join(found)}), expected "
             f"({', '.join(hook.contract)})"
@@ -145,6 +146,18 @@ class HookSet:
             logger.warning(
                 "SGLang %s; it has all that sglang-dllm uses of it",
                 versions.describe(found),
+            )
+
+    def use(self, register: Callable[[], None]) -> None:
+        """Put something of ours at an extension point of SGLang.
+
+        SGLang's plugin loader would log the refusal and go on without it.
+        """
+        try:
+            register()
+        except ValueError as error:
+            self._break(
+                UpstreamContractError(f"SGLang refuses a step of ours: {error}")
             )
 
     def _break(self, error: UpstreamContractError) -> None:

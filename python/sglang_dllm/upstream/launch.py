@@ -6,9 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sglang_dllm.errors import ConfigError
+from sglang_dllm.models.facts import architecture_in
+
 
 def architecture_of(server_args: Any) -> str | None:
     """The first architecture in the config of the model that is to be served.
+
+    Returns:
+        None where there is no such config, or where the launch is not ours for sure.
+    """
+    fields = fields_of(server_args)
+    return None if fields is None else architecture_in(fields)
+
+
+def fields_of(server_args: Any) -> dict[str, Any] | None:
+    """The fields of the config of the model that is to be served.
 
     A folder's config.json is read. A repository's config is SGLang's own read, which
     is cached: SGLang needs it later in the same launch and sends no second request.
@@ -16,25 +29,25 @@ def architecture_of(server_args: Any) -> str | None:
     may be a GGUF file with all the weights.
 
     Returns:
-        None where there is no such config, or where the launch is not ours for sure.
+        None as ``architecture_of``.
+
+    Raises:
+        ConfigError: a repository's config has a field of ours with a wrong value.
     """
     path = Path(server_args.model_path)
     if path.is_dir():
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            config |= json.loads(server_args.json_model_override_args)
+            fields: dict[str, Any] = config | json.loads(
+                server_args.json_model_override_args
+            )
         except (OSError, ValueError, TypeError):
             return None
-        return _first(config.get("architectures"))
+        return fields
     if server_args.dllm_algorithm is None or path.exists():
         return None
-    return _first(getattr(_cached_config(server_args), "architectures", None))
-
-
-def _first(architectures: Any) -> str | None:
-    if isinstance(architectures, list | tuple) and architectures:
-        return str(architectures[0])
-    return None
+    config = _cached_config(server_args)
+    return None if config is None else config.to_dict()
 
 
 def _cached_config(server_args: Any) -> Any:
@@ -54,6 +67,8 @@ def _cached_config(server_args: Any) -> Any:
             model_config_parser=server_args.model_config_parser,
             **extra,
         )
+    except ConfigError:
+        raise
     except Exception:  # SGLang meets the same error later and reports it
         return None
 

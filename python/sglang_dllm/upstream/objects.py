@@ -115,9 +115,9 @@ OURS = frozenset({"canvas_attention"})
 CALLED_BY_SGLANG = frozenset(
     {
         ("CanvasScheduleBatch", "is_dllm"),
-        ("ColumnMajorLinear", "apply"),
         ("FinishEos", "to_json"),
         ("FullAttnAlgorithm", "run"),
+        ("PaddedLinear", "apply"),
     }
 )
 """Methods of ours that replace one of SGLang's class: class and method."""

@@ -1,0 +1,90 @@
+"""Probes, and requests that come too late: what is answered before SGLang."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from sglang_dllm.launching.server import ServerLaunch
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_GENERATES = "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"
+"""SGLang's variable: whether ``/health`` generates a token, as ``/health_generate``."""
+
+HELPS_TO_END = ("/abort_request", "/continue_generation")
+"""Routes that are open during the drain: without them it might not come to an end."""
+
+
+class Doorkeeper:
+    """ASGI middleware of a server of ours.
+
+    It counts the requests that are being answered, and refuses new ones during the
+    drain. ``/health`` is answered here: SGLang would generate a token, which takes a
+    second and more.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        launch: ServerLaunch,
+        is_up: Callable[[], bool],
+        on_startup: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            is_up: whether SGLang takes the server as started and healthy.
+            on_startup: called in the event loop before the first request.
+        """
+        self._app = app
+        self._launch = launch
+        self._is_up = is_up
+        self._on_startup = on_startup
+        given = os.environ.get(_GENERATES, "")
+        self._answers_health = given.lower() not in ("1", "true", "yes", "y")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            self._on_startup()
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            if path == "/health" and self._answers_health:
+                is_well = self._is_up() and not self._launch.is_draining
+                await _respond(send, 200 if is_well else 503, b"")
+            else:
+                await self._app(scope, receive, send)
+            return
+        if path in HELPS_TO_END:
+            await self._app(scope, receive, send)
+            return
+        if self._launch.is_draining:
+            await _respond(send, 503, _REFUSAL)
+            return
+        with self._launch.answering():
+            await self._app(scope, receive, send)
+
+
+_REFUSAL = json.dumps(
+    {
+        "object": "error",
+        "message": "the server is shutting down and takes no new requests",
+        "type": "ServiceUnavailable",
+        "param": None,
+        "code": 503,
+    }
+).encode()
+
+
+async def _respond(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-length", str(len(body)).encode())]
+    if body:
+        headers += [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

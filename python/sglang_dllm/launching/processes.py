@@ -1,0 +1,144 @@
+"""The processes that a server has started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psutil
+
+_TITLE = "sglang::"
+"""The command lines of SGLang's processes begin so, once they have set their title."""
+
+_CONTROLLER = _TITLE + "data_parallel_controller"
+"""The one process that has ranks below it."""
+
+_INTERVAL = 0.5
+"""Seconds between two looks."""
+
+
+def kill_children(timeout: float = 30) -> None:
+    """Kill all processes below this one, and wait until they hold nothing."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    deadline = time.monotonic() + timeout
+    while any(map(_lives, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """False for a zombie too: it holds no memory and no port any more."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, OSError):
+        return False
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A process that has ended.
+
+    Attributes:
+        text: its title, its id, and how it ended as far as the system still tells.
+        was_killed: SIGKILL ended it, which comes from outside. Other processes may
+            then fail for want of it.
+    """
+
+    text: str
+    was_killed: bool
+
+    @classmethod
+    def of(cls, pid: int, title: str) -> Gone:
+        """Read how a child ended, and leave its status to its owner."""
+        name = f"{title} (pid {pid})"
+        try:
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except OSError:
+            found = None
+        if found is None:
+            return cls(f"{name} has gone", False)
+        if found.si_code == os.CLD_EXITED:
+            return cls(f"{name} ended with status {found.si_status}", False)
+        number = signal.Signals(found.si_status)
+        return cls(f"{name} was killed by {number.name}", number == signal.SIGKILL)
+
+
+class Watch:
+    """Looks twice a second whether SGLang's processes below this one live.
+
+    SGLang looks too, but not at the ranks below a data parallel controller, and not
+    before the model is loaded.
+    """
+
+    def __init__(self, on_gone: Callable[[], None]) -> None:
+        """
+        Args:
+            on_gone: called once, in the watch's thread, when a process has gone.
+        """
+        self._on_gone = on_gone
+        self._titles: dict[psutil.Process, str] = {}
+        self._is_complete = threading.Event()
+        self._is_stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin to look."""
+        threading.Thread(target=self._run, daemon=True, name="dllm-watch").start()
+
+    def complete(self) -> None:
+        """Note that all processes have started.
+
+        The list of all processes of a machine is not read any more.
+        """
+        self._find_new()
+        self._is_complete.set()
+
+    def stop(self) -> None:
+        """Stop to look: the processes are about to end."""
+        self._is_stopped.set()
+
+    def gone(self) -> Gone | None:
+        """A process that has gone, one that was killed first; None if all live."""
+        found = [
+            Gone.of(process.pid, title)
+            for process, title in list(self._titles.items())
+            if not _lives(process)
+        ]
+        return max(found, key=lambda gone: gone.was_killed, default=None)
+
+    def _run(self) -> None:
+        while not self._is_stopped.wait(_INTERVAL):
+            if not self._is_complete.is_set():
+                self._find_new()
+            gone = self.gone()
+            if gone is not None and not self._is_stopped.is_set():
+                self._on_gone()
+                return
+
+    def _find_new(self) -> None:
+        for process, title in _titled(psutil.Process()):
+            self._titles.setdefault(process, title)
+            if title.startswith(_CONTROLLER):
+                for rank, rank_title in _titled(process):
+                    # A fork has its parent's title until it runs another program.
+                    if rank_title != title:
+                        self._titles.setdefault(rank, rank_title)
+
+
+def _titled(parent: psutil.Process) -> Iterator[tuple[psutil.Process, str]]:
+    """The children of a process that are SGLang's, with their titles.
+
+    Processes further below are programs that a rank runs for a moment.
+    """
+    with contextlib.suppress(psutil.Error):
+        for process in parent.children():
+            with contextlib.suppress(psutil.Error):
+                title = "".join(process.cmdline()[:1]).strip()
+                if title.startswith(_TITLE):
+                    yield process, title

@@ -1,0 +1,91 @@
+"""A launch with a wrong checkpoint ends with one line, before any other process.
+
+SGLang's own resolution of its flags runs, with the package installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.changed_checkpoints import change_config
+from helpers.launch_probe import run
+from helpers.tiny_checkpoints import write_dream, write_llada
+from helpers.tiny_llama_checkpoints import DIFFULLAMA_FLAGS, write_diffullama
+
+pytestmark = pytest.mark.slow
+
+ALGORITHM = ("--dllm-algorithm", "FullAttnMultiBlock")
+
+
+def without(name: str) -> Callable[[Path], object]:
+    return lambda path: (path / name).unlink()
+
+
+def with_fields(**fields: Any) -> Callable[[Path], object]:
+    return lambda path: change_config(path, fields)
+
+
+WRONG: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] = {
+    # Transformers would raise a KeyError for these two.
+    "scaling": (
+        write_dream,
+        with_fields(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+        "rope_scaling.low_freq_factor is missing",
+    ),
+    "llama-scaling": (
+        write_diffullama,
+        with_fields(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+        "rope_scaling.low_freq_factor is missing",
+    ),
+    "field": (write_llada, with_fields(clip_qkv=1.0), "clip_qkv=1.0"),
+    "no-config": (write_llada, without("config.json"), "config.json: No such file"),
+    "no-weights": (write_llada, without("model.safetensors"), "no weights"),
+    "no-tokenizer": (write_llada, without("tokenizer.json"), "there is no tokenizer"),
+    "model-type": (write_dream, with_fields(model_type="odream"), "model_type="),
+}
+PREFERRED = "preferred"
+GOOD = "good"
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("wrong")
+    asked = {}
+    for name, (write, change, _) in WRONG.items():
+        path = write(root / name)
+        change(path)
+        flags = DIFFULLAMA_FLAGS if write is write_diffullama else ()
+        asked[name] = (path, flags)
+    good = write_dream(root / "good")
+    (root / "link").symlink_to(good)
+    given = json.dumps({"repetition_penalty": 1.05})
+    asked[PREFERRED] = (good, ("--preferred-sampling-params", given))
+    asked[GOOD] = (f"{root}/link/", ())
+    arguments = [
+        ["launch", "--model-path", str(path), "--device", "cpu", *ALGORITHM, *flags]
+        for path, flags in asked.values()
+    ]
+    found = run({"arguments": each, "plugins": None} for each in arguments)
+    return dict(zip(asked, found, strict=True))
+
+
+@pytest.mark.parametrize("name", [*WRONG, PREFERRED])
+def test_one_line_and_status_2(name: str, launches: dict[str, dict[str, Any]]) -> None:
+    found = launches[name]
+    reason = WRONG[name][2] if name in WRONG else "repetition_penalty=1.05"
+    assert found["error"] == "SystemExit: 2"
+    *_, line = found["stderr"].strip().splitlines()
+    assert line.startswith("sglang-dllm: error: ")
+    assert reason in line
+    assert "Traceback" not in found["stderr"]
+
+
+def test_a_link_with_a_trailing_slash_is_served(
+    launches: dict[str, dict[str, Any]],
+) -> None:
+    assert launches[GOOD]["error"] is None
