@@ -24,7 +24,8 @@ from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import LENGTH_FIELD
 
 VERSION = "0.9.0"
-"""The version of Ollama's API. Clients compare it with the oldest one that they support."""
+"""The version of Ollama's API. Clients compare it with the oldest
+that they support."""
 
 
 class OllamaRoutes:
