@@ -199,7 +199,7 @@ class Words:
 
         Args:
             reason: stop, length or load.
-            usage: of OpenAI; durations are in nanoseconds.
+            usage: OpenAI's counts; durations are in nanoseconds.
         """
         took = now - self.started
         return {

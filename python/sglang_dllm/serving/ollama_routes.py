@@ -24,7 +24,8 @@ from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import LENGTH_FIELD
 
 VERSION = "0.9.0"
-"""Of Ollama's API. Clients compare it with the oldest one that they support."""
+"""The version of Ollama's API. Clients compare it with the oldest
+that they support."""
 
 
 class OllamaRoutes:
@@ -53,19 +54,19 @@ class OllamaRoutes:
         routes.append(Route("/api/version", self.version, methods=["GET"]))
 
     async def chat(self, request: Request) -> Response:
-        """Of /api/chat."""
+        """Answer /api/chat."""
         return await _answered(self._generate(request, is_chat=True))
 
     async def generate(self, request: Request) -> Response:
-        """Of /api/generate."""
+        """Answer /api/generate."""
         return await _answered(self._generate(request, is_chat=False))
 
     async def show(self, request: Request) -> Response:
-        """Of /api/show; older clients call the model ``name``."""
+        """Answer /api/show; older clients call the model ``name``."""
         return await _answered(self._show(request))
 
     async def version(self, _: Request) -> Response:
-        """Of /api/version."""
+        """Answer /api/version."""
         return JSONResponse({"version": VERSION})
 
     async def _show(self, request: Request) -> Response:
