@@ -16,13 +16,13 @@ from typing import Any
 from sglang_dllm.upstream.hooks import Hook
 
 
-def _init(original: Callable[..., Any], self: Any, tokenizer_manager: Any) -> None:
+def _init(original: Callable[..., Any], self: Any, tokenizer_manager: Any) -> Any:
     from sglang_dllm.serving.request_checks import checks_of
 
-    original(self, tokenizer_manager)
+    found = original(self, tokenizer_manager)
     checks = checks_of(tokenizer_manager)
     if checks is None:
-        return
+        return found
     from sglang.srt.entrypoints.http_server import (
         app,
         ollama_chat,
@@ -34,6 +34,7 @@ def _init(original: Callable[..., Any], self: Any, tokenizer_manager: Any) -> No
 
     names = {"chat": ollama_chat, "generate": ollama_generate, "show": ollama_show}
     OllamaRoutes(self, checks).replace(app.router.routes, names)
+    return found
 
 
 HOOKS = (

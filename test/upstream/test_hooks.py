@@ -303,6 +303,14 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         SimpleNamespace(dllm_config=None),
         SimpleNamespace(dllm_config=SimpleNamespace(block_size=4)),
     ]
+    serving = SimpleNamespace(
+        tokenizer_manager=manager,
+        openai_serving_chat=SimpleNamespace(tokenizer_manager=manager),
+    )
+    if "OllamaServing" in hook.target:
+        return [(serving, manager)]
+    if ".entrypoints." in hook.target and hook.contract[0] == "self":
+        return [(serving, *(one for one in hook.contract[1:] if one != "kwargs"))]
     calls: dict[str, list[tuple[Any, ...]]] = {
         "from_server_args": [(args,), (theirs,)],
         "init_diffusion_llm": [(s,) for s in schedulers],
