@@ -46,6 +46,7 @@ class InProcess:
         self.max_total_num_tokens = self.max_prefill_tokens = (
             runner.max_total_num_tokens
         )
+        self.stream_interval = 1
         self.max_running_requests = runner.max_running_requests
         self.max_req_len = runner.model_config.context_len
         decode = DecodeConfig(self.facts.family, "FullAttnMultiBlock", {})

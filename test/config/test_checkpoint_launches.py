@@ -43,7 +43,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] =
         "rope_scaling.low_freq_factor is missing",
     ),
     "field": (write_llada, with_fields(clip_qkv=1.0), "clip_qkv=1.0"),
-    "no-config": (write_llada, without("config.json"), "config.json: No such file"),
+    "no-config": (write_llada, without("config.json"), "has no config.json"),
     "no-weights": (write_llada, without("model.safetensors"), "no weights"),
     "no-tokenizer": (write_llada, without("tokenizer.json"), "there is no tokenizer"),
     "model-type": (write_dream, with_fields(model_type="odream"), "model_type="),

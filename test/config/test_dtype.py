@@ -196,3 +196,10 @@ def test_no_dtype_at_all_asks_for_the_flag(content: bytes, tmp_path: Path) -> No
         dtype_of(path)
     assert "\n" not in str(error.value)
     assert dtype_of(path, dtype="bfloat16") == "bfloat16"
+
+
+def test_flashinfer_by_name_gets_bfloat16(tmp_path: Path) -> None:
+    """d3LLM's launch lines are accepted as they stand, for a float32 checkpoint too."""
+    path = write_llada(tmp_path / "model")
+    found = settings_of(path, "cuda", "LLaDAModelLM", attention_backend="flashinfer")
+    assert (found.dtype, found.attention_backend) == ("bfloat16", "flashinfer")

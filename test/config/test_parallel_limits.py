@@ -11,8 +11,13 @@ from sglang_dllm.config.parallel_limits import check_timeouts, check_tp_size
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.configs import DreamConfig, LLaDAConfig, LLaDAMoEConfig
 
-LLADA_8B = LLaDAConfig(mlp_hidden_size=12288)
-DREAM_7B = DreamConfig(num_key_value_heads=4)
+LLADA_8B = LLaDAConfig(d_model=4096, n_heads=32, mlp_hidden_size=12288)
+DREAM_7B = DreamConfig(
+    hidden_size=3584,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    intermediate_size=18944,
+)
 LLADA_MOE = LLaDAMoEConfig()
 ONE_KV_HEAD = DreamConfig(
     num_attention_heads=8, num_key_value_heads=1, intermediate_size=64

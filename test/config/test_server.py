@@ -20,7 +20,9 @@ LLADA, DREAM = FAMILIES["LLaDAModelLM"], FAMILIES["DreamModel"]
 
 
 def resolved(config: DecodeConfig, answer_len: int = 64, **request: Any) -> dict:
-    facts = ModelFacts(config.family, mask_id=9, eos_ids=(5,), vocab_size=100)
+    facts = ModelFacts(
+        config.family, mask_id=9, eos_ids=(5,), vocab_size=100, newline_ids=(7,)
+    )
     return config.resolve(request).finalized(answer_len, facts).to_dict()
 
 

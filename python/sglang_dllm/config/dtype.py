@@ -39,7 +39,8 @@ def settle_dtype(server_args: Any) -> None:
     """Set ``dtype`` where it is ``auto``. The user's own choice stays.
 
     The dtype is the one that config.json names, or else the one that the checkpoint's
-    tensors have. A CPU that would only emulate it gets float32.
+    tensors have. A CPU that would only emulate it gets float32, and FlashInfer, which has
+    no float32, gets bfloat16.
 
     Args:
         server_args: the flags, read and written here.
@@ -61,7 +62,10 @@ def settle_dtype(server_args: Any) -> None:
     if found is torch.float64:
         found = torch.float32
     server_args.dtype, reason = _name(found), f"the checkpoint's, by {source}"
-    if server_args.device == "cpu" and not is_native(found):
+    if found is torch.float32 and server_args.attention_backend == "flashinfer":
+        # d3LLM's launch lines name it, whatever the checkpoint.
+        server_args.dtype, reason = "bfloat16", "FlashInfer does not compute in float32"
+    elif server_args.device == "cpu" and not is_native(found):
         server_args.dtype = "float32"
         reason = (
             f"not {_name(found)}, which is {reason}: this processor does not multiply "
