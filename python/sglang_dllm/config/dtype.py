@@ -39,8 +39,8 @@ def settle_dtype(server_args: Any) -> None:
     """Set ``dtype`` where it is ``auto``. The user's own choice stays.
 
     The dtype is the one that config.json names, or else the one that the checkpoint's
-    tensors have. A CPU that would only emulate it gets float32, and FlashInfer, which has
-    no float32, gets bfloat16.
+    tensors have. A CPU that would only emulate it gets float32, and FlashInfer, which
+    has no float32, gets bfloat16.
 
     Args:
         server_args: the flags, read and written here.

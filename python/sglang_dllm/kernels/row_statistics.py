@@ -132,21 +132,16 @@ def _plain_chunk(
     if mask_id == 0:  # a row of -inf alone would give the mask token
         tokens.clamp_(min=1)
     probability = margin = entropy = None
-    if want:  # softmax, in place
-        p = logits.to(torch.float64, copy=True)
-        p.sub_(p.amax(dim=-1, keepdim=True)).exp_()
-        total = p.sum(dim=-1, keepdim=True)
-        probability = _no_nan((p.gather(1, tokens[:, None]) / total)[:, 0])
-    if want & ~Want.PROBABILITY:
-        p.div_(total)
+    if want:
+        p = torch.softmax(logits, dim=-1, dtype=torch.float64)
+    if Want.PROBABILITY in want:
+        probability = _no_nan(p.gather(1, tokens[:, None])[:, 0])
     if Want.NEGATIVE_ENTROPY in want:
         entropy = _no_nan(torch.add(p, eps).log_().mul_(p).sum(dim=-1))
     if Want.MARGIN in want:
         p[:, mask_id] = 0.0  # last, since the other statistics read this probability
         two = p.topk(2, dim=-1).values
         margin = _no_nan(two[:, 0] - two[:, 1])
-    if Want.PROBABILITY not in want:
-        probability = None
     return RowStatistics(tokens, probability, margin, entropy)
 
 
