@@ -69,7 +69,11 @@ def test_ids_are_answered_as_a_server_with_a_tokenizer_answers(
         ("/v1/completions", {"model": "x", "prompt": PROMPT}, "input_ids"),
         ("/v1/responses", {"model": "x", "input": "a"}, "input_ids"),
         ("/tokenize", {"prompt": "a"}, "input_ids"),
-        ("/api/chat", {"model": "x", "messages": []}, "input_ids"),
+        (
+            "/api/chat",
+            {"model": "x", "messages": [{"role": "user", "content": "a"}]},
+            "input_ids",
+        ),
     ],
 )
 def test_text_is_refused(

@@ -5,17 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
+from sglang_dllm.serving.routes import ANSWERED
 
 _NATIVE = "/generate"
 _REASON = "this server has no tokenizer (--skip-tokenizer-init)"
-_TEXT_ROUTES = frozenset(
-    {
-        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
-        *("/invocations", "/vertex_generate", "/api/chat", "/api/generate"),
-        *("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize"),
-    }
-)
-"""Routes whose requests or answers are text."""
+_WITHOUT_TEXT = ("/generate", "/api/show")
 
 
 def refuse_text(path: str, body: Any) -> None:
@@ -24,7 +18,7 @@ def refuse_text(path: str, body: Any) -> None:
     Raises:
         BadRequest: naming the field, or the route.
     """
-    if path in _TEXT_ROUTES:
+    if path in ANSWERED and path not in _WITHOUT_TEXT:
         raise BadRequest(f"{path}: {_REASON}; expected {_NATIVE} with input_ids")
     if path != _NATIVE or not isinstance(body, dict):
         return
