@@ -252,3 +252,9 @@ def test_every_refused_flag_is_one_of_sglang() -> None:
         assert new == set()
     for beginning in REFUSED_BEGINNINGS:
         assert not RESOLVES_LATER or any(n.startswith(beginning) for n in known)
+
+
+def test_a_field_that_follows_another_flag_is_not_the_users() -> None:
+    """SGLang 0.5.17 copies --quantization to the flag of a draft model."""
+    copied = {"quantization": "fp8", "speculative_draft_model_quantization": "fp8"}
+    assert ours(**copied).quantization == "fp8"

@@ -124,8 +124,15 @@ HARMLESS = (
 """Refused fields with a value that changes nothing."""
 
 
+_FOLLOWS_ANOTHER = ("speculative_draft_model_quantization",)
+"""SGLang 0.5.17 gives it the value of ``--quantization``, so that it tells nothing of
+what the user gave."""
+
+
 def reason_against(name: str) -> str | None:
     """Why a field of ServerArgs has no use here; None where it has."""
+    if name in _FOLLOWS_ANOTHER:
+        return None
     if name in REFUSED:
         return REFUSED[name]
     for beginning, reason in REFUSED_BEGINNINGS.items():

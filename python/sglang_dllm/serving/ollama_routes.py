@@ -80,7 +80,7 @@ class OllamaRoutes:
     async def _generate(self, request: Request, *, is_chat: bool) -> Response:
         given = await _body(request)
         if self._checks.manager.tokenizer is None:
-            refuse_text(request.scope["route"].path, given)
+            refuse_text("/api/chat" if is_chat else "/api/generate", given)
         asked = translate(given, self._checks.model, is_chat=is_chat)
         words = Words(given.get("model", ""), is_chat, time.time_ns())
         if not asked.body:

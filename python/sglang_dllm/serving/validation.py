@@ -158,6 +158,13 @@ def check_request(
     params["custom_params"] = {CUSTOM_PARAMS_KEY: decoding.to_dict()}
 
 
+def _require_newlines(facts: ModelFacts) -> None:
+    """Refuse AdaBlock's default where no newline is known: it would be no delimiter."""
+    if not facts.newline_ids:
+        expected = "token ids: the server knows no newline token"
+        raise OptionError("delimiter_ids", None, expected)
+
+
 def _resolve(
     custom_params: dict[str, Any] | None,
     decode: DecodeConfig,
@@ -172,6 +179,8 @@ def _resolve(
             raise refused(_OPTIONS, value, "an object")
     try:
         decoding = decode.resolve(request_options(custom_params))
+        if getattr(decoding.options, "delimiter_ids", ()) is None:
+            _require_newlines(facts)
         return decoding.finalized(answer_len, facts)
     except OptionError as error:
         field = f"{_OPTIONS}.{error.key}"

@@ -17,7 +17,6 @@ from sglang_dllm.decoding.selection import best_of_group, first_best, ranks
 from sglang_dllm.decoding.statistics import PROBABILITY
 from sglang_dllm.decoding.step import Step
 from sglang_dllm.decoding.tensor_rows import TensorRows
-from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import Family, ModelFacts
 
 DELIMITER_WINDOW = 0.25
@@ -76,10 +75,6 @@ class AdaBlock(Algorithm[AdaBlockOptions, AdaBlockState]):
     ) -> AdaBlockOptions:
         if options.delimiter_ids is None:
             newlines = list(facts.newline_ids)
-            if not newlines:
-                raise OptionError(
-                    "delimiter_ids", None, "token ids: no newline token is known"
-                )
             return options.model_copy(update={"delimiter_ids": newlines})
         return options
 
