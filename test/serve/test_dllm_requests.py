@@ -214,16 +214,21 @@ def test_max_forwards_ends_a_request_honestly(
     assert meta["finish_reason"]["type"] == "length"
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
-def test_routes_that_would_drop_it_refuse_it(demo_server: Server, path: str) -> None:
-    response = demo_server.post(
-        path,
-        model="demo",
-        max_tokens=8,
-        messages=[{"role": "user", "content": "a"}],
-        input="a",
-        custom_params={"dllm": {"algorithm": "LLaDA"}},
-    )
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (
+            "/v1/messages",
+            {"max_tokens": 8, "messages": [{"role": "user", "content": "a"}]},
+        ),
+        ("/v1/responses", {"max_output_tokens": 8, "input": "a"}),
+    ],
+)
+def test_routes_that_would_drop_it_refuse_it(
+    demo_server: Server, path: str, asked: dict[str, Any]
+) -> None:
+    custom = {"dllm": {"algorithm": "LLaDA"}}
+    response = demo_server.post(path, model="demo", custom_params=custom, **asked)
     assert response.status_code == 400
     assert "custom_params" in response.text
 

@@ -109,8 +109,9 @@ def _checked(
     chat = {**defaults_of(ChatFields), "custom_params": None}
     known = {**chat, **defaults_of(implemented)}
     # SGLang would drop these without a word.
-    for key in known.keys() & found.keys() - {*theirs, "stream_options"}:
-        if found[key] != known[key]:
+    for key in found:
+        is_dropped = key in known and key not in theirs and key != "stream_options"
+        if is_dropped and found[key] != known[key]:
             is_length = key in ("max_tokens", "max_completion_tokens")
             there = "max_output_tokens" if is_length else "it on /v1/chat/completions"
             raise refused(key, found[key], there)
