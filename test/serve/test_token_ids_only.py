@@ -91,7 +91,7 @@ def test_what_is_too_long_is_shortened(
     server: Server, prompt_len: int, asked: int, answer_len: int
 ) -> None:
     meta = server.generate([5] * prompt_len, max_new_tokens=asked)["meta_info"]
-    assert meta["canvas_len"] - meta["prompt_tokens"] in (answer_len, answer_len - 1)
+    assert abs(meta["canvas_len"] - meta["prompt_tokens"] - answer_len) <= 1
     assert meta["canvas_len"] > 1000
 
 
