@@ -94,11 +94,13 @@ def _with_usage(serving: Any, answer: Any) -> Any:
 
 
 _SERVING = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"
+_PROTOCOL = "sglang.srt.entrypoints.openai.protocol"
+_SERIALIZE = f"{_PROTOCOL}.ResponsesResponse._serialize_usage"
+_BY_SGLANG = {"0.5.23": "SGLang's own names of the counts"}
 
 HOOKS = (
     Hook(
-        target="sglang.srt.entrypoints.openai.protocol.ResponsesRequest."
-        "to_sampling_params",
+        target=f"{_PROTOCOL}.ResponsesRequest.to_sampling_params",
         fn=_to_sampling_params,
         why="the canvas is two tokens shorter than asked for, and the whole context "
         "where no length is asked for",
@@ -124,9 +126,8 @@ HOOKS = (
         why="usage has the names of chat, which clients of this route do not read",
         contract=("self", "request", "raw_request"),
         remove_when="SGLang 0.5.17 is no longer supported",
-        unless="sglang.srt.entrypoints.openai.protocol.ResponsesResponse."
-        "_serialize_usage",
-        replaced_by={"0.5.23": "SGLang's own names of the counts"},
+        unless=_SERIALIZE,
+        replaced_by=_BY_SGLANG,
     ),
     Hook(
         target=f"{_SERVING}.retrieve_responses",
@@ -134,8 +135,7 @@ HOOKS = (
         why="the same for a response that is asked for later",
         contract=("self", "response_id"),
         remove_when="SGLang 0.5.17 is no longer supported",
-        unless="sglang.srt.entrypoints.openai.protocol.ResponsesResponse."
-        "_serialize_usage",
-        replaced_by={"0.5.23": "SGLang's own names of the counts"},
+        unless=_SERIALIZE,
+        replaced_by=_BY_SGLANG,
     ),
 )

@@ -227,6 +227,8 @@ def _file_errors() -> tuple[type[Exception], ...]:
 _HTTP = "sglang.srt.entrypoints.http_server"
 _MANAGER = "sglang.srt.managers.tokenizer_manager"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_WHY_CHILD = "the launching process is told that a child failed, but not why"
+_UNTIL_CHILD = "upstream sends the error of a child to the launching process"
 
 HOOKS = (
     Hook(
@@ -270,16 +272,16 @@ HOOKS = (
     Hook(
         target=f"{_SCHEDULER}.__init__",
         fn=_scheduler_init,
-        why="the launching process is told that a child failed, but not why",
+        why=_WHY_CHILD,
         contract=None,
-        remove_when="upstream sends the error of a child to the launching process",
+        remove_when=_UNTIL_CHILD,
     ),
     Hook(
         target=f"{_SCHEDULER}.run_event_loop",
         fn=_run_event_loop,
-        why="the launching process is told that a child failed, but not why",
+        why=_WHY_CHILD,
         contract=("self",),
-        remove_when="upstream sends the error of a child to the launching process",
+        remove_when=_UNTIL_CHILD,
     ),
     Hook(
         target="sglang.srt.model_executor.model_runner.ModelRunner.load_model",

@@ -1,4 +1,4 @@
-"""Whether the folder of a checkpoint can be loaded, seen from outside.
+"""Refuses a folder that cannot be loaded as a checkpoint, seen from outside.
 
 SGLang would find out in another process, some 20 seconds later, in a traceback. The
 tensors themselves are the models' business.

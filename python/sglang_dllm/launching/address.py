@@ -1,4 +1,4 @@
-"""Whether a server can listen on its address, asked before the model is loaded."""
+"""Refuses an address that a server cannot listen on, before the model is loaded."""
 
 from __future__ import annotations
 

@@ -31,7 +31,11 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
-from sglang_dllm.serving.unsupported import defaults_of, without_unsupported
+from sglang_dllm.serving.unsupported import (
+    all_tokens,
+    defaults_of,
+    without_unsupported,
+)
 
 
 @dataclass(frozen=True)
@@ -200,17 +204,12 @@ def _check_openai(
     if body.pop("include_stop_str_in_output", False):
         # vLLM's name of it.
         body["no_stop_trim"] = True
-    body = {**model.defaults, **_all_tokens(body)}
+    body = {**model.defaults, **all_tokens(body)}
     samples = body.pop("do_sample", None)
     if samples is not None and samples is not (body["temperature"] > 0):
         says = "true with a temperature above 0, false with temperature 0"
         raise refused("do_sample", samples, says)
     return body
-
-
-def _all_tokens(params: dict[str, Any]) -> dict[str, Any]:
-    """``top_k`` 0 is another engine's word for all tokens, and SGLang's is -1."""
-    return params | {"top_k": -1} if params.get("top_k") == 0 else params
 
 
 def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -277,7 +276,7 @@ def check_sampling(
     )
     stop_ids = params.get("stop_token_ids") or []
     check_token_ids(f"{prefix}stop_token_ids", stop_ids, vocab_size)
-    return _all_tokens(found)
+    return all_tokens(found)
 
 
 def _check_ids(field: str, prompt: Any, vocab_size: int) -> None:

@@ -17,7 +17,11 @@ from sglang_dllm.serving.fields import (
     ResponseFields,
     check_fields,
 )
-from sglang_dllm.serving.unsupported import defaults_of, without_unsupported
+from sglang_dllm.serving.unsupported import (
+    all_tokens,
+    defaults_of,
+    without_unsupported,
+)
 
 _REASON = "full-attention diffusion models do not implement it"
 _STATEFUL = ("prompt", "conversation", "context_management")
@@ -115,9 +119,7 @@ def _checked(
             is_length = key in ("max_tokens", "max_completion_tokens")
             there = "max_output_tokens" if is_length else "it on /v1/chat/completions"
             raise refused(key, found[key], there)
-    if found.get("top_k") == 0:
-        found["top_k"] = -1
-    return {**defaults, **found}
+    return {**defaults, **all_tokens(found)}
 
 
 def response_usage(prompt_tokens: int, completion_tokens: int | None) -> dict[str, Any]:

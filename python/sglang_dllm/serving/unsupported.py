@@ -32,6 +32,11 @@ def defaults_of(upstream: type[Any]) -> dict[str, Any]:
     return dict(zip(names, upstream.__struct_defaults__, strict=True))
 
 
+def all_tokens(params: dict[str, Any]) -> dict[str, Any]:
+    """``top_k`` 0 is another engine's word for all tokens, and SGLang's is -1."""
+    return params | {"top_k": -1} if params.get("top_k") == 0 else params
+
+
 def without_unsupported(
     data: Mapping[str, Any],
     implemented: type[BaseModel],
