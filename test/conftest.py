@@ -101,10 +101,15 @@ def start_server(
 
 
 @pytest.fixture(scope="session")
-def demo_server(start_server: Callable[..., Server]) -> Server:
-    """The embedded demo model under FullAttnMultiBlock, as `make serve` starts it."""
-    return start_server(
+def demo_server(start_server: Callable[..., Server]) -> Iterator[Server]:
+    """The embedded demo model under FullAttnMultiBlock, as `make serve` starts it.
+
+    No test may bring a traceback into its log, whichever tests share it.
+    """
+    server = start_server(
         DEMO,
         *("--dllm-algorithm", "FullAttnMultiBlock"),
         *("--served-model-name", "demo", "--enable-metrics"),
     )
+    yield server
+    assert "Traceback" not in server.log.read_text(errors="replace")

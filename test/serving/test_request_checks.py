@@ -39,6 +39,7 @@ class Manager:
             "page_size": 1,
             "max_running_requests": 4,
             "allow_auto_truncate": False,
+            "reasoning_parser": None,
         }
         self.server_args = SimpleNamespace(**{**fields, **flags})
 

@@ -47,11 +47,13 @@ class ServedModel:
         defaults: the sampling of a request that names none
             (``sampling_defaults.SamplingDefaults``).
         template_names: the words of the chat template, its variables among them.
+        has_reasoning: whether the server has a --reasoning-parser.
     """
 
     vocab_size: int
     defaults: Mapping[str, Any]
     template_names: frozenset[str] = frozenset()
+    has_reasoning: bool = False
 
 
 def explain_malformed(raw: bytes, problem: str) -> BadRequest:
@@ -126,7 +128,7 @@ def _check_responses(body: dict[str, Any], model: ServedModel) -> dict[str, Any]
 
 def _check_anthropic(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     _check_template("tools", body.get("tools"), model)
-    return check_anthropic(body, model.defaults)
+    return check_anthropic(body, model.defaults, model.has_reasoning)
 
 
 def _check_count_tokens(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:

@@ -69,12 +69,13 @@ def _check_text(text: Any) -> None:
 
 
 def check_anthropic(
-    body: Mapping[str, Any], defaults: Mapping[str, Any]
+    body: Mapping[str, Any], defaults: Mapping[str, Any], has_reasoning: bool
 ) -> dict[str, Any]:
     """Check a body of /v1/messages.
 
     Args:
         defaults: the sampling of a request that names none.
+        has_reasoning: whether the server has a --reasoning-parser.
 
     Returns:
         The body that SGLang reads.
@@ -85,6 +86,20 @@ def check_anthropic(
     from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 
     found = _checked(body, defaults, AnthropicFields, AnthropicMessagesRequest)
+    # SGLang refuses these two as well, with a traceback in the log.
+    thinking = found.get("thinking") or {"type": "disabled"}
+    if thinking.get("type") != "disabled" and not has_reasoning:
+        expected = "{'type': 'disabled'} or nothing without --reasoning-parser"
+        raise refused("thinking", thinking, expected)
+    for i, message in enumerate(found["messages"]):
+        blocks = message.get("content")
+        kinds = [
+            block.get("type")
+            for block in (blocks if isinstance(blocks, list) else ())
+            if isinstance(block, dict)
+        ]
+        if "redacted_thinking" in kinds:
+            raise refused(f"messages.{i}.content", "redacted_thinking", "readable text")
     form = found.get("output_config", {}).get("format")
     if form is not None:
         raise refused("output_config.format", form, f"nothing: {_REASON}")

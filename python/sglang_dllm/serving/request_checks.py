@@ -61,6 +61,7 @@ class RequestChecks:
                 manager.preferred_sampling_params, generation_config_of(config)
             ).to_dict(),
             template_names=_words(getattr(manager.tokenizer, "chat_template", None)),
+            has_reasoning=bool(args.reasoning_parser),
         )
         self.decode = load_decode_config(
             args.dllm_algorithm,
