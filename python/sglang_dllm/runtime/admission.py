@@ -59,6 +59,14 @@ class Denoising:
     stop_ids: frozenset[int]
     stream_interval: int = 1
 
+    def resize(self, engine: DenoisingEngine) -> None:
+        """Change the canvas's length as it asks for, and keep it until it has slots.
+
+        Raises:
+            Exception: whatever the algorithm raises.
+        """
+        self.group = engine.resize(self.canvas, self.decoding)
+
 
 @dataclass
 class RoundLoad:
