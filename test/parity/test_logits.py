@@ -221,6 +221,9 @@ BROKEN: dict[str, Callable[[Path], Path]] = {
         write_dream(path, seed=56), {"tie_word_embeddings": True}
     ),
     "llada-untied-no-head": lambda path: remove_head(write_llada(path, seed=57)),
+    "illada-tied-other-head": lambda path: change_config(
+        write_illada(path, tied=False, seed=73), without=["tie_word_embeddings"]
+    ),
     "a2d_qwen3-untied-no-head": lambda path: change_config(
         write_a2d_qwen3(path, seed=58), {"tie_word_embeddings": False}
     ),
@@ -375,6 +378,7 @@ def test_an_unknown_tensor_is_named(outcomes: dict[str, dict[str, Any]]) -> None
         ("moe-narrow-experts", "layers.0.mlp.experts.0.", "config.json expects"),
         ("dream-tied-other-head", "lm_head.weight", "tie_word_embeddings"),
         ("llada-untied-no-head", "lm_head.weight", "lacks"),
+        ("illada-tied-other-head", "lm_head.weight", "tie_word_embeddings"),
         ("a2d_qwen3-untied-no-head", "lm_head.weight", "lacks"),
         ("a2d_qwen3-lacks-a-norm", "layers.1.self_attn.q_norm.weight", "lacks"),
         ("a2d_qwen2-as-llama", "_proj.bias", "unknown tensor"),

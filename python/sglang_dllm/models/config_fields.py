@@ -325,7 +325,8 @@ _ILLADA = Table(
     | {name: _needed(rule) for name, rule in _ILLADA_SIZES.items()}
     | {
         "rms_norm_eps": Read("number", 1e-6, is_needed=True),
-        "tie_word_embeddings": _TIE,
+        # transformers' own default, which it leaves out of the files.
+        "tie_word_embeddings": Read("flag", True),
         "attention_bias": _NO_BIAS,
         "head_dim": Only((_published_head_dim,), "heads of another size"),
         "layer_norm_eps": Only((None,), "another norm"),
