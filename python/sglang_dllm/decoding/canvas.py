@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-IdArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ class Canvas:
         full_refreshes: forwards over the whole canvas, of a canvas with a cache.
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
+        history: of a watched canvas. None: nobody watches it.
     """
 
     ids: IdArray
@@ -105,6 +104,7 @@ class Canvas:
     full_refreshes: int = 0
     cut_short: bool = False
     num_emitted: int = 0
+    history: History | None = None
     masked: BoolArray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,6 +150,10 @@ class Canvas:
         """Note the slots that admission took."""
         self.kv_slots, self.req_pool_index = kv_slots, req_pool_index
 
+    def watch(self) -> None:
+        """Keep a history from now on."""
+        self.history = History()
+
     def fail(self, message: str) -> None:
         """End the request with a message. The first failure stays."""
         self.failure = self.failure or message
@@ -165,12 +169,19 @@ class Canvas:
         """The keys and values in the pool are lost: the next window is full."""
         self.window = (0, len(self))
 
-    def update(self, answer: IdArray, progress: Progress) -> None:
+    def update(
+        self, answer: IdArray, progress: Progress, logprobs: FloatArray | None = None
+    ) -> None:
         """Take over what a step committed, and the next step.
 
         Args:
             answer: ``(answer_len,)`` int64; negative where a position is masked.
+            logprobs: ``(answer_len,)`` float64: of the tokens that the step committed,
+                NaN elsewhere. None where the group has no watched canvas.
         """
+        if self.history is not None:
+            before = self.masked[self.prompt_len :]
+            self.history.note(progress.num_forwards, before, answer, logprobs)
         masked = answer < 0
         self.masked[self.prompt_len :] = masked
         self.ids[self.prompt_len :] = np.where(masked, self.mask_id, answer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from sglang_dllm.decoding.agreement import Agree, alone
@@ -139,7 +140,7 @@ class Denoiser:
         """Wait for the last commit, and update the ``Canvas`` records.
 
         One transfer brings a table of each group: its answers, -1 where masked, and
-        the numbers of ``Progress``.
+        the numbers of ``Progress``, and what watched canvases were sure of.
         """
         groups = list(self._groups.values())
         if not groups:
@@ -156,8 +157,12 @@ class Denoiser:
             first += table.numel()
             for canvas, row in zip(group.records, rows, strict=True):
                 numbers, answer = row[:NUM_NUMBERS], row[NUM_NUMBERS:]
+                progress, logprobs = _progress(*numbers.tolist()), None
+                if group.logprobs is not None:
+                    bits = answer[group.batch.max_answer_len :]
+                    logprobs = bits[: canvas.answer_len].view(np.float64)
                 answer = answer[: canvas.answer_len]
-                canvas.update(answer, _progress(*numbers.tolist()))
+                canvas.update(answer, progress, logprobs)
                 self._check(canvas, answer)
 
     def _check(self, canvas: Canvas, answer: IdArray) -> None:

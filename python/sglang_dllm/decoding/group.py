@@ -19,7 +19,7 @@ from sglang_dllm.decoding.caches.base import (
 )
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
-from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.forward_limit import accept_all, widen
 from sglang_dllm.decoding.guard import Guard, text_of
 from sglang_dllm.decoding.options import Options
@@ -60,6 +60,9 @@ class Group:
         cache_state: the tensors of the cache strategy.
         windows: start and end ``(R,)`` int64 of the windows of the next forward.
         reported: ``table`` as the last step left it, if that was a captured one.
+        logprobs: ``(R, A)`` float64: of the tokens that the last step committed, NaN
+            elsewhere. A canvas that joined since has no row. None where nobody watches
+            a canvas.
     """
 
     algorithm: Algorithm[Any, Any]
@@ -70,6 +73,7 @@ class Group:
     cache_state: TensorRows
     windows: Windows
     reported: torch.Tensor | None = None
+    logprobs: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -111,9 +115,16 @@ class Group:
         return self.batch.records
 
     @cached_property
+    def watched(self) -> list[bool]:
+        """Whether each canvas has a history."""
+        return [canvas.history is not None for canvas in self.records]
+
+    @cached_property
     def steering(self) -> Steering | None:
         """None if Python has to look at the canvases in each step."""
         if any(c.is_guided or not c.sampling.greedy for c in self.records):
+            return None
+        if any(self.watched):
             return None
         with Guard(lambda error: None):
             first, *others = map(self.algorithm.captured_options, self.batch.options)
@@ -130,6 +141,7 @@ class Group:
             cache_state=self.cache_state.select(rows, index),
             windows=Windows(*(bound[index] for bound in self.windows)),
             reported=None,
+            logprobs=None,
         )
 
     def joined(self, other: Group) -> Group:
@@ -182,6 +194,7 @@ class Group:
         decision = self.algorithm.decide(inputs)
         decision.check(inputs.num_candidates)
         accepted = accept_all(inputs, decision)
+        self.logprobs = self._logprobs(inputs, accepted, decision)
         self.batch.commit(
             inputs.canvas_index, inputs.positions, accepted, decision.tokens
         )
@@ -200,8 +213,30 @@ class Group:
         batch.set_step(Step(candidates, step.start, step.end))
         self.windows = self.cache.next_windows(batch, self.cache_state, step)
 
+    def _logprobs(
+        self,
+        inputs: StepInputs[Any, Any],
+        accepted: torch.Tensor,
+        decision: Decision,
+    ) -> torch.Tensor | None:
+        some = inputs.candidates_of(self.watched)
+        if some is None:
+            return None
+        found = self.batch.rows.ids.new_full(
+            self.batch.rows.ids.shape, torch.nan, dtype=torch.float64
+        )
+        if not len(some):
+            return found
+        mask_id = self.batch.facts.mask_id
+        values = inputs.logits.logprobs(some, decision.tokens[some], mask_id)
+        at = inputs.canvas_index[some], inputs.positions[some]
+        return found.index_put(at, torch.where(accepted[some], values, torch.nan))
+
     def table(self) -> torch.Tensor:
-        """``(R, NUM_NUMBERS + A)`` int64: ``Progress``, the answer, -1 where masked."""
+        """``(R, NUM_NUMBERS + A)`` int64: ``Progress``, the answer, -1 where masked.
+
+        With ``logprobs``, their bits follow: ``(R, NUM_NUMBERS + 2 A)``.
+        """
         rows, step = self.batch.rows, self.batch.step
         assert step is not None, "no step is chosen"
         numbers = (
@@ -213,7 +248,13 @@ class Group:
             *self.windows,
         )
         answers = rows.ids.masked_fill(rows.masked, -1)
-        return torch.cat([torch.stack(numbers, dim=1), answers], dim=1)
+        table = torch.cat([torch.stack(numbers, dim=1), answers], dim=1)
+        if self.logprobs is None:
+            return table
+        num_rows, width = self.logprobs.shape
+        missing = (0, answers.shape[1] - width, 0, len(answers) - num_rows)
+        bits = torch.nn.functional.pad(self.logprobs, missing, value=torch.nan)
+        return torch.cat([table, bits.view(torch.int64)], dim=1)
 
     def finish(self) -> None:
         """Commit every mask, so that no step changes the canvases any more."""
