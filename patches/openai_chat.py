@@ -3,7 +3,7 @@
 Upstream: an answer and the parts of a stream have the fields that SGLang knows. A part
 without new text is not sent.
 Ours: the history of a watched canvas comes in an object ``dllm`` beside ``choices``
-(``serving.watched``): in each part of a stream of drafts, and in an answer with a trace.
+(``serving.watched``): in each part of a stream of drafts, and in answers with a trace.
 All other answers pass as they are.
 Goes when: upstream lets a model add fields to an answer and to the parts of a stream.
 """
@@ -18,13 +18,18 @@ from sglang_dllm.upstream.hooks import Hook
 
 
 async def _generate_stream_content(
-    original: Callable[..., Any], self: Any, **kwargs: Any
+    original: Callable[..., Any],
+    self: Any,
+    content: Any,
+    index: int,
+    request: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> AsyncIterator[str]:
     from sglang_dllm.serving.watched import extension_of, with_extension
 
-    meta_info = kwargs["content"]["meta_info"]
-    extension = extension_of(meta_info)
-    async for chunk in original(self, **kwargs):
+    extension = extension_of(content["meta_info"]) if _is_ours(self) else None
+    async for chunk in original(self, content, index, request, *args, **kwargs):
         if extension is not None:
             chunk, extension = with_extension(chunk, extension), None
         yield chunk
@@ -32,10 +37,10 @@ async def _generate_stream_content(
         from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
 
         chunk = build_sse_content(
-            chunk_id=meta_info["id"],
+            chunk_id=content["meta_info"]["id"],
             created=kwargs.get("created") or int(time.time()),
-            model=kwargs["request"].model,
-            index=kwargs["index"],
+            model=request.model,
+            index=index,
             content="",
         )
         yield with_extension(chunk, extension)
@@ -51,7 +56,7 @@ async def _generate_completion_stream(
     from sglang_dllm.serving.watched import EXTENSION, with_extension
 
     async for chunk in original(self, adapted_request, request, raw_request):
-        extension = EXTENSION.get()
+        extension = EXTENSION.get() if _is_ours(self) else None
         if extension is not None:
             EXTENSION.set(None)
             chunk = with_extension(chunk, extension)
@@ -63,7 +68,14 @@ def _build_response(
 ) -> Any:
     from sglang_dllm.serving.watched import extended
 
-    return extended(original(self, request, ret, created), ret)
+    response = original(self, request, ret, created)
+    return extended(response, ret) if _is_ours(self) else response
+
+
+def _is_ours(serving: Any) -> bool:
+    from sglang_dllm.serving.request_checks import checks_of
+
+    return checks_of(serving.tokenizer_manager) is not None
 
 
 _OPENAI = "sglang.srt.entrypoints.openai"

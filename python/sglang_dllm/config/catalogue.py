@@ -15,12 +15,14 @@ from sglang_dllm.config.resolve import DecodeConfig, expected_of
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.registry import algorithms
 
-_KEPT = ("type", "enum", "minimum", "maximum", "maxItems", "items")
-_KEPT += ("exclusiveMinimum", "exclusiveMaximum")
+_KEPT = (
+    *("type", "enum", "minimum", "maximum", "maxItems", "items"),
+    *("exclusiveMinimum", "exclusiveMaximum"),
+)
 
 
 def catalogue(decode: DecodeConfig) -> dict[str, Any]:
-    """What a request may choose.
+    """The choices of a request.
 
     Returns:
         ``default``: the algorithm of a request that names none. ``algorithms`` and
