@@ -1,4 +1,4 @@
-"""The history of a watched canvas: the same steps, with the confidence of each token."""
+"""The history of a watched canvas: each commit, with its confidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The algorithms and caches of a server, with their options, as plain JSON.
+"""The algorithms, caches and length rules of a server, with options, as plain JSON.
 
 All of it comes from the option classes. Nothing is written by hand.
 """
@@ -12,7 +12,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.config.resolve import DecodeConfig, expected_of
+from sglang_dllm.decoding.caches.base import CacheStrategy
 from sglang_dllm.decoding.caches.registry import CACHES
+from sglang_dllm.decoding.lengths.base import LengthRule
+from sglang_dllm.decoding.lengths.registry import LENGTHS
 from sglang_dllm.decoding.registry import algorithms
 
 _KEPT = (
@@ -25,25 +28,32 @@ def catalogue(decode: DecodeConfig) -> dict[str, Any]:
     """The choices of a request.
 
     Returns:
-        ``default``: the algorithm of a request that names none. ``algorithms`` and
-        ``caches``: a list each, of ``name``, ``description`` and ``options``. An
-        option has ``name``, the words of an error as ``description``, the keys of JSON
-        Schema for its type and range, ``nullable``, and its ``default`` for the served
-        model under the server's YAML. An algorithm has the names of its ``caches``,
-        the default one, and the options that ``exclude`` each other.
+        ``default``: the algorithm of a request that names none. ``algorithms``,
+        ``caches`` and ``lengths``: a list each, of ``name``, ``description`` and
+        ``options``. An option has ``name``, the words of an error as ``description``,
+        the keys of JSON Schema for its type and range, ``nullable``, and its
+        ``default`` for the served model; that of an algorithm's own option is under
+        the server's YAML. An algorithm has the names of its ``caches``, the default
+        ``cache`` and ``length``, and the options that ``exclude`` each other.
     """
-    found = [_algorithm(decode, name) for name in algorithms()]
-    caches = [
-        {
-            "name": name,
-            "description": _first_line(type(cache)),
-            "options": _options(
-                cache.options, cache.options.model_fields, cache.defaults(decode.family)
-            ),
-        }
-        for name, cache in CACHES.items()
-    ]
-    return {"default": decode.algorithm, "algorithms": found, "caches": caches}
+    return {
+        "default": decode.algorithm,
+        "algorithms": [_algorithm(decode, name) for name in algorithms()],
+        "caches": [
+            _strategy(one, one.defaults(decode.family)) for one in CACHES.values()
+        ],
+        "lengths": [_strategy(one, {}) for one in LENGTHS.values()],
+    }
+
+
+def _strategy(
+    one: CacheStrategy[Any, Any] | LengthRule[Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "description": _first_line(type(one)),
+        "options": _options(one.options, one.options.model_fields, defaults),
+    }
 
 
 def _algorithm(decode: DecodeConfig, name: str) -> dict[str, Any]:
@@ -57,6 +67,7 @@ def _algorithm(decode: DecodeConfig, name: str) -> dict[str, Any]:
         "description": _first_line(type(algorithm)),
         "caches": list(algorithm.caches),
         "cache": cache,
+        "length": defaults.get("length", "fixed"),
         "exclude": list(algorithm.options.mutually_exclusive),
         "options": _options(algorithm.options, keys, defaults),
     }

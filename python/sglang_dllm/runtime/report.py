@@ -30,9 +30,9 @@ class RequestReport:
         self.decoding = decoding.to_dict()
         self._watching = (watching or Watching()).to_dict()
         self._start = {
-            "prompt_len": canvas.prompt_len,
-            "answer_len": canvas.answer_len,
-            "pinned": [],
+            "prompt_len": canvas.answer_start,
+            "answer_len": len(canvas) - canvas.answer_start,
+            "pinned": _pinned(canvas),
         }
 
     def as_customized_info(self) -> dict[str, Any]:
@@ -67,9 +67,16 @@ class RequestReport:
             "start": self._start,
             "first": first,
             "steps": steps,
-            "masked": ranges(canvas.masked[canvas.prompt_len :]),
-            "answer_len": canvas.answer_len,
+            "masked": ranges(canvas.masked[canvas.answer_start :]),
+            "answer_len": len(canvas) - canvas.answer_start,
         }
+
+
+def _pinned(canvas: Canvas) -> list[list[int]]:
+    """``[position, token]`` of the answer's text that the request gave."""
+    start = canvas.answer_start
+    (found,) = canvas.fixed[start:].nonzero()
+    return [[int(at), int(canvas.ids[start + at])] for at in found]
 
 
 class _OncePerOutput:
