@@ -45,13 +45,18 @@ async def _generate_request(
             yield out
         return
     from sglang_dllm.runtime.report import into_meta_info
+    from sglang_dllm.serving.gaps import GapAnswers
 
     checks.check_arguments(obj)
+    gaps = GapAnswers(obj, self.tokenizer, self.incremental_streaming_output)
     with checks.ids.replaced(obj) as client_ids:
         async for out in original(self, obj, request):
             for response in out if isinstance(out, list) else [out]:
                 meta_info = response["meta_info"]
+                new_gaps = gaps.add(response)
                 into_meta_info(meta_info)
+                if new_gaps is not None:
+                    meta_info["dllm"] = {**meta_info.get("dllm", {}), "gaps": new_gaps}
                 meta_info["id"] = client_ids.get(meta_info["id"], meta_info["id"])
             yield out
 

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_dllm.config.canvas_parts import CANVAS_KEY, CanvasParts
 from sglang_dllm.config.resolve import (
     CUSTOM_PARAMS_KEY,
     DEFAULT_MAX_NEW_TOKENS,
@@ -23,6 +24,7 @@ from sglang_dllm.config.resolve import (
 from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
+from sglang_dllm.serving.canvas import CANVAS, check_length
 from sglang_dllm.serving.fields import check_token_ids
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 LENGTH_FIELD = ContextVar("LENGTH_FIELD", default="max_new_tokens")
 """The field in which a client asks for the length of the answer, for errors. A route
 sets it for the task of one request."""
+
+CANVAS_FIELD = ContextVar("CANVAS_FIELD", default=CANVAS)
+"""The field with which a client gives a part of the answer, for errors."""
 
 _OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
@@ -106,6 +111,7 @@ def check_request(
     limits: CapacityLimits,
     decode: DecodeConfig,
     facts: ModelFacts,
+    canvas: CanvasParts | None = None,
 ) -> None:
     """Check a request and fill in what it leaves open.
 
@@ -120,6 +126,7 @@ def check_request(
         limits: how long a canvas may be.
         decode: the server's part of how the request is decoded.
         facts: the model's, with those of its tokenizer.
+        canvas: the answer where a part of it is given. ``params`` has it no longer.
 
     Raises:
         BadRequest: with field, value and range.
@@ -127,7 +134,7 @@ def check_request(
     if not input_ids:
         raise BadRequest("input_ids: the prompt is empty; expected at least 1 token")
     check_token_ids("input_ids", list(input_ids), facts.vocab_size)
-    if limits.truncates:
+    if limits.truncates and canvas is None:
         _truncate(params, input_ids, limits)
     prompt_len = len(input_ids)
     if prompt_len > limits.max_prompt_len:
@@ -135,17 +142,12 @@ def check_request(
             f"input_ids: the prompt has {prompt_len} tokens; "
             f"expected 1 to {limits.max_prompt_len}; {limits.as_clients_say}"
         )
-    most = limits.max_answer_len(prompt_len)
-    max_new_tokens = params.get("max_new_tokens")
-    if max_new_tokens is None:
-        max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
-    if not 1 <= max_new_tokens <= most:
-        field = LENGTH_FIELD.get()
-        raise BadRequest(
-            f"{field}={max_new_tokens} does not fit: with a prompt of {prompt_len} "
-            f"tokens, {field} can be 1 to {most}; {limits.as_clients_say}"
-        )
-    decoding = _resolve(params.get("custom_params"), decode, max_new_tokens, facts)
+    if canvas is None:
+        answer_len = _check_answer_len(params, prompt_len, limits)
+    else:
+        _check_canvas_len(params, prompt_len, limits, canvas)
+        answer_len = canvas.decoded_len
+    decoding = _resolve(params.get("custom_params"), decode, answer_len, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
     check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
     algorithm = decoding.algorithm
@@ -155,7 +157,44 @@ def check_request(
             decoding.to_dict().get("cfg_scale", algorithm.name),
             "0 on a server with --max-running-requests 1",
         )
-    params["custom_params"] = {CUSTOM_PARAMS_KEY: decoding.to_dict()}
+    options = decoding.to_dict()
+    if canvas is not None:
+        options[CANVAS_KEY] = canvas.parts
+    params["custom_params"] = {CUSTOM_PARAMS_KEY: options}
+
+
+def _check_answer_len(
+    params: dict[str, Any], prompt_len: int, limits: CapacityLimits
+) -> int:
+    """The length of an answer of masks, which is filled in where none is asked for."""
+    most = limits.max_answer_len(prompt_len)
+    max_new_tokens: int | None = params.get("max_new_tokens")
+    if max_new_tokens is None:
+        max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
+    if not 1 <= max_new_tokens <= most:
+        field = LENGTH_FIELD.get()
+        raise BadRequest(
+            f"{field}={max_new_tokens} does not fit: with a prompt of {prompt_len} "
+            f"tokens, {field} can be 1 to {most}; {limits.as_clients_say}"
+        )
+    return max_new_tokens
+
+
+def _check_canvas_len(
+    params: dict[str, Any],
+    prompt_len: int,
+    limits: CapacityLimits,
+    canvas: CanvasParts,
+) -> None:
+    """Fill in the length of an answer that is given in part."""
+    check_length(LENGTH_FIELD.get(), params.get("max_new_tokens"), canvas)
+    most, length = limits.max_answer_len(prompt_len), len(canvas.template)
+    if length > most:
+        raise BadRequest(
+            f"{CANVAS_FIELD.get()}: the canvas has {length} tokens behind a prompt of "
+            f"{prompt_len}; expected at most {most}; {limits.as_clients_say}"
+        )
+    params["max_new_tokens"] = canvas.num_shown
 
 
 def _require_newlines(facts: ModelFacts) -> None:
@@ -177,13 +216,15 @@ def _resolve(
             raise refused(f"custom_params.{key}", value, f"{_OPTIONS} only")
         if value is not None and not isinstance(value, dict):
             raise refused(_OPTIONS, value, "an object")
+    options = request_options(custom_params)
+    options.pop(CANVAS_KEY, None)
     try:
-        decoding = decode.resolve(request_options(custom_params))
+        decoding = decode.resolve(options)
         if getattr(decoding.options, "delimiter_ids", ()) is None:
             _require_newlines(facts)
         return decoding.finalized(answer_len, facts)
     except OptionError as error:
         field = f"{_OPTIONS}.{error.key}"
-        if error.key not in request_options(custom_params) and " " not in error.key:
+        if error.key not in options and " " not in error.key:
             field += " (the server's default)"
         raise refused(field, error.value, error.expected) from None
