@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -22,10 +22,16 @@ from sglang.srt.managers.schedule_batch import (
     ScheduleBatch,
 )
 
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, request_options
+from sglang_dllm.config.canvas_parts import MASK, CanvasParts
+from sglang_dllm.config.resolve import (
+    CUSTOM_PARAMS_KEY,
+    given_canvas,
+    request_options,
+)
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
@@ -45,6 +51,7 @@ class Denoising:
     """The state that a request carries in ``dllm_algo_state``.
 
     Attributes:
+        decoding: for a canvas of any length.
         group: the canvas with its state, ready for the engine. None while the engine
             has it.
         stop_ids: the tokens at which SGLang's own rules may end the request.
@@ -52,9 +59,18 @@ class Denoising:
     """
 
     canvas: Canvas
+    decoding: Decoding
     group: Group | None
     stop_ids: frozenset[int]
     stream_interval: int = 1
+
+    def resize(self, engine: DenoisingEngine) -> None:
+        """Change the canvas's length as it asks for, and keep it until it has slots.
+
+        Raises:
+            Exception: whatever the algorithm raises.
+        """
+        self.group = engine.resize(self.canvas, self.decoding)
 
 
 @dataclass
@@ -80,6 +96,14 @@ class RoundLoad:
         return num_free >= canvas.num_windows and num_tokens <= self.max_tokens
 
 
+def round_load(scheduler: Any, canvases: Iterable[Canvas]) -> RoundLoad:
+    """The load of one forward over these canvases."""
+    load = RoundLoad(min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens))
+    for canvas in canvases:
+        load.add(canvas)
+    return load
+
+
 def admit(
     scheduler: Any, engine: DenoisingEngine, running_batch: ScheduleBatch
 ) -> list[Req]:
@@ -89,17 +113,17 @@ def admit(
     forward over all canvases stays within --max-running-requests windows and
     --max-prefill-tokens tokens. A canvas that runs alone may exceed the tokens. The
     first request that does not fit blocks all later ones, so that they cannot overtake
-    it for ever. If the engine is empty and a request still does not fit, it is refused.
+    it for ever. A canvas that waits for slots to grow comes before them all. If the
+    engine is empty and a request still does not fit, it is refused.
 
     Returns:
         The admitted requests.
     """
-    if not scheduler.waiting_queue:
+    grown_wait = any(req.dllm_algo_state.group for req in running_batch.reqs)
+    if not scheduler.waiting_queue or grown_wait:
         return []
     scheduler.policy.calc_priority(scheduler.waiting_queue)
-    load = RoundLoad(min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens))
-    for req in running_batch.reqs:
-        load.add(req.dllm_algo_state.canvas)
+    load = round_load(scheduler, [r.dllm_algo_state.canvas for r in running_batch.reqs])
     admitted: list[Req] = []
     ended: list[Req] = []
     for req in scheduler.waiting_queue:
@@ -223,16 +247,24 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     facts = engine.facts
     params = req.sampling_params
     _check_ids("input_ids", req.origin_input_ids, facts)
-    _check_fields(req, scheduler)
+    _check_fields(req)
+    parts = given_canvas(params.custom_params)
+    _check_length(req, parts, scheduler)
     request = request_options(params.custom_params)
-    decoding = scheduler.dllm_config.decode.resolve(request)
-    decoding = decoding.finalized(params.max_new_tokens, facts)
+    decode = scheduler.dllm_config.decode
+    if parts is None:
+        decoding = decode.resolve(request).resolved(params.max_new_tokens, facts)
+    else:
+        _check_ids("canvas", [id for id in parts.template if id != MASK] or [0], facts)
+        decoding = decode.resolve_given(request).resolved(parts.decoded_len, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
     canvas = decoding.new_canvas(
         req.origin_input_ids,
         params.max_new_tokens,
         facts,
+        template=None if parts is None else parts.template,
+        num_shown=None if parts is None else parts.num_shown,
         sampling=_sampling(req, facts.vocab_size),
         ignore_eos=params.ignore_eos,
         ends_at_eos=not params.ignore_eos,
@@ -244,11 +276,12 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
-    group = engine.prepare(canvas, decoding)
+    decoded_len = canvas.answer_len if parts is None else parts.decoded_len
+    group = engine.prepare(canvas, decoding.finalized(decoded_len, facts))
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.
     params.stream_interval = 1
-    return Denoising(canvas, group, stop_ids, interval)
+    return Denoising(canvas, decoding, group, stop_ids, interval)
 
 
 def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:
@@ -259,9 +292,9 @@ def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:
         )
 
 
-def _check_fields(req: Req, scheduler: Any) -> None:
+def _check_fields(req: Req) -> None:
     """Refuse a request that the scheduler could not survive or would serve wrongly."""
-    ids, params = req.origin_input_ids, req.sampling_params
+    params = req.sampling_params
     custom = params.custom_params or {}
     if not isinstance(custom, dict) or not isinstance(
         custom.get(CUSTOM_PARAMS_KEY) or {}, dict
@@ -274,13 +307,22 @@ def _check_fields(req: Req, scheduler: Any) -> None:
         )
     if req.return_logprob or req.grammar is not None:
         raise RequestError("log probabilities and grammars are not supported")
-    canvas_len = len(ids) + params.max_new_tokens
+
+
+def _check_length(req: Req, parts: CanvasParts | None, scheduler: Any) -> None:
+    """Refuse a canvas that the KV pool could never hold."""
+    answer_len = req.sampling_params.max_new_tokens
+    if parts is not None:
+        if not 0 < parts.num_shown <= len(parts.template) or not parts.gaps:
+            raise RequestError("canvas: expected positions to show, and a mask")
+        answer_len = len(parts.template)
+    canvas_len = len(req.origin_input_ids) + answer_len
     page_size = scheduler.page_size
     pool = scheduler.max_total_num_tokens // page_size * page_size
     most = min(scheduler.max_req_len, pool)
     if canvas_len > most:
         raise RequestError(
-            f"max_new_tokens={params.max_new_tokens} does not fit: prompt and answer "
+            f"max_new_tokens={answer_len} does not fit: prompt and answer "
             f"have {canvas_len} tokens; expected at most {most}"
         )
 

@@ -8,7 +8,8 @@ Python engine pass here; ``body`` sees JSON only.
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -142,12 +143,28 @@ def check_request(
             f"input_ids: the prompt has {prompt_len} tokens; "
             f"expected 1 to {limits.max_prompt_len}; {limits.as_clients_say}"
         )
-    if canvas is None:
-        answer_len = _check_answer_len(params, prompt_len, limits)
-    else:
-        _check_canvas_len(params, prompt_len, limits, canvas)
-        answer_len = canvas.decoded_len
-    decoding = _resolve(params.get("custom_params"), decode, answer_len, facts)
+    most = limits.max_answer_len(prompt_len)
+    if canvas is not None:
+        _check_canvas_len(params, prompt_len, most, canvas, limits)
+    max_new_tokens = params.get("max_new_tokens")
+    decoding = _resolve(
+        params.get("custom_params"), decode, max_new_tokens is None, canvas is not None
+    )
+    if max_new_tokens is None:
+        is_fixed = decoding.length.keeps_length
+        max_new_tokens = min(DEFAULT_MAX_NEW_TOKENS, most) if is_fixed else most
+        params["max_new_tokens"] = max_new_tokens
+    if not 1 <= max_new_tokens <= most:
+        field = LENGTH_FIELD.get()
+        raise BadRequest(
+            f"{field}={max_new_tokens} does not fit: with a prompt of {prompt_len} "
+            f"tokens, {field} can be 1 to {most}; {limits.as_clients_say}"
+        )
+    with _refusing(params.get("custom_params")):
+        if getattr(decoding.options, "delimiter_ids", ()) is None:
+            _require_newlines(facts)
+        answer_len = max_new_tokens if canvas is None else canvas.decoded_len
+        decoding = decoding.resolved(answer_len, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
     check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
     algorithm = decoding.algorithm
@@ -163,32 +180,16 @@ def check_request(
     params["custom_params"] = {CUSTOM_PARAMS_KEY: options}
 
 
-def _check_answer_len(
-    params: dict[str, Any], prompt_len: int, limits: CapacityLimits
-) -> int:
-    """The length of an answer of masks, which is filled in where none is asked for."""
-    most = limits.max_answer_len(prompt_len)
-    max_new_tokens: int | None = params.get("max_new_tokens")
-    if max_new_tokens is None:
-        max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
-    if not 1 <= max_new_tokens <= most:
-        field = LENGTH_FIELD.get()
-        raise BadRequest(
-            f"{field}={max_new_tokens} does not fit: with a prompt of {prompt_len} "
-            f"tokens, {field} can be 1 to {most}; {limits.as_clients_say}"
-        )
-    return max_new_tokens
-
-
 def _check_canvas_len(
     params: dict[str, Any],
     prompt_len: int,
-    limits: CapacityLimits,
+    most: int,
     canvas: CanvasParts,
+    limits: CapacityLimits,
 ) -> None:
     """Fill in the length of an answer that is given in part."""
     check_length(LENGTH_FIELD.get(), params.get("max_new_tokens"), canvas)
-    most, length = limits.max_answer_len(prompt_len), len(canvas.template)
+    length = len(canvas.template)
     if length > most:
         raise BadRequest(
             f"{CANVAS_FIELD.get()}: the canvas has {length} tokens behind a prompt of "
@@ -207,24 +208,34 @@ def _require_newlines(facts: ModelFacts) -> None:
 def _resolve(
     custom_params: dict[str, Any] | None,
     decode: DecodeConfig,
-    answer_len: int,
-    facts: ModelFacts,
+    is_open: bool,
+    has_canvas: bool,
 ) -> Decoding:
-    """Refuse options that the request cannot be decoded with."""
+    """The request's options; unknown ones are refused.
+
+    Args:
+        is_open: the request does not say how long its answer may be.
+        has_canvas: it gives a part of its answer.
+    """
     for key, value in (custom_params or {}).items():
         if key != CUSTOM_PARAMS_KEY:
             raise refused(f"custom_params.{key}", value, f"{_OPTIONS} only")
         if value is not None and not isinstance(value, dict):
             raise refused(_OPTIONS, value, "an object")
-    options = request_options(custom_params)
-    options.pop(CANVAS_KEY, None)
+    resolve = decode.resolve_open if is_open else decode.resolve
+    if has_canvas:
+        resolve = decode.resolve_given
+    with _refusing(custom_params):
+        return resolve(request_options(custom_params))
+
+
+@contextmanager
+def _refusing(custom_params: dict[str, Any] | None) -> Iterator[None]:
+    """Answer status 400 where an option is wrong, by its place in the request."""
     try:
-        decoding = decode.resolve(options)
-        if getattr(decoding.options, "delimiter_ids", ()) is None:
-            _require_newlines(facts)
-        return decoding.finalized(answer_len, facts)
+        yield
     except OptionError as error:
         field = f"{_OPTIONS}.{error.key}"
-        if error.key not in options and " " not in error.key:
+        if error.key not in request_options(custom_params) and " " not in error.key:
             field += " (the server's default)"
         raise refused(field, error.value, error.expected) from None
