@@ -264,7 +264,13 @@ def answers(
 ) -> GapAnswers:
     params = {"custom_params": {"dllm": {"canvas": canvas.parts}}, **more}
     obj = SimpleNamespace(rid="r", sampling_params=params, stream=stream)
-    return GapAnswers(obj, TOKENIZER, incremental)
+    return GapAnswers(manager(incremental), obj)
+
+
+def manager(incremental: bool = False) -> Any:
+    return SimpleNamespace(
+        tokenizer=TOKENIZER, incremental_streaming_output=incremental
+    )
 
 
 def output(tokens: list[int], text: str | None = None, ended: bool = True) -> Any:
@@ -342,5 +348,5 @@ def test_special_tokens_are_left_out_of_the_text() -> None:
 def test_another_request_has_no_gaps() -> None:
     obj = SimpleNamespace(rid="r", sampling_params={}, stream=False)
     out = output(FILLED)
-    assert GapAnswers(obj, TOKENIZER, False).add(out) is None
+    assert GapAnswers(manager(), obj).add(out) is None
     assert out["meta_info"]["completion_tokens"] == len(FILLED)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from sglang_dllm.config.canvas_parts import CANVAS_KEY, CanvasParts
+from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.caches.registry import READERS as CACHE_READERS
@@ -139,6 +140,10 @@ class DecodeConfig:
             raise OptionError("length", named, f"{FIXED.name}, with {CANVAS_KEY}")
         return self.resolve({**request, "length": FIXED.name})
 
+    def defaults_of(self, algorithm: Algorithm[Any, Any]) -> dict[str, Any]:
+        """The options of a request that names the algorithm alone."""
+        return self._merged(algorithm, {})
+
     def _merged(
         self, algorithm: Algorithm[Any, Any], options: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -158,12 +163,20 @@ class DecodeConfig:
 
 def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options in a request's ``dllm`` object; null is a key left out."""
-    given = (custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}
-    return {
-        key: value
-        for key, value in given.items()
-        if value is not None and key != CANVAS_KEY
-    }
+    given = _given(custom_params)
+    others = (CANVAS_KEY, *Watching.model_fields)
+    return {key: given[key] for key in given if key not in others}
+
+
+def watching_of(custom_params: Mapping[str, Any] | None) -> Watching:
+    """The keys of the ``dllm`` object that ask to watch the denoising.
+
+    Raises:
+        OptionError: a wrong type or value.
+    """
+    given = _given(custom_params)
+    asked = {key: given[key] for key in Watching.model_fields if key in given}
+    return _parse(Watching, asked)
 
 
 def given_canvas(custom_params: Mapping[str, Any] | None) -> CanvasParts | None:
@@ -172,14 +185,18 @@ def given_canvas(custom_params: Mapping[str, Any] | None) -> CanvasParts | None:
     Raises:
         OptionError: it is not resolved.
     """
-    given = (custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}
-    parts = given.get(CANVAS_KEY)
+    parts = _given(custom_params).get(CANVAS_KEY)
     if parts is None:
         return None
     try:
         return CanvasParts.of(parts)
     except (TypeError, KeyError, AttributeError, IndexError):
         raise OptionError(CANVAS_KEY, parts, "ids and masks") from None
+
+
+def _given(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = (custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _refuse_unknown(

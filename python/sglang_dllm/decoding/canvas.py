@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-IdArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,7 @@ class Canvas:
         full_refreshes: forwards over the whole canvas, of a canvas with a cache.
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
+        history: of a watched canvas. None: nobody watches it.
     """
 
     ids: IdArray
@@ -156,6 +155,7 @@ class Canvas:
     full_refreshes: int = 0
     cut_short: bool = False
     num_emitted: int = 0
+    history: History | None = None
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)
@@ -215,7 +215,10 @@ class Canvas:
 
     @property
     def ends_from(self) -> int:
-        """Where an EOS ends the answer, from ``prompt_len``: behind all given text."""
+        """The first position at which an EOS ends the answer, from ``prompt_len``.
+
+        It is behind all given text.
+        """
         (given,) = self.fixed.nonzero()
         return max(0, int(given[-1]) + 1 - self.prompt_len) if len(given) else 0
 
@@ -267,6 +270,8 @@ class Canvas:
         """Take over the change of length; the algorithm has to begin anew."""
         assert self.resize is not None and self.length is not None
         change, self.resize = self.resize, None
+        if self.history is not None:
+            self.history.note_resize(change.at, change.remove, change.insert)
         at = self.answer_start + change.at
         behind = at + change.remove
         for name, value in (("ids", self.mask_id), ("masked", True), ("fixed", False)):
@@ -280,6 +285,10 @@ class Canvas:
         self.done, self.window = not self.masked.any(), (0, len(self))
         if self.held_slots is not None:
             self.kv_slots = self.held_slots[: len(self)]
+
+    def watch(self) -> None:
+        """Keep a history from now on."""
+        self.history = History()
 
     def fail(self, message: str) -> None:
         """End the request with a message. The first failure stays."""
@@ -297,14 +306,29 @@ class Canvas:
         self.window = (0, len(self))
 
     def update(
-        self, answer: IdArray, progress: Progress, measured: Sequence[float] = ()
+        self,
+        answer: IdArray,
+        progress: Progress,
+        measured: Sequence[float] = (),
+        logprobs: FloatArray | None = None,
     ) -> None:
         """Take over what a step committed, and the next step.
 
         Args:
             answer: ``(answer_len,)`` int64; negative where a position is masked.
             measured: the numbers of the length rule.
+            logprobs: ``(answer_len,)`` float64: of the tokens that the step committed,
+                NaN elsewhere. None where the group has no watched canvas.
         """
+        if self.history is not None:
+            before, first = self.masked[self.prompt_len :], self.prompt_len
+            self.history.note(
+                progress.num_forwards,
+                before,
+                answer,
+                logprobs,
+                first - self.answer_start,
+            )
         ran = progress.num_forwards > self.num_forwards
         was_full = self.window == (0, len(self))
         masked = answer < 0

@@ -12,17 +12,14 @@ from sglang_dllm.serving.canvas import canvas_of
 class GapAnswers:
     """The gaps of the answers of one request, by the ids of SGLang."""
 
-    def __init__(self, obj: Any, tokenizer: Any, incremental: bool) -> None:
+    def __init__(self, manager: Any, obj: Any) -> None:
         """
         Args:
+            manager: SGLang's tokenizer manager. Without a tokenizer gaps have no text.
             obj: the GenerateReqInput. Its options are resolved when SGLang gives its
                 first output.
-            tokenizer: None where the server has none; gaps then have no text.
-            incremental: whether a part of a stream has its new tokens alone
-                (--incremental-streaming-output).
         """
-        self._obj, self._tokenizer = obj, tokenizer
-        self._is_delta = bool(incremental and obj.stream)
+        self._manager, self._obj = manager, obj
         self._answers: dict[str, _Answer | None] | None = None
 
     def add(self, response: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -39,17 +36,19 @@ class GapAnswers:
 
     def _of_request(self) -> dict[str, _Answer | None]:
         rids, params = self._obj.rid, self._obj.sampling_params
-        if not isinstance(rids, list):
-            rids, params = [rids], [params]
-        return {
-            rid: self._of_answer(one) for rid, one in zip(rids, params, strict=True)
-        }
+        rids = rids if isinstance(rids, list) else [rids]
+        params = params if isinstance(params, list) else [params] * len(rids)
+        pairs = zip(rids, params, strict=True)
+        return {rid: self._of_answer(one) for rid, one in pairs}
 
-    def _of_answer(self, params: Mapping[str, Any]) -> _Answer | None:
-        parts = canvas_of(params.get("custom_params"))
+    def _of_answer(self, params: Any) -> _Answer | None:
+        parts = canvas_of((params or {}).get("custom_params"))
         if parts is None:
             return None
-        return _Answer(CanvasParts.of(parts), self._tokenizer, params, self._is_delta)
+        manager = self._manager
+        # A part of a stream then has its new tokens alone.
+        is_delta = self._obj.stream and manager.incremental_streaming_output
+        return _Answer(CanvasParts.of(parts), manager.tokenizer, params, is_delta)
 
 
 class _Answer:
