@@ -127,7 +127,8 @@ def run(
         options: keys of docs/algorithms.md; the missing ones get the defaults.
         unconditional: for LLaDA's guidance, see `reference.samplers.llada`.
         facts: family, mask_id, eos_id, eot_token_id, delimiter_ids; what is not given
-            is read from the model object.
+            is read from the model object. Also `answer` and `watch` of
+            `reference.canvas.Canvas`.
     """
     family = facts.get("family") or model.family
     defaults = DEFAULTS[family][algorithm]
@@ -145,7 +146,8 @@ def run(
     if algorithm in _BY_ENTROPY:
         if sampling.temperature != 0:
             raise ValueError(f"{algorithm}: the reference knows temperature 0 only")
-        needed = {k: facts[k] for k in ("family", "mask_id", "eos_id") if k in facts}
+        read = ("family", "mask_id", "eos_id", "answer", "watch")
+        needed = {key: facts[key] for key in read if key in facts}
         decode = _BY_ENTROPY[algorithm]
         needed["cache"] = {key: options.pop(key) for key in CACHE_KEYS}
         return decode(model, prompt_ids, max_new_tokens, **options, **needed)

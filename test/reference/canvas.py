@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -48,6 +48,16 @@ class Sampling:
 GREEDY = Sampling()
 
 
+class Watch(Protocol):
+    """Looks at a canvas between its forwards; may raise to stop the algorithm."""
+
+    def before(self, canvas: Any) -> None: ...
+
+    def after(self, canvas: Any, logits: torch.Tensor) -> None:
+        """logits: (L, V), usable, NaN where not computed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Guess:
     """The prediction of one forward for one masked position."""
@@ -77,8 +87,14 @@ class Canvas:
         eos_id: int | None = None,
         eot_token_id: int | None = None,
         delimiter_ids: Iterable[int] | None = None,
+        answer: list[int] | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        """options: the algorithm's, read here for `max_forwards` and the cache."""
+        """options: the algorithm's, read here for `max_forwards` and the cache.
+
+        answer: the answer before the first forward, the mask id where nothing is
+        committed; all masks unless given.
+        """
 
         def fact(name: str, given: Any, default: Any = None) -> Any:
             return getattr(model, name, default) if given is None else given
@@ -93,9 +109,11 @@ class Canvas:
         if self.family not in ("llada", "dream"):
             raise ValueError(f"family: expected llada or dream, found {self.family}")
         self.prompt_len = len(prompt_ids)
-        self.ids: list[int] = [*prompt_ids, *[self.mask_id] * max_new_tokens]
+        answer = [self.mask_id] * max_new_tokens if answer is None else answer
+        self.ids: list[int] = [*prompt_ids, *answer]
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
+        self.watch = watch
         self.forwards = Forwards(
             model, options, family=self.family, prompt_len=self.prompt_len,
             canvas_len=len(self.ids), max_forwards=self.max_forwards,
@@ -123,7 +141,11 @@ class Canvas:
         With a cache maybe of a part only, as needed to decode `span`. Algorithms of
         the whole canvas have none.
         """
+        if self.watch is not None:
+            self.watch.before(self)
         logits = self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.after(self, logits)
         # A copy: the algorithms change it, and a recorded one is used again.
         return logits.to(torch.float64, copy=True)
 

@@ -214,11 +214,11 @@ def ada_block(
     delimiters = options["delimiter_ids"]
     delimiters = canvas.delimiter_ids if delimiters is None else set(delimiters)
     window_size = int(WINDOW_SHARE * max_new_tokens)
-    while rest := canvas.masked():  # all before them are done: a block starts here
-        start = rest[0]
+    start = canvas.prompt_len
+    while canvas.masked():  # all before the start are done
         # This forward shows where the block ends. It is full, since the start is new.
         logits = canvas.forward((start, len(canvas.ids)))
-        window = canvas.guesses(logits, rest[:window_size])
+        window = canvas.guesses(logits, canvas.masked(start, start + window_size))
         ends = {i: g.confidence for i, g in window.items() if g.token in delimiters}
         length = options["block_size"]
         gaps = [guess.gap for guess in window.values()]
@@ -228,8 +228,8 @@ def ada_block(
             if ends[order[0]] >= options["delimiter_threshold"]:
                 length = order[0] - start + 1
                 gaps += rank_gap(ends, order, 1)
-        candidates = rest[:length]
-        end = start + len(candidates)
+        end = min(start + length, len(canvas.ids))
+        candidates = canvas.masked(start, end)
         while candidates:
             guesses = canvas.guesses(logits, candidates)
             accepted, rule_gaps = _by_threshold(
@@ -241,6 +241,7 @@ def ada_block(
             candidates = canvas.masked(start, end)
             if candidates:
                 logits = canvas.forward((start, end))
+        start = end
     return canvas.result()
 
 

@@ -49,6 +49,7 @@ from typing import Any
 import torch
 
 from reference.cache import Forwards, Span
+from reference.canvas import Watch
 from reference.memory import LogitsFn, check_computed
 from reference.record import Forward, Result
 
@@ -98,6 +99,8 @@ def multi_block(
     eos_id: int | None = None,
     stale_mask: bool = True,
     cache: dict[str, Any] | None = None,
+    answer: list[int] | None = None,
+    watch: Watch | None = None,
 ) -> Result:
     """d3LLM multi-block decoding. Facts left None are read from the model object.
 
@@ -105,7 +108,7 @@ def multi_block(
     options of `reference.cache`; none without.
     """
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id
+    facts = family, mask_id, eos_id, answer, watch
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     prompt_len, canvas_len = canvas.prompt_len, len(canvas.ids)
     num_blocks = -(-max_new_tokens // block_size)
@@ -115,7 +118,8 @@ def multi_block(
     def new_block(index: int) -> Block:
         start = prompt_len + (index - 1) * block_size
         end = min(start + block_size, canvas_len)
-        return Block(start, end, left=end - start, total=end - start, active=False)
+        left = canvas.num_masked(start, end)
+        return Block(start, end, left, total=end - start, active=False)
 
     blocks = [Block(0, prompt_len, left=0, total=prompt_len, active=True)]
     blocks.append(new_block(1))
@@ -130,7 +134,7 @@ def multi_block(
         # 4: everything behind the first EOS becomes EOS.
         eos_at = canvas.fill_after_eos() if early_stop else None
         if eos_at is not None:
-            while next_block <= num_blocks and new_block(next_block).start > eos_at:
+            while next_block <= num_blocks:  # they all start behind the EOS
                 blocks.append(new_block(next_block))
                 next_block += 1
             for block in blocks[1:]:
@@ -209,10 +213,12 @@ def single_block(
     mask_id: int | None = None,
     eos_id: int | None = None,
     cache: dict[str, Any] | None = None,
+    answer: list[int] | None = None,
+    watch: Watch | None = None,
 ) -> Result:
     """Semi-autoregressive decoding: a block is finished before the next one starts."""
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id
+    facts = family, mask_id, eos_id, answer, watch
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     canvas_len = len(canvas.ids)
     for block_start in range(canvas.prompt_len, canvas_len, block_size):
@@ -260,6 +266,8 @@ class _Canvas:
         family: str | None,
         mask_id: int | None,
         eos_id: int | None,
+        answer: list[int] | None,
+        watch: Watch | None,
     ) -> None:
         self.family: str = model.family if family is None else family
         self.mask_id: int = model.mask_id if mask_id is None else mask_id
@@ -267,7 +275,9 @@ class _Canvas:
         if self.family not in ("llada", "dream"):
             raise ValueError(f"family: expected llada or dream, found {self.family}")
         self.prompt_len = len(prompt_ids)
-        self.ids: list[int] = [*prompt_ids, *[self.mask_id] * max_new_tokens]
+        answer = [self.mask_id] * max_new_tokens if answer is None else answer
+        self.ids: list[int] = [*prompt_ids, *answer]
+        self.watch = watch
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -308,7 +318,12 @@ class _Canvas:
         """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        return self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.before(self)
+        logits = self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.after(self, logits)
+        return logits
 
     def commit(
         self,

@@ -42,7 +42,7 @@ def llada(
         raise ValueError(f"{steps} steps for {len(blocks)} blocks")
     shares = share(steps, len(blocks)) if blocks else []
     for (start, end), block_steps in zip(blocks, shares, strict=True):
-        for quota in share(end - start, block_steps):
+        for quota in share(len(canvas.masked(start, end)), block_steps):
             candidates = canvas.masked(start, end)
             if not candidates or not quota:
                 break
