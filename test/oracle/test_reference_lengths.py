@@ -99,7 +99,7 @@ def test_equals_the_published_loop(rule: str, initial: int) -> None:
 
 
 def test_the_length_is_left_alone_after_64_forwards() -> None:
-    model = Ending(3, 30, sharp=3)
+    model = Ending(3, 300, sharp=3)
     options = {"length_step": 1, "step_schedule": "const", "eos_check_tokens": 400}
     loop = rho_eos(
         model, PROMPT, 400, mask_id=MASK, eos_id=EOS, block_length=32,
