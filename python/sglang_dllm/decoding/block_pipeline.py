@@ -102,7 +102,10 @@ def begin_pipeline(
     add_progress: float,
     activate_progress: float,
 ) -> PipelineState:
-    """The first block exists. The prompt counts as a finished block before it."""
+    """The first block exists. The prompt counts as a finished block before it.
+
+    Given text counts as decoded: a block that is given whole is finished.
+    """
     size = batch.one_row(options.block_size)
     num = -(-batch.max_answer_len // options.block_size)
     blocks = Blocks(size, batch.rows.answer_len, batch.positions, num)
@@ -113,7 +116,7 @@ def begin_pipeline(
         add_progress=batch.one_row(float(add_progress)),
         activate_progress=batch.one_row(float(activate_progress)),
         stops=batch.one_row(_stops(options, batch.records[0])),
-        left=blocks.total,
+        left=blocks.masks(batch.rows.masked),
         active=is_first if activate_progress <= 1.0 else torch.zeros_like(is_first),
         created=batch.one_row(1),
         forced_start=batch.one_row(FAR),
@@ -138,6 +141,9 @@ def next_pipeline_step(batch: Batch) -> Step:
     created = created + (
         ~stopped & (created < blocks.num) & (last_progress >= state.add_progress)
     )
+    # Blocks that are given whole are finished already; the next one with masks exists.
+    reached = torch.minimum(batch.first_masked() // blocks.size + 1, blocks.num)
+    created = torch.maximum(created, reached)
     exists = blocks.index < created[:, None]
     before = torch.nn.functional.pad(progress[:, :-1], (1, 0), value=1.0)
     active = state.active | (exists & (before >= state.activate_progress[:, None]))

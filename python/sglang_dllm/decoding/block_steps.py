@@ -36,6 +36,14 @@ def masks_before(batch: Batch, end: torch.Tensor) -> torch.Tensor:
     return batch.rows.masked & (batch.positions < end[:, None])
 
 
+def began_masked(batch: Batch, step: Step) -> torch.Tensor:
+    """``(R,)`` int64: masks that the span of a step had before the first step."""
+    inside = (batch.positions >= step.start[:, None]) & (
+        batch.positions < step.end[:, None]
+    )
+    return (batch.rows.began_masked & inside).sum(dim=1)
+
+
 def shared_out(
     total: torch.Tensor, parts: torch.Tensor, index: torch.Tensor
 ) -> torch.Tensor:

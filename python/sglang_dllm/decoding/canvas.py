@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,40 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """A change of the answer's length between two forwards.
+
+    Attributes:
+        at: the first position that changes, from the answer's start.
+        remove: how many positions go, from there on.
+        insert: how many masks come in their place.
+    """
+
+    at: int
+    remove: int = 0
+    insert: int = 0
+
+
+class LengthPlan(Protocol):
+    """How long one canvas gets; ``lengths`` has the rules.
+
+    Attributes:
+        block_size: tokens of a block, counted from the answer's start.
+    """
+
+    block_size: int
+
+    def next_resize(self, canvas: Canvas, numbers: Sequence[float]) -> Resize | None:
+        """The change of length before the next forward, None for none.
+
+        Args:
+            canvas: as of the last forward.
+            numbers: what the rule measured in that forward.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class Progress:
     """The news of a canvas after a step.
 
@@ -56,17 +90,28 @@ class Canvas:
     The canvas itself is a row of a ``CanvasBatch`` on the device. The denoiser updates
     this record after each step through its methods.
 
+    A canvas that is resized begins anew on what is left of it: ``prompt_len`` moves to
+    its first block with a mask, and what is committed in front of it counts as prompt.
+
     Attributes:
-        ids: int64 ``(prompt_len + max_new_tokens,)``: the prompt, then the answer.
-            A position that is not committed holds the mask token.
-        masked: bool, same shape: answer positions that are not committed. A mask
-            token in the prompt is text and never masked.
+        ids: ``(L,)`` int64: the prompt, then the answer. A position that is not
+            committed holds the mask token.
+        prompt_len: tokens in front of the part that is decoded.
+        masked: ``(L,)`` bool: answer positions that are not committed. A mask token in
+            the prompt is text and never masked.
+        fixed: ``(L,)`` bool: positions that the request gave, the prompt among them.
+        answer_start: tokens of the request's prompt. The answer's positions count from
+            there.
+        length: how the canvas changes its length; None where it keeps it.
+        resize: the change that it waits for. No forward may run before it.
+        num_shown: answer positions that may be handed out; None for all.
         ignore_eos: decode and return the whole canvas.
         ends_at_eos: the canvas is done when its first EOS and everything before it
             are committed. Masks behind the EOS stay.
         has_cache: its forwards may be windows over keys and values in the pool.
         num_windows: windows of a forward that it takes; 2 with guidance.
         kv_slots: ``(L,)`` int64 on the device: the pool's slots of its positions.
+        held_slots: ``(H,)`` int64: all slots that the request holds, L or more.
         req_pool_index: SGLang's request slot.
         done: no forward is needed any more.
         failure: why the request cannot go on.
@@ -92,7 +137,11 @@ class Canvas:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     has_cache: bool = False
     num_windows: int = 1
+    length: LengthPlan | None = None
+    resize: Resize | None = None
+    num_shown: int | None = None
     kv_slots: torch.Tensor | None = None
+    held_slots: torch.Tensor | None = None
     req_pool_index: int | None = None
     done: bool = False
     failure: str | None = None
@@ -105,12 +154,15 @@ class Canvas:
     full_refreshes: int = 0
     cut_short: bool = False
     num_emitted: int = 0
+    answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
+    fixed: BoolArray = field(init=False)
 
     def __post_init__(self) -> None:
         assert 0 <= self.prompt_len <= len(self.ids)
-        self.masked = np.zeros(len(self.ids), dtype=np.bool_)
-        self.masked[self.prompt_len :] = True
+        self.answer_start = self.prompt_len
+        self.masked = np.arange(len(self.ids)) >= self.prompt_len
+        self.fixed = ~self.masked
 
     @classmethod
     def from_prompt(
@@ -128,12 +180,52 @@ class Canvas:
         ids[:prompt_len] = prompt_ids
         return cls(ids, prompt_len, mask_id, eos_ids, **others)
 
+    @classmethod
+    def from_template(
+        cls, prompt_ids: Sequence[int], template: Sequence[int], **others: Any
+    ) -> Canvas:
+        """A canvas whose answer is partly given.
+
+        Args:
+            template: the answer's token ids, -1 for a mask.
+            others: as in ``from_prompt``.
+        """
+        canvas = cls.from_prompt(prompt_ids, len(template), **others)
+        given = np.asarray(template, dtype=np.int64)
+        is_given, start = given >= 0, canvas.prompt_len
+        canvas.ids[start:][is_given] = given[is_given]
+        canvas.masked[start:] = ~is_given
+        canvas.fixed[start:] = is_given
+        return canvas
+
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def answer_len(self) -> int:
+        """Tokens of the part that is decoded."""
         return len(self.ids) - self.prompt_len
+
+    @property
+    def is_open(self) -> bool:
+        """True if an EOS may end the answer: its last position is not given."""
+        return not self.fixed[-1]
+
+    @property
+    def ends_from(self) -> int:
+        """Where an EOS ends the answer, from ``prompt_len``: behind all given text."""
+        (given,) = self.fixed.nonzero()
+        return max(0, int(given[-1]) + 1 - self.prompt_len) if len(given) else 0
+
+    @property
+    def has_ended(self) -> bool:
+        """True if an EOS ends the answer, and all before it is committed."""
+        if self.ignore_eos:
+            return False
+        behind = np.arange(len(self)) >= self.prompt_len + self.ends_from
+        is_end = np.isin(self.ids, self.eos_ids) & ~self.masked & behind
+        (ends,) = is_end.nonzero()
+        return bool(len(ends)) and not self.masked[: ends[0]].any()
 
     @property
     def is_guided(self) -> bool:
@@ -146,9 +238,28 @@ class Canvas:
         assert self.kv_slots is not None, "admission places a canvas first"
         return self.kv_slots
 
-    def place(self, kv_slots: torch.Tensor, req_pool_index: int) -> None:
-        """Note the slots that admission took."""
-        self.kv_slots, self.req_pool_index = kv_slots, req_pool_index
+    def place(self, held_slots: torch.Tensor, req_pool_index: int) -> None:
+        """Note the slots that the request holds: one for each position, or more."""
+        self.held_slots, self.req_pool_index = held_slots, req_pool_index
+        self.kv_slots = held_slots[: len(self)]
+
+    def apply_resize(self) -> None:
+        """Take over the change of length; the algorithm has to begin anew."""
+        assert self.resize is not None and self.length is not None
+        change, self.resize = self.resize, None
+        at = self.answer_start + change.at
+        behind = at + change.remove
+        for name, value in (("ids", self.mask_id), ("masked", True), ("fixed", False)):
+            old = getattr(self, name)
+            new = np.full(change.insert, value, dtype=old.dtype)
+            setattr(self, name, np.concatenate([old[:at], new, old[behind:]]))
+        first = int(self.masked.argmax()) - self.answer_start
+        size = self.length.block_size
+        self.prompt_len = self.answer_start + first // size * size
+        self.num_committed = int((~self.masked & ~self.fixed).sum())
+        self.done, self.window = not self.masked.any(), (0, len(self))
+        if self.held_slots is not None:
+            self.kv_slots = self.held_slots[: len(self)]
 
     def fail(self, message: str) -> None:
         """End the request with a message. The first failure stays."""
@@ -165,12 +276,17 @@ class Canvas:
         """The keys and values in the pool are lost: the next window is full."""
         self.window = (0, len(self))
 
-    def update(self, answer: IdArray, progress: Progress) -> None:
+    def update(
+        self, answer: IdArray, progress: Progress, measured: Sequence[float] = ()
+    ) -> None:
         """Take over what a step committed, and the next step.
 
         Args:
             answer: ``(answer_len,)`` int64; negative where a position is masked.
+            measured: the numbers of the length rule.
         """
+        ran = progress.num_forwards > self.num_forwards
+        was_full = self.window == (0, len(self))
         masked = answer < 0
         self.masked[self.prompt_len :] = masked
         self.ids[self.prompt_len :] = np.where(masked, self.mask_id, answer)
@@ -178,11 +294,20 @@ class Canvas:
         self.num_committed = progress.num_committed
         self.cut_short, self.done = progress.cut_short, progress.done
         self.num_candidates, self.window = progress.num_candidates, progress.window
+        # A rule measures the whole answer, which a smaller window does not compute.
+        if self.length is not None and ran and (was_full or not measured):
+            self.resize = self.length.next_resize(self, measured)
 
     def take_committed_prefix(self) -> IdArray:
-        """The tokens by which the committed prefix grew; each once."""
-        start = self.prompt_len + self.num_emitted
-        masked = self.masked[start:]
+        """The tokens by which the committed prefix grew; each once.
+
+        Tokens that a change of length takes away are not among them.
+        """
+        start = self.answer_start + self.num_emitted
+        most = len(self.ids) if self.num_shown is None else self.num_shown
+        if self.resize is not None:
+            most = min(most, self.resize.at)
+        masked = self.masked[start : self.answer_start + most]
         grown = int(masked.argmax()) if masked.any() else len(masked)
         self.num_emitted += grown
         return self.ids[start : start + grown]

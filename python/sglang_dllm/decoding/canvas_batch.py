@@ -46,18 +46,22 @@ class CanvasRows(TensorRows):
     Attributes:
         ids: ``(R, A)`` int64: the answers; the mask token where ``masked``.
         masked: ``(R, A)`` bool: not committed. False behind a shorter answer.
+        began_masked: ``(R, A)`` bool: ``masked`` before the first step.
         prompt_len, answer_len, max_forwards: ``(R,)`` int64.
         ends_at_eos: ``(R,)`` bool.
+        ends_from: ``(R,)`` int64: where an EOS ends the answer.
         num_forwards, num_committed: ``(R,)`` int64, as in ``Canvas``.
         cut_short, done: ``(R,)`` bool, likewise.
     """
 
     ids: torch.Tensor
     masked: torch.Tensor
+    began_masked: torch.Tensor
     prompt_len: torch.Tensor
     answer_len: torch.Tensor
     max_forwards: torch.Tensor
     ends_at_eos: torch.Tensor
+    ends_from: torch.Tensor
     num_forwards: torch.Tensor
     num_committed: torch.Tensor
     cut_short: torch.Tensor
@@ -92,19 +96,21 @@ class CanvasBatch(Generic[OptionsT, StateT]):
     def of(
         cls, canvas: Canvas, options: OptionsT, facts: ModelFacts, device: Device
     ) -> CanvasBatch[OptionsT, Any]:
-        """One canvas with nothing decoded. Its algorithm has no state yet."""
+        """One canvas as it is. Its algorithm has no state yet."""
         length, most = canvas.answer_len, options.max_forwards
-        mask = torch.full((1, length), facts.mask_id, device=device)
+        ids, masked = _answer_of(canvas, device)
         rows = CanvasRows(
-            ids=mask,
-            masked=torch.ones_like(mask, dtype=torch.bool),
+            ids=ids,
+            masked=masked,
+            began_masked=masked,
             prompt_len=one_row(canvas.prompt_len, device),
             answer_len=one_row(length, device),
             max_forwards=one_row(NO_LIMIT if most is None else most, device),
             ends_at_eos=one_row(canvas.ends_at_eos, device),
-            num_forwards=one_row(0, device),
-            num_committed=one_row(0, device),
-            cut_short=one_row(False, device),
+            ends_from=one_row(canvas.ends_from, device),
+            num_forwards=one_row(canvas.num_forwards, device),
+            num_committed=one_row(canvas.num_committed, device),
+            cut_short=one_row(canvas.cut_short, device),
             done=one_row(False, device),
         )
         sampling = SamplingRows(
@@ -157,12 +163,16 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         return first_true(self.rows.masked)
 
     def first_eos(self) -> torch.Tensor:
-        """``(R,)`` int64: the first committed EOS, A where there is none."""
+        """``(R,)`` int64: the first committed EOS that ends the answer, A for none."""
         found = torch.zeros_like(self.inside)
         for eos in self.facts.eos_ids:
             found |= self.rows.ids == eos
         # A masked position holds the mask token, which is no EOS.
-        return first_true(found & self.inside)
+        may_end: torch.Tensor = self.memo(
+            "may end",
+            lambda: self.inside & (self.positions >= self.rows.ends_from[:, None]),
+        )
+        return first_true(found & may_end)
 
     def fill(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write tokens that no forward decided, for example behind an EOS.
@@ -274,6 +284,22 @@ class CanvasBatch(Generic[OptionsT, StateT]):
             self.state.joined(other.state),
             step,
         )
+
+
+def _answer_of(canvas: Canvas, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(1, A)`` int64 and bool: the ids of a canvas's answer, and what is masked."""
+    shape, start = (1, canvas.answer_len), canvas.prompt_len
+    masked = canvas.masked[start:]
+    if masked.all():
+        return (
+            torch.full(shape, canvas.mask_id, device=device),
+            torch.ones(shape, dtype=torch.bool, device=device),
+        )
+    ids, is_masked = (
+        torch.from_numpy(values[None]).to(device, non_blocking=True, copy=True)
+        for values in (canvas.ids[start:], masked)
+    )
+    return ids, is_masked
 
 
 def one_row(value: float | bool, device: Device) -> torch.Tensor:

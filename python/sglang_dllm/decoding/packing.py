@@ -212,12 +212,15 @@ def _upload(values: IdArray, device: torch.device) -> torch.Tensor:
 
 
 def _ids(window: PackedWindow) -> IdArray:
-    """The window's ids. ``update`` overwrites those of the answer on the device."""
+    """The window's ids. ``update`` overwrites those of the answer on the device.
+
+    The unconditional canvas has masks where the request gave text, as LLaDA's has.
+    """
     canvas = window.canvas
     start, end = canvas.window
     ids = canvas.ids[start:end].copy()
     if window.is_uncond:
-        ids[: max(0, canvas.prompt_len - start)] = canvas.mask_id
+        ids[canvas.fixed[start:end]] = canvas.mask_id
     return ids
 
 
@@ -230,9 +233,11 @@ def _answer_indices(
     for (window, answer), offset in zip(packed, offsets, strict=True):
         start, end = window.canvas.window
         prompt_len = window.canvas.prompt_len
-        first = max(start, prompt_len)
-        at.append(np.arange(first, end) - start + offset)
-        source.append(np.arange(first, end) - prompt_len + answer)
+        places = np.arange(max(start, prompt_len), end)
+        if window.is_uncond:
+            places = places[~window.canvas.fixed[places]]
+        at.append(places - start + offset)
+        source.append(places - prompt_len + answer)
     return np.concatenate(at), np.concatenate(source)
 
 

@@ -97,8 +97,9 @@ class AdaBlock(Algorithm[AdaBlockOptions, AdaBlockState]):
 
     def next_step(self, batch: Batch) -> Step:
         state, answer_len = batch.state, batch.rows.answer_len
-        is_open = batch.first_masked() >= state.end
-        start = torch.where(is_open, state.end, state.start)
+        first_masked = batch.first_masked()
+        is_open = first_masked >= state.end
+        start = torch.where(is_open, first_masked, state.start)
         usual = torch.minimum(start + state.block_size, answer_len)
         end = torch.where(is_open, usual, state.end)
         state.start, state.end, state.is_open = start, end, is_open

@@ -134,7 +134,7 @@ def _takes_whole_canvas(batch: Batch) -> bool:
 
 def _offered(batch: Batch) -> torch.Tensor:
     """``(R,)`` int64: what was offered up to this step, less what was taken."""
-    state, length = batch.state, batch.rows.answer_len
+    state, length = batch.state, batch.rows.began_masked.sum(dim=1)
     taken = length - batch.rows.masked.sum(dim=1)
     few, num_more = length // state.steps, length % state.steps
     # The first steps offer the most, so that each has something to offer.

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from sglang_dllm.decoding.algorithm import Algorithm
-from sglang_dllm.decoding.block_steps import block_step, shared_out
+from sglang_dllm.decoding.block_steps import began_masked, block_step, shared_out
 from sglang_dllm.decoding.caches.registry import ALL_CACHES
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import Decision, StepInputs
@@ -114,7 +114,7 @@ class LLaDA(Algorithm[LLaDAOptions, LLaDAState]):
         num_steps = shared_out(state.steps, num_blocks, step.start // size)
         num_steps = num_steps.clamp(min=1)
         # Steps of a block that would commit nothing come last, and run no forward.
-        num_masks = step.end - step.start
+        num_masks = began_masked(batch, step)
         done = num_masks - step.candidates.sum(dim=1)
         few, num_more = num_masks // num_steps, num_masks % num_steps
         state.quota = few + (done < num_more * (few + 1))
