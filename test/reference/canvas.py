@@ -16,13 +16,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from reference.cache import Forwards, Span
 from reference.memory import check_computed
 from reference.record import Forward, Result
+from reference.template import Part, Template, behind_given, fill_in
 
 # Unit of a random number: ("token" | "order", forwards run before, answer position).
 Uniform = Callable[[str, int, int], float]
@@ -46,16 +47,6 @@ class Sampling:
 
 
 GREEDY = Sampling()
-
-
-class Watch(Protocol):
-    """Looks at a canvas between its forwards; may raise to stop the algorithm."""
-
-    def before(self, canvas: Any) -> None: ...
-
-    def after(self, canvas: Any, logits: torch.Tensor) -> None:
-        """logits: (L, V), usable, NaN where not computed."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -87,14 +78,10 @@ class Canvas:
         eos_id: int | None = None,
         eot_token_id: int | None = None,
         delimiter_ids: Iterable[int] | None = None,
-        answer: list[int] | None = None,
-        watch: Watch | None = None,
+        template: Template | None = None,
+        part: Part | None = None,
     ) -> None:
-        """options: the algorithm's, read here for `max_forwards` and the cache.
-
-        answer: the answer before the first forward, the mask id where nothing is
-        committed; all masks unless given.
-        """
+        """options: the algorithm's, read here for `max_forwards` and the cache."""
 
         def fact(name: str, given: Any, default: Any = None) -> Any:
             return getattr(model, name, default) if given is None else given
@@ -109,11 +96,12 @@ class Canvas:
         if self.family not in ("llada", "dream"):
             raise ValueError(f"family: expected llada or dream, found {self.family}")
         self.prompt_len = len(prompt_ids)
-        answer = [self.mask_id] * max_new_tokens if answer is None else answer
-        self.ids: list[int] = [*prompt_ids, *answer]
+        self.ids, self.given = fill_in(
+            prompt_ids, max_new_tokens, self.mask_id, template, part
+        )
+        self.watch = part and part.watch
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
-        self.watch = watch
         self.forwards = Forwards(
             model, options, family=self.family, prompt_len=self.prompt_len,
             canvas_len=len(self.ids), max_forwards=self.max_forwards,
@@ -126,8 +114,10 @@ class Canvas:
     def masked(self, start: int = 0, end: int | None = None) -> list[int]:
         """Masked positions of the answer in [start, end), ascending."""
         end = len(self.ids) if end is None else min(end, len(self.ids))
-        inside = range(max(start, self.prompt_len), end)
-        return [i for i in inside if self.ids[i] == self.mask_id]
+        return [i for i in range(start, end) if self.is_masked(i)]
+
+    def is_masked(self, i: int) -> bool:
+        return self.ids[i] == self.mask_id and not self.given[i]
 
     def blocks(self, block_size: int) -> list[tuple[int, int]]:
         """(start, end) of each block of the answer; the last one may be short."""
@@ -207,7 +197,7 @@ class Canvas:
             rest = [i for i in candidates if i not in guesses]
             guesses = guesses | self.guesses(logits, rest)
         chosen = sorted(chosen)
-        if any(self.ids[i] != self.mask_id for i in chosen):
+        if not all(map(self.is_masked, chosen)):
             raise AssertionError(f"not masked: one of {chosen}")
         for i in chosen:
             self.ids[i] = guesses[i].token
@@ -230,6 +220,7 @@ class Canvas:
         answer = slice(self.prompt_len, None)
         return Result(
             self.ids[answer], self.nfe, self.written_by[answer], self.trace,
+            ends_from=behind_given(self.given) - self.prompt_len,
             **self.forwards.record(),
         )  # fmt: skip
 

@@ -62,7 +62,7 @@ def fast_dllm(
     steps = options["steps"]
     if steps is None:
         steps = -(-max_new_tokens // TOKENS_PER_STEP)
-    shares = share(max_new_tokens, steps) if steps else []
+    shares = share(len(canvas.masked()), steps) if steps else []
     left = step = 0
     while candidates := canvas.masked():
         quota = left + (shares[step] if step < len(shares) else 0)
@@ -214,8 +214,8 @@ def ada_block(
     delimiters = options["delimiter_ids"]
     delimiters = canvas.delimiter_ids if delimiters is None else set(delimiters)
     window_size = int(WINDOW_SHARE * max_new_tokens)
-    start = canvas.prompt_len
-    while canvas.masked():  # all before the start are done
+    while rest := canvas.masked():  # all before them are done: a block starts here
+        start = rest[0]
         # This forward shows where the block ends. It is full, since the start is new.
         logits = canvas.forward((start, len(canvas.ids)))
         window = canvas.guesses(logits, canvas.masked(start, start + window_size))
@@ -241,7 +241,6 @@ def ada_block(
             candidates = canvas.masked(start, end)
             if candidates:
                 logits = canvas.forward((start, end))
-        start = end
     return canvas.result()
 
 

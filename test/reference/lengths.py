@@ -30,6 +30,7 @@ from reference.algorithms import DEFAULTS, run
 from reference.canvas import GREEDY, Sampling
 from reference.length_loops import MAX_ADJUST_STEPS, eos_confidence, length_step
 from reference.record import Forward
+from reference.template import Part
 
 DEFAULT_OPTIONS: dict[str, dict[str, Any]] = {
     "append": {"append_blocks": 1},
@@ -69,6 +70,7 @@ class Answer:
     Attributes:
         ids: the answer so far, the mask id where nothing is committed.
         start: where the part that is being decoded begins.
+        padding: how many EOS at the end a rule put there.
         lengths: of the answer, in each forward.
         trace: of the forwards that committed something.
         margin: the smallest distance of a decision of the rule to another one.
@@ -76,6 +78,7 @@ class Answer:
 
     ids: list[int]
     start: int = 0
+    padding: int = 0
     lengths: list[int] = field(default_factory=list)
     tokens_computed: int = 0
     tokens_cached: int = 0
@@ -203,8 +206,8 @@ class Decoder:
                 len(part),
                 options,
                 sampling,
-                answer=part,
-                watch=watch,
+                part=Part(part, answer.padding, watch),
+                unconditional=self._unconditional,
                 **self.facts,
             )
             self._ends(watch.canvas)
@@ -215,6 +218,13 @@ class Decoder:
         answer.tokens_cached += counts["tokens_cached"]
         answer.full_refreshes += counts["full_refreshes"]
         answer.trace += watch.canvas.trace
+
+    def _unconditional(self, ids: torch.Tensor) -> torch.Tensor:
+        """The request's prompt alone is hidden, not what was committed since."""
+        start, committed = len(self.prompt_ids), self.answer.ids[: self.answer.start]
+        ids = ids.clone()
+        ids[start : start + len(committed)] = torch.tensor(committed, dtype=ids.dtype)
+        return self.model(ids)
 
     def _note(self, logits: torch.Tensor) -> None:
         self.answer.lengths.append(len(self.answer.ids))
@@ -322,6 +332,8 @@ class Decoder:
         end = change.at + change.remove
         put = [masked] * change.insert + [self.eos_id] * change.num_eos
         answer.ids = answer.ids[: change.at] + put + answer.ids[end:]
+        answer.padding += change.num_eos
+        answer.padding -= min(answer.padding, max(0, len(answer.ids) - self.cap))
         answer.ids = answer.ids[: self.cap]
         answer.start = min(first, len(answer.ids))
 

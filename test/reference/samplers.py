@@ -32,11 +32,13 @@ def llada(
 ) -> Result:
     """A fixed number of steps per block, each committing its share of the block.
 
-    `unconditional` predicts from the canvas whose prompt is all masks, for guidance;
-    it is the model itself unless given. It is the same forward, so `nfe` counts one.
+    `unconditional` predicts from the canvas whose given part is all masks, for
+    guidance; it is the model itself unless given. It is the same forward, so `nfe`
+    counts one.
     """
     canvas = Canvas(model, prompt_ids, max_new_tokens, sampling, options, **facts)
-    blocks = canvas.blocks(options["block_size"])
+    # The steps are shared out among the blocks that have something to decode.
+    blocks = [b for b in canvas.blocks(options["block_size"]) if canvas.masked(*b)]
     steps = max_new_tokens if options["steps"] is None else options["steps"]
     if steps < len(blocks):
         raise ValueError(f"{steps} steps for {len(blocks)} blocks")
@@ -49,8 +51,8 @@ def llada(
             logits = canvas.forward((start, end))
             scale = options["cfg_scale"]
             if scale > 0:
-                ids = [canvas.mask_id] * canvas.prompt_len
-                ids += canvas.ids[canvas.prompt_len :]
+                pairs = zip(canvas.ids, canvas.given, strict=True)
+                ids = [canvas.mask_id if given else i for i, given in pairs]
                 blind = (unconditional or model)(torch.tensor(ids)).double()
                 logits = blind + (scale + 1) * (logits - blind)
             if options["logits_eos_inf"]:

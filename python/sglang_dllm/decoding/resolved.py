@@ -42,15 +42,16 @@ class Decoding:
         answer_len: int,
         facts: ModelFacts,
         *,
+        template: Sequence[int] | None = None,
         sampling: SamplingOptions | None = None,
         ignore_eos: bool = False,
         ends_at_eos: bool = False,
     ) -> Canvas:
         """A canvas with nothing decoded that these options decode."""
         is_guided = self.algorithm.is_guided(self.options)
-        return Canvas.from_prompt(
+        return Canvas.from_template(
             prompt_ids,
-            answer_len,
+            template or [-1] * answer_len,
             mask_id=facts.mask_id,
             eos_ids=facts.eos_ids,
             ignore_eos=ignore_eos,
