@@ -52,9 +52,9 @@ GIVEN: dict[str, list[dict[str, Any]]] = {
     ],
     "daedal": [
         {},
-        {"insert_below": 0.3, "eos_check_tokens": 16},
-        {"insert_below": 0.4, "length_step": 3, "enough_eos": 0.2},
-        {"insert_below": 0.4, "eos_check_tokens": 9, "insert_below_eos": 0.99},
+        {"insert_confidence": 0.3, "eos_check_tokens": 16},
+        {"insert_confidence": 0.4, "length_step": 3, "start_eos_confidence": 0.2},
+        {"insert_confidence": 0.4, "eos_check_tokens": 9, "insert_eos_confidence": 0.99},
     ],
 }
 NAMES = {
@@ -63,9 +63,9 @@ NAMES = {
     "low_density": "low",
     "high_density": "high",
     "step_schedule": "scheduler",
-    "enough_eos": "eos_confidence_threshold",
-    "insert_below_eos": "expand_eos_confidence_threshold",
-    "insert_below": "low_conf_threshold",
+    "start_eos_confidence": "eos_confidence_threshold",
+    "insert_eos_confidence": "expand_eos_confidence_threshold",
+    "insert_confidence": "low_conf_threshold",
 }
 
 

@@ -46,9 +46,9 @@ DEFAULT_OPTIONS: dict[str, dict[str, Any]] = {
         "initial_length": 64,
         "length_step": 8,
         "eos_check_tokens": 32,
-        "enough_eos": 0.5,
-        "insert_below_eos": 0.9,
-        "insert_below": 0.1,
+        "start_eos_confidence": 0.5,
+        "insert_eos_confidence": 0.9,
+        "insert_confidence": 0.1,
     },
 }
 
@@ -300,7 +300,7 @@ class Decoder:
     def _daedal(self, probs: torch.Tensor, candidates: list[int]) -> Change | None:
         options, length = self.rule_options, len(self.answer.ids)
         if self.measuring:
-            enough = options["enough_eos"]
+            enough = options["start_eos_confidence"]
             confidence = self._confidence(probs, enough)
             if confidence < enough and length < self.cap:
                 step = min(options["length_step"], self.cap - length)
@@ -308,13 +308,13 @@ class Decoder:
             self.measuring = False
             tail = min(options["eos_check_tokens"] // 2, self.cap - length)
             return Change(length, num_eos=tail)
-        limit = options["insert_below_eos"]
+        limit = options["insert_eos_confidence"]
         if length >= self.cap or self._confidence(probs, limit) >= limit:
             return None
         left = [i for i in candidates if self.answer.ids[i] == self.mask_id]
         values = {i: float(probs[i].max()) for i in left}
-        gaps = [abs(value - options["insert_below"]) for value in values.values()]
-        low = {i: v for i, v in values.items() if v < options["insert_below"]}
+        gaps = [abs(value - options["insert_confidence"]) for value in values.values()]
+        low = {i: v for i, v in values.items() if v < options["insert_confidence"]}
         ranked = sorted(low.values())
         gaps += [b - a for a, b in pairwise(ranked[:2])]
         self.answer.margin = min([self.answer.margin, *gaps])
