@@ -32,6 +32,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert resolved(llada) == {
         "algorithm": "FullAttnMultiBlock",
         "cache": "none",
+        "length": "fixed",
         "max_forwards": None,
         "block_size": 32,
         "threshold": 0.5,
@@ -208,7 +209,7 @@ def test_the_texts_of_a_wrong_file(options: dict, message: str) -> None:
 
 
 def test_an_unknown_key_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"steps=8 .*: cache, max_forwards, block_si"):
+    with pytest.raises(ConfigError, match=r"steps=8 .*: cache, length, max_for"):
         parse_decode_config("FullAttnMultiBlock", LLADA, {"steps": 8})
 
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from helpers.fake_scheduler import FakeScheduler, end_of
+from helpers.toy_engine import FACTS
+from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.runtime.admission import Denoising, start
 from sglang_dllm.runtime.emission import emit, is_due
 
+DECODING = DecodeConfig(FACTS.family, "LLaDA", {}).resolve({})
 prelaunched = pytest.mark.parametrize("prelaunch", [False, True])
 
 
@@ -37,7 +40,7 @@ def committed(req: Any, *tokens: int) -> Canvas:
         if token >= 0:
             canvas.ids[1 + position] = token
             canvas.masked[1 + position] = False
-    req.dllm_algo_state = Denoising(canvas, None, frozenset({5, 8}))
+    req.dllm_algo_state = Denoising(canvas, DECODING, None, frozenset({5, 8}))
     return canvas
 
 

@@ -77,12 +77,14 @@ def test_a_stream_is_tokenized_and_resolved_once_more(
     manager = Manager()
     checks = RequestChecks(manager)
     resolved.clear()
-    body = {"text": ["1+1=", "2+2="], "stream": stream}
+    # Without a length, each would be resolved once more for the default rule.
+    lengths = {"max_new_tokens": 8}
+    body = {"text": ["1+1=", "2+2="], "stream": stream, "sampling_params": lengths}
     assert check_json(checks, "/generate", copy.deepcopy(body)) == body
     assert manager.num_tokenized == len(resolved) == (2 if stream else 0)
-    obj = GenerateReqInput(text=body["text"])
+    obj = GenerateReqInput(text=body["text"], sampling_params=lengths)
     checks.check_arguments(obj)
-    assert obj.sampling_params == [{"temperature": 0.0}] * 2
+    assert obj.sampling_params == [{"temperature": 0.0, **lengths}] * 2
     for params in obj.sampling_params:
         checks.check_prompt(params, [1, 2, 3])
     assert len(resolved) == (4 if stream else 2)

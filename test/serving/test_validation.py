@@ -45,13 +45,32 @@ def test_a_refusal_is_short_and_valid_unicode() -> None:
     message.encode()
 
 
-def test_absent_max_new_tokens_becomes_what_fits() -> None:
-    params: dict[str, Any] = {}
+def test_an_answer_without_a_length_grows_up_to_what_fits() -> None:
+    for given in ({}, {"max_new_tokens": None}):
+        params: dict[str, Any] = dict(given)
+        check_request(params, [1] * 10, LIMITS, DECODE, FACTS)
+        assert params["max_new_tokens"] == 89
+        assert params["custom_params"]["dllm"]["length"] == "append"
+    fixed = ({"length": "fixed"}, {"algorithm": "AdaptiveParallel"})
+    for dllm in fixed:
+        params = {"custom_params": {"dllm": dllm}}
+        check_request(params, [1] * 10, CapacityLimits(1000), DECODE, FACTS)
+        assert params["max_new_tokens"] == 256
+        assert params["custom_params"]["dllm"]["length"] == "fixed"
+    params = {"max_new_tokens": 40}
     check_request(params, [1] * 10, LIMITS, DECODE, FACTS)
-    assert params["max_new_tokens"] == 89
-    params = {"max_new_tokens": None}
-    check_request(params, [1] * 10, CapacityLimits(1000), DECODE, FACTS)
-    assert params["max_new_tokens"] == 256
+    assert params["custom_params"]["dllm"]["length"] == "fixed"
+
+
+def test_the_server_may_say_which_rule_finds_the_length() -> None:
+    for rule in ("fixed", "append"):
+        config = replace(DECODE, given={DECODE.algorithm: {"length": rule}})
+        for given in ({}, {"max_new_tokens": 60}):
+            params: dict[str, Any] = dict(given)
+            check_request(params, [1] * 10, LIMITS, config, FACTS)
+            assert params["custom_params"]["dllm"]["length"] == rule
+            expected = 60 if given else 89
+            assert params["max_new_tokens"] == expected
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])

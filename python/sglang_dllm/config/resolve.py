@@ -9,7 +9,11 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from sglang_dllm.decoding.algorithm import Algorithm
-from sglang_dllm.decoding.caches.registry import CACHES, READERS
+from sglang_dllm.decoding.caches.registry import CACHES
+from sglang_dllm.decoding.caches.registry import READERS as CACHE_READERS
+from sglang_dllm.decoding.lengths.base import LengthRule
+from sglang_dllm.decoding.lengths.registry import LENGTHS
+from sglang_dllm.decoding.lengths.registry import READERS as LENGTH_READERS
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.decoding.resolved import Decoding
@@ -20,7 +24,10 @@ STEPS_PER_ROUND = 4
 """More steps gain little (round_cost.py), and an abort waits for a round."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
-"""Answer length of a request that names none (d3LLM's evaluation length)."""
+"""Length of a fixed canvas of a request that names none (d3LLM's evaluation length)."""
+
+OPEN_LENGTH = "append"
+"""Length rule of a request that names neither a rule nor a length."""
 
 CUSTOM_PARAMS_KEY = "dllm"
 """The key of a request's options: ``custom_params: {"dllm": {...}}``."""
@@ -65,16 +72,25 @@ class DecodeConfig:
         kind = merged.get("cache", "none")
         cache = CACHES.get(kind) if isinstance(kind, str) else None
         cache_keys = () if cache is None else tuple(cache.options.model_fields)
+        length_name = merged.get("length", "fixed")
+        length = LENGTHS.get(length_name) if isinstance(length_name, str) else None
+        length_keys = () if length is None else tuple(length.options.model_fields)
         unused = algorithm.unused_keys(self.family, kind)
         own_keys = [key for key in algorithm.options.model_fields if key not in unused]
         own_keys.sort(key=lambda key: key not in Options.model_fields)
-        _refuse_unknown(algorithm, options, ["cache", *cache_keys, *own_keys])
+        selectors = ["cache", *cache_keys, "length", *length_keys]
+        _refuse_unknown(algorithm, options, [*selectors, *own_keys])
         if cache is None:
             raise OptionError("cache", kind, _one_of(CACHES))
+        if length is None:
+            raise OptionError("length", length_name, _one_of(LENGTHS))
         cache_options = _parse(
             cache.options, {key: merged[key] for key in cache_keys if key in merged}
         )
-        readers = {"cache", *READERS}
+        length_options = _parse(
+            length.options, {key: merged[key] for key in length_keys if key in merged}
+        )
+        readers = {"cache", *CACHE_READERS, "length", *LENGTH_READERS}
         parsed = _parse(
             algorithm.options,
             {key: value for key, value in merged.items() if key not in readers},
@@ -84,7 +100,29 @@ class DecodeConfig:
             raise OptionError("cache", kind, f"with {algorithm.name}: {allowed}")
         if cache.keeps_kv and algorithm.is_guided(parsed):
             raise OptionError("cache", kind, "none, with guidance")
-        return Decoding(algorithm, parsed, cache, cache_options, unused)
+        if not length.keeps_length:
+            _check_resizable(algorithm, parsed, length, own_keys)
+        return Decoding(
+            algorithm, parsed, cache, cache_options, length, length_options, unused
+        )
+
+    def resolve_open(self, request: Mapping[str, Any]) -> Decoding:
+        """As ``resolve``, for a request that does not say how long its answer may be.
+
+        The answer grows until it ends, unless the request or the server names a rule
+        for its length, or the algorithm cannot grow.
+
+        Raises:
+            OptionError: as ``resolve``.
+        """
+        decoding = self.resolve(request)
+        server = self.given.get(decoding.algorithm.name, {})
+        if "length" in request or "length" in server:
+            return decoding
+        try:
+            return self.resolve({**request, "length": OPEN_LENGTH})
+        except OptionError:
+            return decoding
 
     def _merged(
         self, algorithm: Algorithm[Any, Any], options: Mapping[str, Any]
@@ -115,13 +153,32 @@ def _refuse_unknown(
     for key, value in options.items():
         if key in known:
             continue
-        if key in READERS:
-            raise OptionError(key, value, f"nothing, unless cache is {READERS[key]}")
+        if key in CACHE_READERS:
+            reader = CACHE_READERS[key]
+            raise OptionError(key, value, f"nothing, unless cache is {reader}")
+        if key in LENGTH_READERS:
+            rules = " or ".join(LENGTH_READERS[key])
+            raise OptionError(key, value, f"nothing, unless length is {rules}")
         raise OptionError(
             key,
             value,
             f"a key that {algorithm.name} uses on this model: {', '.join(known)}",
         )
+
+
+def _check_resizable(
+    algorithm: Algorithm[Any, Any],
+    options: Options,
+    length: LengthRule[Any],
+    own_keys: list[str],
+) -> None:
+    """Refuse a length that changes where the algorithm could not go on."""
+    if "block_size" not in own_keys:
+        expected = f"fixed: {algorithm.name} decodes no blocks on this model"
+        raise OptionError("length", length.name, expected)
+    steps = getattr(options, "steps", None)
+    if steps is not None and not length.by_units:
+        raise OptionError("steps", steps, f"nothing, with length {length.name}")
 
 
 def _one_of(names: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
         caches: names of the cache strategies that it can be decoded with. All but
             ``none`` need spans that are smaller than the canvas. ``delayed`` needs
             blocks of ``block_size`` in order.
+        by_length: keys that ``finalize`` fills in by the answer's length.
         statistics: what it always reads of its candidates' logits. They are computed
             before ``decide``, outside of the guard that catches its errors.
     """
@@ -47,6 +48,7 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
     options: ClassVar[type[Options]]
     state: ClassVar[type[TensorRows]] = NoState
     caches: ClassVar[tuple[str, ...]] = ("none",)
+    by_length: ClassVar[tuple[str, ...]] = ()
     statistics: ClassVar[tuple[Statistic, ...]] = ()
 
     @property

@@ -104,6 +104,7 @@ class Canvas:
             there.
         length: how the canvas changes its length; None where it keeps it.
         resize: the change that it waits for. No forward may run before it.
+        max_forwards: forwards after which nothing is resized; None for no limit.
         num_shown: answer positions that may be handed out; None for all.
         ignore_eos: decode and return the whole canvas.
         ends_at_eos: the canvas is done when its first EOS and everything before it
@@ -139,6 +140,7 @@ class Canvas:
     num_windows: int = 1
     length: LengthPlan | None = None
     resize: Resize | None = None
+    max_forwards: int | None = None
     num_shown: int | None = None
     kv_slots: torch.Tensor | None = None
     held_slots: torch.Tensor | None = None
@@ -218,6 +220,19 @@ class Canvas:
         return max(0, int(given[-1]) + 1 - self.prompt_len) if len(given) else 0
 
     @property
+    def is_out_of_forwards(self) -> bool:
+        """True if ``max_forwards`` ended the decoding."""
+        return self.max_forwards is not None and self.num_forwards >= self.max_forwards
+
+    @property
+    def is_complete(self) -> bool:
+        """True if every token that may be handed out is final and was handed out."""
+        most = len(self) - self.answer_start
+        if self.num_shown is not None:
+            most = min(most, self.num_shown)
+        return self.done and self.resize is None and self.num_emitted >= most
+
+    @property
     def has_ended(self) -> bool:
         """True if an EOS ends the answer, and all before it is committed."""
         if self.ignore_eos:
@@ -242,6 +257,11 @@ class Canvas:
         """Note the slots that the request holds: one for each position, or more."""
         self.held_slots, self.req_pool_index = held_slots, req_pool_index
         self.kv_slots = held_slots[: len(self)]
+
+    def lose_slots(self) -> None:
+        """Note that the slots are gone, and the keys and values with them."""
+        self.held_slots = self.kv_slots = self.req_pool_index = None
+        self.expect_full_window()
 
     def apply_resize(self) -> None:
         """Take over the change of length; the algorithm has to begin anew."""
@@ -295,7 +315,8 @@ class Canvas:
         self.cut_short, self.done = progress.cut_short, progress.done
         self.num_candidates, self.window = progress.num_candidates, progress.window
         # A rule measures the whole answer, which a smaller window does not compute.
-        if self.length is not None and ran and (was_full or not measured):
+        may_resize = ran and (was_full or not measured) and not self.is_out_of_forwards
+        if self.length is not None and may_resize:
             self.resize = self.length.next_resize(self, measured)
 
     def take_committed_prefix(self) -> IdArray:

@@ -148,6 +148,20 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         )
         return inside
 
+    @property
+    def places(self) -> torch.Tensor:
+        """``(P,)`` int64: row times A plus position, of all positions of all answers.
+
+        Their number is known, so that nobody waits for the device.
+        """
+
+        def make() -> torch.Tensor:
+            num = sum(canvas.answer_len for canvas in self.records)
+            return torch.nonzero_static(self.inside.flatten(), size=num)[:, 0]
+
+        places: torch.Tensor = self.memo("places", make)
+        return places
+
     def memo(self, key: Any, make: Callable[[], Any]) -> Any:
         """A value that stays valid until a canvas joins or leaves."""
         if key not in self._memo:

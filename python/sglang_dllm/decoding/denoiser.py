@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from sglang_dllm.decoding.agreement import Agree, alone
@@ -103,7 +104,8 @@ class Denoiser:
         """The next forward. The host must know all windows (``sync``)."""
         batches = [group.batch for group in self._groups.values()]
         if self._packed is None or not self._packed.is_of(self.canvases):
-            self._packed = PackedForward.of(batches, self.device)
+            probed = [group.length is not None for group in self._groups.values()]
+            self._packed = PackedForward.of(batches, probed, self.device)
         self._packed.update(batches)
         return self._packed
 
@@ -111,17 +113,19 @@ class Denoiser:
         """Commit one step of every canvas, and choose the next step.
 
         Args:
-            logits: ``(N + U, V)``: of the tokens ``pack().logits_indices``.
+            logits: ``(N + U + P, V)``: of the tokens ``pack().logits_indices``.
         """
         assert self._packed is not None, "no forward was packed"
         packed, groups = self._packed, list(self._groups.values())
+        batches = [group.batch for group in groups]
         for index, group in enumerate(groups):
             for canvas in group.records:
                 canvas.count_forward()
             inputs = packed.inputs_of(index, group.batch, logits)
+            probes = packed.probes_of(index, batches, logits)
             group.measure(inputs)
             with group.guard(self.agree) as guard:
-                group.decide(inputs)
+                group.decide(inputs, probes)
             if guard.caught:
                 self.remove(group.records)
 
@@ -154,10 +158,12 @@ class Denoiser:
         for group, table in zip(groups, tables, strict=True):
             rows = host[first : first + table.numel()].reshape(table.shape)
             first += table.numel()
+            first_id = NUM_NUMBERS + group.num_measured
             for canvas, row in zip(group.records, rows, strict=True):
-                numbers, answer = row[:NUM_NUMBERS], row[NUM_NUMBERS:]
+                numbers, measured, answer = np.split(row, [NUM_NUMBERS, first_id])
                 answer = answer[: canvas.answer_len]
-                canvas.update(answer, _progress(*numbers.tolist()))
+                progress = _progress(*numbers.tolist())
+                canvas.update(answer, progress, measured.view(np.float64).tolist())
                 self._check(canvas, answer)
 
     def _check(self, canvas: Canvas, answer: IdArray) -> None:

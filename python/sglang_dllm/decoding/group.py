@@ -22,6 +22,7 @@ from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
 from sglang_dllm.decoding.decision import StepInputs
 from sglang_dllm.decoding.forward_limit import accept_all, widen
 from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.decoding.statistics import Statistic, check_statistics
@@ -31,7 +32,7 @@ from sglang_dllm.models.facts import ModelFacts
 
 logger = logging.getLogger(__name__)
 
-GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str]
+GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str, str]
 
 NUM_NUMBERS = 7
 """The numbers of a ``Progress`` in ``Group.table``."""
@@ -59,6 +60,8 @@ class Group:
         changes_logits: whether it changes the logits first for some canvas.
         cache_state: the tensors of the cache strategy.
         windows: start and end ``(R,)`` int64 of the windows of the next forward.
+        length: the length rule that measures the forwards; None where none does.
+        measured: ``(R, M)`` float64: what it measured in the last forward.
         reported: ``table`` as the last step left it, if that was a captured one.
     """
 
@@ -69,6 +72,8 @@ class Group:
     batch: CanvasBatch[Any, Any]
     cache_state: TensorRows
     windows: Windows
+    length: LengthRule[Any] | None
+    measured: torch.Tensor
     reported: torch.Tensor | None = None
 
     @classmethod
@@ -90,6 +95,8 @@ class Group:
         state = algorithm.begin(batch, options)
         check_rows(state, algorithm.state, num_rows=1)
         batch.start(state)
+        length = decoding.length if decoding.length.num_measured else None
+        num_measured = decoding.length.num_measured
         group = cls(
             algorithm,
             decoding.cache,
@@ -98,13 +105,21 @@ class Group:
             batch,
             decoding.cache.begin(batch, decoding.cache_options, options),
             whole_canvases(batch),
+            length,
+            torch.zeros((1, num_measured), dtype=torch.float64, device=batch.device),
         )
         group.choose_next_step()
         return group
 
     @property
+    def num_measured(self) -> int:
+        """M."""
+        return 0 if self.length is None else self.length.num_measured
+
+    @property
     def key(self) -> GroupKey:
-        return self.algorithm, self.cache.name
+        length = "" if self.length is None else self.length.name
+        return self.algorithm, self.cache.name, length
 
     @property
     def records(self) -> list[Canvas]:
@@ -113,7 +128,9 @@ class Group:
     @cached_property
     def steering(self) -> Steering | None:
         """None if Python has to look at the canvases in each step."""
-        if any(c.is_guided or not c.sampling.greedy for c in self.records):
+        if self.length is not None or any(
+            c.is_guided or not c.sampling.greedy for c in self.records
+        ):
             return None
         with Guard(lambda error: None):
             first, *others = map(self.algorithm.captured_options, self.batch.options)
@@ -129,6 +146,7 @@ class Group:
             batch=self.batch.select(rows, index),
             cache_state=self.cache_state.select(rows, index),
             windows=Windows(*(bound[index] for bound in self.windows)),
+            measured=self.measured[index],
             reported=None,
         )
 
@@ -145,6 +163,7 @@ class Group:
             batch=self.batch.joined(other.batch),
             cache_state=self.cache_state.joined(other.cache_state),
             windows=Windows(*map(torch.cat, pairs)),
+            measured=torch.cat([self.measured, other.measured]),
             reported=None,
         )
 
@@ -173,15 +192,22 @@ class Group:
             for statistic in self.statistics:
                 inputs.logits.measure(statistic, self.batch.facts.mask_id)
 
-    def decide(self, inputs: StepInputs[Any, Any]) -> None:
+    def decide(
+        self, inputs: StepInputs[Any, Any], probes: Probes | None = None
+    ) -> None:
         """Commit what the algorithm accepts, and choose the next step.
 
         The tensors are replaced by others; none is written to.
+
+        Args:
+            probes: what the length rule measures.
         """
         self.reported = None
         decision = self.algorithm.decide(inputs)
         decision.check(inputs.num_candidates)
         accepted = accept_all(inputs, decision)
+        if self.length is not None and probes is not None:
+            self.measured = self.length.measure(inputs, probes, accepted)
         self.batch.commit(
             inputs.canvas_index, inputs.positions, accepted, decision.tokens
         )
@@ -201,7 +227,11 @@ class Group:
         self.windows = self.cache.next_windows(batch, self.cache_state, step)
 
     def table(self) -> torch.Tensor:
-        """``(R, NUM_NUMBERS + A)`` int64: ``Progress``, the answer, -1 where masked."""
+        """``(R, NUM_NUMBERS + M + A)`` int64: what the host learns of a step.
+
+        The numbers of ``Progress``, the bits of ``measured``, and the answer, -1 where
+        masked.
+        """
         rows, step = self.batch.rows, self.batch.step
         assert step is not None, "no step is chosen"
         numbers = (
@@ -213,7 +243,10 @@ class Group:
             *self.windows,
         )
         answers = rows.ids.masked_fill(rows.masked, -1)
-        return torch.cat([torch.stack(numbers, dim=1), answers], dim=1)
+        parts = [torch.stack(numbers, dim=1), answers]
+        if self.length is not None:
+            parts.insert(1, self.measured.view(torch.int64))
+        return torch.cat(parts, dim=1)
 
     def finish(self) -> None:
         """Commit every mask, so that no step changes the canvases any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ import torch
 from sglang_dllm.decoding.canvas import Canvas, IdArray
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.lengths.base import Probes
 from sglang_dllm.decoding.logits import Candidates, Logits, LogitsOf
 from sglang_dllm.decoding.tensor_rows import indices
 from sglang_dllm.decoding.window import Window
@@ -79,8 +80,9 @@ class PackedForward:
         canvases: the canvas of each window.
         positions: ``(T,)`` int64, in the canvas.
         input_ids: ``(T,)`` int64.
-        logits_indices: ``(N + U,)`` int64: which of the T predict the candidates, of
-            the canvases and then of the unconditional ones.
+        logits_indices: ``(N + U + P,)`` int64: which of the T predict the candidates,
+            of the canvases, then of the unconditional ones, then what length rules
+            measure.
     """
 
     windows: list[Window]
@@ -91,12 +93,19 @@ class PackedForward:
     _answer_at: torch.Tensor
     _answer_from: torch.Tensor
     _predicted_at: list[torch.Tensor]
+    _probed: list[bool]
     logits_indices: torch.Tensor = field(init=False)
     _candidates: list[GroupCandidates] = field(default_factory=list)
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], device: torch.device) -> PackedForward:
-        """Pack the windows of the canvases' next forwards."""
+    def of(
+        cls, batches: Sequence[Batch], probed: Sequence[bool], device: torch.device
+    ) -> PackedForward:
+        """Pack the windows of the canvases' next forwards.
+
+        Args:
+            probed: whether a length rule measures the canvases of each batch.
+        """
         own: list[tuple[PackedWindow, int]] = []
         first = 0
         for batch in batches:
@@ -127,6 +136,7 @@ class PackedForward:
             _upload(at, device),
             _upload(source, device),
             [_predicted_at(batch, offset_of) for batch in batches],
+            list(probed),
         )
 
     @property
@@ -161,8 +171,36 @@ class PackedForward:
             num += len(group.positions)
             num_uncond += group.num_uncond
             self._candidates.append(group)
-        parts = own + uncond
+        probes = [
+            predicted_at[0].flatten()[batch.places]
+            for batch, predicted_at in self._probed_ones(batches)
+        ]
+        parts = own + uncond + probes
         self.logits_indices = torch.cat(parts) if parts[1:] else parts[0]
+
+    def _probed_ones(
+        self, batches: Sequence[Batch]
+    ) -> Iterator[tuple[Batch, torch.Tensor]]:
+        found = zip(batches, self._predicted_at, strict=True)
+        return compress(found, self._probed)
+
+    def probes_of(
+        self, group: int, batches: Sequence[Batch], logits: Logits
+    ) -> Probes | None:
+        """What a length rule measures of one group; None where it has no such rule.
+
+        Args:
+            logits: ``(N + U + P, V)`` of ``logits_indices``.
+        """
+        if not self._probed[group]:
+            return None
+        lens = [
+            len(batch.places) if probed else 0
+            for batch, probed in zip(batches, self._probed, strict=True)
+        ]
+        places, width = batches[group].places, batches[group].max_answer_len
+        first = len(self.logits_indices) - sum(lens[group:])
+        return Probes(places // width, places % width, logits.part(first, lens[group]))
 
     def inputs_of(
         self, group: int, batch: Batch, logits: Logits
@@ -171,7 +209,7 @@ class PackedForward:
 
         Args:
             group: index of the group.
-            logits: ``(N + U, V)`` of ``logits_indices``.
+            logits: ``(N + U + P, V)`` of ``logits_indices``.
         """
         candidates, step = self._candidates[group], batch.step
         assert step is not None, "no step is chosen"

@@ -22,7 +22,9 @@ from sglang_dllm.decoding.algorithms.full_attn_multi_block import FullAttnMultiB
 from sglang_dllm.decoding.algorithms.hierarchical import Hierarchical
 from sglang_dllm.decoding.algorithms.llada import LLaDA
 from sglang_dllm.decoding.algorithms.local_leap import LocalLeap
-from sglang_dllm.decoding.caches.registry import CACHES, READERS
+from sglang_dllm.decoding.caches.registry import CACHES
+from sglang_dllm.decoding.caches.registry import READERS as CACHE_READERS
+from sglang_dllm.decoding.lengths.registry import READERS as LENGTH_READERS
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.statistics import check_statistics
 from sglang_dllm.decoding.tensor_rows import TensorRows
@@ -77,7 +79,8 @@ def load(name: str, kind: object) -> AnyAlgorithm:
         if cache not in CACHES:
             raise TypeError(f"caches names {cache!r}; expected {', '.join(CACHES)}")
     check_statistics(algorithm.statistics)
-    taken = {"algorithm", "cache", *READERS} & set(algorithm.options.model_fields)
+    selectors = {"algorithm", "cache", *CACHE_READERS, "length", *LENGTH_READERS}
+    taken = selectors & set(algorithm.options.model_fields)
     if taken:
         raise TypeError(f"options has {min(taken)}, which every request reads itself")
     has_blocks = "block_size" in algorithm.options.model_fields

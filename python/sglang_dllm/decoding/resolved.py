@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.base import CacheOptions, CacheStrategy
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.lengths.base import LengthOptions, LengthRule
+from sglang_dllm.decoding.lengths.fixed import FIXED
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.models.facts import ModelFacts
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """An algorithm and a cache strategy, with the options of one request.
+    """An algorithm, a cache and a length rule, with the options of one request.
 
     Attributes:
         unused: keys of ``options`` that mean nothing for the model.
@@ -25,10 +27,24 @@ class Decoding:
     options: Options
     cache: CacheStrategy[Any, Any]
     cache_options: CacheOptions
+    length: LengthRule[Any] = FIXED
+    length_options: LengthOptions = field(default_factory=LengthOptions)
     unused: frozenset[str] = frozenset()
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block; 1 of an algorithm that has none."""
+        return getattr(self.options, "block_size", 1)
+
+    def first_len(self, cap: int) -> int:
+        """The answer's length in the first forward, for at most ``cap`` tokens."""
+        return self.length.first_len(self.length_options, cap, self.block_size)
 
     def finalized(self, answer_len: int, facts: ModelFacts) -> Decoding:
         """With the options that depend on the answer's length and on the tokenizer.
+
+        Args:
+            answer_len: of the part of the canvas that is decoded.
 
         Raises:
             OptionError: an option does not fit that length.
@@ -36,22 +52,45 @@ class Decoding:
         options = self.algorithm.finalize(self.options, answer_len, facts)
         return replace(self, options=options)
 
+    def resolved(self, cap: int, facts: ModelFacts) -> Decoding:
+        """What a request carries to the scheduler: ``finalized`` for its first canvas.
+
+        A canvas that is resized is finalized again for its next length, so that options
+        of the length stay as they were asked for.
+
+        Raises:
+            OptionError: an option does not fit that length.
+        """
+        found = self.finalized(self.first_len(cap), facts)
+        if self.length.keeps_length:
+            return found
+        by_length = self.algorithm.by_length
+        asked = {key: getattr(self.options, key) for key in by_length}
+        return replace(found, options=found.options.model_copy(update=asked))
+
     def new_canvas(
         self,
         prompt_ids: Sequence[int],
-        answer_len: int,
+        cap: int,
         facts: ModelFacts,
         *,
         template: Sequence[int] | None = None,
+        num_shown: int | None = None,
         sampling: SamplingOptions | None = None,
         ignore_eos: bool = False,
         ends_at_eos: bool = False,
     ) -> Canvas:
-        """A canvas with nothing decoded that these options decode."""
+        """A canvas with nothing decoded that these options decode.
+
+        Args:
+            cap: the longest answer, in tokens.
+            template: the answer's ids, -1 for a mask; None for masks only.
+            num_shown: answer positions that may be handed out; None for all.
+        """
         is_guided = self.algorithm.is_guided(self.options)
         return Canvas.from_template(
             prompt_ids,
-            template or [-1] * answer_len,
+            template or [-1] * self.first_len(cap),
             mask_id=facts.mask_id,
             eos_ids=facts.eos_ids,
             ignore_eos=ignore_eos,
@@ -59,6 +98,9 @@ class Decoding:
             sampling=sampling or SamplingOptions(),
             has_cache=self.cache.keeps_kv,
             num_windows=2 if is_guided else 1,
+            length=self.length.plan(self.length_options, cap, self.block_size),
+            max_forwards=self.options.max_forwards,
+            num_shown=num_shown,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +115,8 @@ class Decoding:
             "algorithm": self.algorithm.name,
             "cache": self.cache.name,
             **self.cache_options.model_dump(),
+            "length": self.length.name,
+            **self.length_options.model_dump(),
             **common,
             **own,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -26,6 +26,7 @@ from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, request_options
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
@@ -45,6 +46,7 @@ class Denoising:
     """The state that a request carries in ``dllm_algo_state``.
 
     Attributes:
+        decoding: for a canvas of any length.
         group: the canvas with its state, ready for the engine. None while the engine
             has it.
         stop_ids: the tokens at which SGLang's own rules may end the request.
@@ -52,9 +54,18 @@ class Denoising:
     """
 
     canvas: Canvas
+    decoding: Decoding
     group: Group | None
     stop_ids: frozenset[int]
     stream_interval: int = 1
+
+    def resize(self, engine: DenoisingEngine) -> None:
+        """Change the canvas's length as it asks for, and keep it until it has slots.
+
+        Raises:
+            Exception: whatever the algorithm raises.
+        """
+        self.group = engine.resize(self.canvas, self.decoding)
 
 
 @dataclass
@@ -80,6 +91,14 @@ class RoundLoad:
         return num_free >= canvas.num_windows and num_tokens <= self.max_tokens
 
 
+def round_load(scheduler: Any, canvases: Iterable[Canvas]) -> RoundLoad:
+    """The load of one forward over these canvases."""
+    load = RoundLoad(min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens))
+    for canvas in canvases:
+        load.add(canvas)
+    return load
+
+
 def admit(
     scheduler: Any, engine: DenoisingEngine, running_batch: ScheduleBatch
 ) -> list[Req]:
@@ -89,17 +108,17 @@ def admit(
     forward over all canvases stays within --max-running-requests windows and
     --max-prefill-tokens tokens. A canvas that runs alone may exceed the tokens. The
     first request that does not fit blocks all later ones, so that they cannot overtake
-    it for ever. If the engine is empty and a request still does not fit, it is refused.
+    it for ever. A canvas that waits for slots to grow comes before them all. If the
+    engine is empty and a request still does not fit, it is refused.
 
     Returns:
         The admitted requests.
     """
-    if not scheduler.waiting_queue:
+    grown_wait = any(req.dllm_algo_state.group for req in running_batch.reqs)
+    if not scheduler.waiting_queue or grown_wait:
         return []
     scheduler.policy.calc_priority(scheduler.waiting_queue)
-    load = RoundLoad(min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens))
-    for req in running_batch.reqs:
-        load.add(req.dllm_algo_state.canvas)
+    load = round_load(scheduler, [r.dllm_algo_state.canvas for r in running_batch.reqs])
     admitted: list[Req] = []
     ended: list[Req] = []
     for req in scheduler.waiting_queue:
@@ -226,7 +245,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     _check_fields(req, scheduler)
     request = request_options(params.custom_params)
     decoding = scheduler.dllm_config.decode.resolve(request)
-    decoding = decoding.finalized(params.max_new_tokens, facts)
+    decoding = decoding.resolved(params.max_new_tokens, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
     canvas = decoding.new_canvas(
@@ -244,11 +263,11 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
-    group = engine.prepare(canvas, decoding)
+    group = engine.prepare(canvas, decoding.finalized(canvas.answer_len, facts))
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.
     params.stream_interval = 1
-    return Denoising(canvas, group, stop_ids, interval)
+    return Denoising(canvas, decoding, group, stop_ids, interval)
 
 
 def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:

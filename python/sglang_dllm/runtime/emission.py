@@ -10,7 +10,7 @@ from sglang_dllm.runtime.admission import Denoising
 
 
 class FinishEos(BaseFinishReason):
-    """The answer ended with an EOS, which is not part of the output."""
+    """The answer ended: with an EOS, which is not part of the output, or complete."""
 
     def to_json(self) -> dict[str, Any]:
         # Without a matched token the detokenizer cuts nothing off the output.
@@ -41,6 +41,13 @@ def emit(req: Req) -> int:
             _check_end(req, token)
             if req.finished():
                 break
+    if canvas.is_complete and not req.finished():
+        # The answer ends before its longest length: with given text, or by a rule.
+        req.finished_reason = (
+            FINISH_LENGTH(length=len(req.output_ids))
+            if canvas.is_out_of_forwards
+            else FinishEos()
+        )
     return len(req.output_ids) - before
 
 

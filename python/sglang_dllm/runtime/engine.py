@@ -165,6 +165,26 @@ class DenoisingEngine:
         self._join_arrivals()
         self.denoiser.sync()
 
+    def resize(self, canvas: Canvas, decoding: Decoding) -> Group | None:
+        """Take a canvas out and change its length, as it asks for.
+
+        Args:
+            decoding: of the request, for a canvas of any length.
+
+        Returns:
+            The canvas and its next step, ready for ``admit``. None where no mask is
+            left.
+
+        Raises:
+            Exception: whatever the algorithm raises.
+        """
+        self._take_out([canvas])
+        self.denoiser.remove([canvas])
+        canvas.apply_resize()
+        if canvas.done:
+            return None
+        return self.prepare(canvas, decoding.finalized(canvas.answer_len, self.facts))
+
     def release(self, canvases: Sequence[Canvas]) -> None:
         """Forget canvases whose requests ended, and count what they did.
 
@@ -222,7 +242,8 @@ class DenoisingEngine:
     def _can_go_on(self) -> bool:
         """True if no canvas waits for the end of the round."""
         return bool(self.canvases) and not any(
-            canvas.done or canvas.failure is not None for canvas in self.canvases
+            canvas.done or canvas.resize is not None or canvas.failure is not None
+            for canvas in self.canvases
         )
 
     def _launch(self) -> None:

@@ -124,12 +124,46 @@ def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
     if slots is None:
         return False
     (index,) = alloc_req_slots(pool, [req], scheduler.tree_cache)
-    pool.write((index, slice(0, canvas_len)), slots[:canvas_len].to(torch.int32))
     # A view would keep the allocator's whole list of free slots in memory.
-    canvas.place(slots[:canvas_len].clone(), index)
-    hold_slots(req, canvas_len)
+    canvas.place(slots.clone(), index)
+    _note_slots(req, canvas, canvas_len, pool)
     clear_prefix(req)
     return True
+
+
+def try_extend_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
+    """Take the KV slots by which a canvas has grown, all or nothing.
+
+    A canvas that got shorter keeps the slots that it has.
+    """
+    allocator, held = scheduler.token_to_kv_pool_allocator, canvas.held_slots
+    assert held is not None and canvas.req_pool_index is not None
+    need = ceil_align(len(canvas), allocator.page_size) - len(held)
+    if need > 0:
+        if allocator.available_size() < need:
+            return False
+        slots = allocator.alloc(need)
+        if slots is None:
+            return False
+        held = torch.cat([held, slots])
+    canvas.place(held, canvas.req_pool_index)
+    num_noted = max(len(canvas), req.kv.kv_allocated_len)
+    _note_slots(req, canvas, num_noted, scheduler.req_to_token_pool)
+    return True
+
+
+def set_aside_slots(req: Req, canvas: Canvas, scheduler: Any) -> None:
+    """Free the slots of a canvas that goes on later with other ones."""
+    release_slots(req, scheduler.tree_cache)
+    canvas.lose_slots()
+
+
+def _note_slots(req: Req, canvas: Canvas, num_tokens: int, pool: Any) -> None:
+    """Note the first slots that a canvas holds where SGLang frees them."""
+    assert canvas.held_slots is not None
+    place = canvas.req_pool_index, slice(0, num_tokens)
+    pool.write(place, canvas.held_slots[:num_tokens].to(torch.int32))
+    hold_slots(req, num_tokens)
 
 
 def release_canvas_slots(req: Req, scheduler: Any) -> None:

@@ -8,7 +8,8 @@ Python engine pass here; ``body`` sees JSON only.
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -137,15 +138,21 @@ def check_request(
         )
     most = limits.max_answer_len(prompt_len)
     max_new_tokens = params.get("max_new_tokens")
+    decoding = _resolve(params.get("custom_params"), decode, max_new_tokens is None)
     if max_new_tokens is None:
-        max_new_tokens = params["max_new_tokens"] = min(DEFAULT_MAX_NEW_TOKENS, most)
+        is_fixed = decoding.length.keeps_length
+        max_new_tokens = min(DEFAULT_MAX_NEW_TOKENS, most) if is_fixed else most
+        params["max_new_tokens"] = max_new_tokens
     if not 1 <= max_new_tokens <= most:
         field = LENGTH_FIELD.get()
         raise BadRequest(
             f"{field}={max_new_tokens} does not fit: with a prompt of {prompt_len} "
             f"tokens, {field} can be 1 to {most}; {limits.as_clients_say}"
         )
-    decoding = _resolve(params.get("custom_params"), decode, max_new_tokens, facts)
+    with _refusing(params.get("custom_params")):
+        if getattr(decoding.options, "delimiter_ids", ()) is None:
+            _require_newlines(facts)
+        decoding = decoding.resolved(max_new_tokens, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
     check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
     algorithm = decoding.algorithm
@@ -166,22 +173,28 @@ def _require_newlines(facts: ModelFacts) -> None:
 
 
 def _resolve(
-    custom_params: dict[str, Any] | None,
-    decode: DecodeConfig,
-    answer_len: int,
-    facts: ModelFacts,
+    custom_params: dict[str, Any] | None, decode: DecodeConfig, is_open: bool
 ) -> Decoding:
-    """Refuse options that the request cannot be decoded with."""
+    """The request's options; unknown ones are refused.
+
+    Args:
+        is_open: the request does not say how long its answer may be.
+    """
     for key, value in (custom_params or {}).items():
         if key != CUSTOM_PARAMS_KEY:
             raise refused(f"custom_params.{key}", value, f"{_OPTIONS} only")
         if value is not None and not isinstance(value, dict):
             raise refused(_OPTIONS, value, "an object")
+    resolve = decode.resolve_open if is_open else decode.resolve
+    with _refusing(custom_params):
+        return resolve(request_options(custom_params))
+
+
+@contextmanager
+def _refusing(custom_params: dict[str, Any] | None) -> Iterator[None]:
+    """Answer status 400 where an option is wrong, by its place in the request."""
     try:
-        decoding = decode.resolve(request_options(custom_params))
-        if getattr(decoding.options, "delimiter_ids", ()) is None:
-            _require_newlines(facts)
-        return decoding.finalized(answer_len, facts)
+        yield
     except OptionError as error:
         field = f"{_OPTIONS}.{error.key}"
         if error.key not in request_options(custom_params) and " " not in error.key:

@@ -80,6 +80,7 @@ class Dream(Algorithm[DreamOptions, DreamState]):
 
     options = DreamOptions
     state = DreamState
+    by_length = ("steps",)
 
     def finalize(
         self, options: DreamOptions, answer_len: int, facts: ModelFacts

@@ -70,6 +70,7 @@ class FastDLLM(Algorithm[FastDLLMOptions, FastDLLMState]):
 
     options = FastDLLMOptions
     state = FastDLLMState
+    by_length = ("steps",)
     caches = ALL_CACHES
     statistics = (PROBABILITY,)
 

@@ -70,6 +70,7 @@ class LLaDA(Algorithm[LLaDAOptions, LLaDAState]):
 
     options = LLaDAOptions
     state = LLaDAState
+    by_length = ("steps",)
     caches = ALL_CACHES
     statistics = (PROBABILITY,)
 

@@ -1,0 +1,1 @@
+"""How long a canvas gets: one file for each rule."""
