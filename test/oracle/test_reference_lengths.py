@@ -54,7 +54,11 @@ GIVEN: dict[str, list[dict[str, Any]]] = {
         {},
         {"insert_confidence": 0.3, "eos_check_tokens": 16},
         {"insert_confidence": 0.4, "length_step": 3, "start_eos_confidence": 0.2},
-        {"insert_confidence": 0.4, "eos_check_tokens": 9, "insert_eos_confidence": 0.99},
+        {
+            "insert_confidence": 0.4,
+            "eos_check_tokens": 9,
+            "insert_eos_confidence": 0.99,
+        },
     ],
 }
 NAMES = {

@@ -154,9 +154,10 @@ class Decoder:
         answer = self.answer
         while not self._has_ended():
             is_full = self.mask_id not in answer.ids[answer.start :]
-            if is_full and answer.start == len(answer.ids):
+            is_last = answer.nfe + 1 == self.max_forwards
+            if is_full and (is_last or answer.start == len(answer.ids)):
                 break
-            if is_full or self.measuring:
+            if not is_last and (is_full or self.measuring):
                 self._measure()
             else:
                 self._decode_part()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,22 +40,37 @@ class Resize:
         at: the first position that changes, from the answer's start.
         remove: how many positions go, from there on.
         insert: how many masks come in their place.
+        num_eos: how many EOS come behind these masks, at the end of the answer.
     """
 
     at: int
     remove: int = 0
     insert: int = 0
+    num_eos: int = 0
 
 
-class LengthPlan(Protocol):
+@dataclass
+class LengthPlan(ABC):
     """How long one canvas gets; ``lengths`` has the rules.
 
     Attributes:
-        block_size: tokens of a block, counted from the answer's start.
+        block_size: tokens of a block.
+        cap: the longest answer. What a change pushes behind it is lost.
     """
 
     block_size: int
+    cap: int
 
+    @property
+    def measures_first(self) -> bool:
+        """True if the next forward of a canvas that begins anew commits nothing."""
+        return False
+
+    def num_kept(self, canvas: Canvas) -> int:
+        """Answer positions that no change takes away once they are committed."""
+        return self.cap
+
+    @abstractmethod
     def next_resize(self, canvas: Canvas, numbers: Sequence[float]) -> Resize | None:
         """The change of length before the next forward, None for none.
 
@@ -62,7 +78,6 @@ class LengthPlan(Protocol):
             canvas: as of the last forward.
             numbers: what the rule measured in that forward.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,8 @@ class Canvas:
             there.
         length: how the canvas changes its length; None where it keeps it.
         resize: the change that it waits for. No forward may run before it.
+        measures: the next forward commits nothing; a length rule measures it.
+        num_padding: EOS at the end that a length rule put there. They end nothing.
         max_forwards: forwards after which nothing is resized; None for no limit.
         num_shown: answer positions that may be handed out; None for all.
         ignore_eos: decode and return the whole canvas.
@@ -140,6 +157,8 @@ class Canvas:
     num_windows: int = 1
     length: LengthPlan | None = None
     resize: Resize | None = None
+    measures: bool = False
+    num_padding: int = 0
     max_forwards: int | None = None
     num_shown: int | None = None
     kv_slots: torch.Tensor | None = None
@@ -237,7 +256,9 @@ class Canvas:
         """True if an EOS ends the answer, and all before it is committed."""
         if self.ignore_eos:
             return False
-        behind = np.arange(len(self)) >= self.prompt_len + self.ends_from
+        position = np.arange(len(self))
+        behind = position >= self.prompt_len + self.ends_from
+        behind &= position < len(self) - self.num_padding
         is_end = np.isin(self.ids, self.eos_ids) & ~self.masked & behind
         (ends,) = is_end.nonzero()
         return bool(len(ends)) and not self.masked[: ends[0]].any()
@@ -267,19 +288,54 @@ class Canvas:
         """Take over the change of length; the algorithm has to begin anew."""
         assert self.resize is not None and self.length is not None
         change, self.resize = self.resize, None
+        self.prompt_len = self._next_start()
         at = self.answer_start + change.at
         behind = at + change.remove
-        for name, value in (("ids", self.mask_id), ("masked", True), ("fixed", False)):
+        new = slice(at, at + change.insert + change.num_eos)
+        longest = self.answer_start + self.length.cap
+        for name in ("ids", "masked", "fixed"):
             old = getattr(self, name)
-            new = np.full(change.insert, value, dtype=old.dtype)
-            setattr(self, name, np.concatenate([old[:at], new, old[behind:]]))
-        first = int(self.masked.argmax()) - self.answer_start
-        size = self.length.block_size
-        self.prompt_len = self.answer_start + first // size * size
-        self.num_committed = int((~self.masked & ~self.fixed).sum())
-        self.done, self.window = not self.masked.any(), (0, len(self))
+            room = np.zeros(new.stop - new.start, dtype=old.dtype)
+            joined = np.concatenate([old[:at], room, old[behind:]])
+            setattr(self, name, joined[:longest])
+        is_eos = np.arange(change.insert + change.num_eos) >= change.insert
+        self.masked[new] = ~is_eos
+        self.ids[new] = np.where(is_eos, self.eos_ids[0], self.mask_id)
+        lost = max(0, len(old) - change.remove + len(is_eos) - len(joined[:longest]))
+        self.num_padding = max(0, self.num_padding + change.num_eos - lost)
+        self.prompt_len = min(self.prompt_len, len(self))
+        committed = ~self.masked & ~self.fixed
+        self.num_committed = int(committed.sum()) - self.num_padding
+        self.begin()
         if self.held_slots is not None:
             self.kv_slots = self.held_slots[: len(self)]
+
+    def _next_start(self) -> int:
+        """The start of the first block with a mask, the end where none has one.
+
+        Blocks count from where the algorithm began.
+        """
+        assert self.length is not None
+        masked = self.masked[self.prompt_len :]
+        if not masked.any():
+            return len(self)
+        size = self.length.block_size
+        return self.prompt_len + int(masked.argmax()) // size * size
+
+    def begin(self) -> None:
+        """Find out whether the canvas is done, or only measured first.
+
+        A canvas without a mask is measured once more, and may grow by it, unless all of
+        it was there before. No forward is left to measure where the next one is the
+        last.
+        """
+        is_full = not self.masked.any()
+        is_last = self.max_forwards == self.num_forwards + 1
+        measures = self.length is not None and self.length.measures_first
+        measures |= is_full and self.prompt_len < len(self)
+        self.measures = measures and not is_last
+        self.done = is_full and not self.measures
+        self.window = (0, len(self))
 
     def fail(self, message: str) -> None:
         """End the request with a message. The first failure stays."""
@@ -306,6 +362,7 @@ class Canvas:
             measured: the numbers of the length rule.
         """
         ran = progress.num_forwards > self.num_forwards
+        self.measures = self.measures and not ran
         was_full = self.window == (0, len(self))
         masked = answer < 0
         self.masked[self.prompt_len :] = masked
@@ -328,6 +385,8 @@ class Canvas:
         most = len(self.ids) if self.num_shown is None else self.num_shown
         if self.resize is not None:
             most = min(most, self.resize.at)
+        if self.length is not None and not (self.done and self.resize is None):
+            most = min(most, self.length.num_kept(self))
         masked = self.masked[start : self.answer_start + most]
         grown = int(masked.argmax()) if masked.any() else len(masked)
         self.num_emitted += grown

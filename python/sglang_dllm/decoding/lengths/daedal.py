@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sglang_dllm.decoding.canvas import Canvas, Resize
+from sglang_dllm.decoding.canvas import Canvas, LengthPlan, Resize
 from sglang_dllm.decoding.decision import StepInputs
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.lengths.eos_confidence import (
@@ -39,26 +39,23 @@ class DaedalOptions(EosLengthOptions):
 
 
 @dataclass
-class DaedalPlan:
+class DaedalPlan(LengthPlan):
     """The host's part for one canvas.
 
     Attributes:
-        begins_measuring: the next forward commits nothing, as all forwards before the
-            length of the start is found.
+        is_starting: the length of the start is looked for; nothing is committed yet.
     """
 
-    block_size: int
     options: DaedalOptions
-    cap: int
-    begins_measuring: bool = True
+    is_starting: bool = True
 
-    def num_kept(self, canvas: Canvas) -> int:
-        """Masks are inserted at a mask; nothing before it moves."""
-        return len(canvas) - canvas.answer_start
+    @property
+    def measures_first(self) -> bool:
+        return self.is_starting
 
     def next_resize(self, canvas: Canvas, numbers: Sequence[float]) -> Resize | None:
         confidence, lowest, at = numbers
-        if self.begins_measuring:
+        if self.is_starting:
             return self._start(len(canvas) - canvas.answer_start, confidence)
         options = self.options
         if (
@@ -75,7 +72,7 @@ class DaedalPlan:
         left = self.cap - length
         if left > 0 and confidence < self.options.start_eos_confidence:
             return Resize(at=length, insert=min(self.options.length_step, left))
-        self.begins_measuring = False
+        self.is_starting = False
         num_eos = min(self.options.eos_check_tokens // 2, left)
         return Resize(at=length, num_eos=num_eos)
 
@@ -95,7 +92,7 @@ class Daedal(LengthRule[DaedalOptions]):
         return min(cap, options.initial_length)
 
     def plan(self, options: DaedalOptions, cap: int, block_size: int) -> DaedalPlan:
-        return DaedalPlan(block_size, options, cap)
+        return DaedalPlan(block_size, cap, options)
 
     def measure(
         self, inputs: StepInputs[Any, Any], probes: Probes, accepted: torch.Tensor
@@ -103,12 +100,12 @@ class Daedal(LengthRule[DaedalOptions]):
         """``(R, 3)``: the confidence of EOS, the least confidence of a candidate that
         was not accepted, infinity if there is none, and that candidate's position.
         """
-        batch, facts, index = inputs.batch, inputs.facts, inputs.canvas_index
+        batch, index = inputs.batch, inputs.canvas_index
         nums = [plan_of(canvas).options.eos_check_tokens for canvas in batch.records]
         num = per_canvas(batch, "eos_check_tokens", nums)
         ahead = [canvas.prompt_len - canvas.answer_start for canvas in batch.records]
-        found = predictions(probes, facts.vocab_size)
-        confidence = eos_confidence(batch, probes, found, facts, num)
+        found = predictions(probes, batch.facts.vocab_size)
+        confidence = eos_confidence(batch, probes, found, num)
         at = inputs.positions + per_canvas(batch, "ahead", ahead)[index]
         sure = on_grid(batch, probes, found.probabilities)[index, at]
         sure = torch.where(accepted | sure.isnan(), torch.inf, sure)

@@ -15,7 +15,6 @@ from pydantic import Field
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.lengths.base import LengthOptions, Probes
 from sglang_dllm.decoding.statistics import DRAW_ELEMENTS, row_chunks
-from sglang_dllm.models.facts import ModelFacts
 
 Batch: TypeAlias = CanvasBatch[Any, Any]
 
@@ -77,7 +76,11 @@ def per_canvas(batch: Batch, name: str, values: Sequence[int]) -> torch.Tensor:
 
 
 def eos_confidence(
-    batch: Batch, probes: Probes, found: Predictions, facts: ModelFacts, num: torch.Tensor
+    batch: Batch,
+    probes: Probes,
+    found: Predictions,
+    facts: ModelFacts,
+    num: torch.Tensor,
 ) -> torch.Tensor:
     """``(R,)`` float64: the predicted EOS from the canvas's end on, over ``num``.
 
@@ -88,7 +91,7 @@ def eos_confidence(
         num: ``(R,)`` int64.
     """
     is_eos = torch.zeros_like(found.tokens, dtype=torch.bool)
-    for eos in facts.eos_ids:
+    for eos in batch.facts.eos_ids:
         is_eos |= found.tokens == eos
     is_eos &= ~found.probabilities.isnan()
     counted = on_grid(batch, probes, is_eos.long())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.canvas import Canvas, Resize
+from sglang_dllm.decoding.canvas import Canvas, LengthPlan, Resize
 from sglang_dllm.decoding.decision import StepInputs
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.lengths.eos_confidence import (
@@ -50,14 +50,10 @@ class RhoEosOptions(EosLengthOptions):
 
 
 @dataclass
-class RhoEosPlan:
+class RhoEosPlan(LengthPlan):
     """The host's part for one canvas. The length is left alone once it is the cap."""
 
-    block_size: int
     options: RhoEosOptions
-    cap: int
-
-    begins_measuring = False
 
     def may_change(self, canvas: Canvas) -> bool:
         """True if a forward from now on may change the length."""
@@ -66,8 +62,7 @@ class RhoEosPlan:
 
     def num_kept(self, canvas: Canvas) -> int:
         """Committed tokens may go with the end of the answer."""
-        length = len(canvas) - canvas.answer_start
-        return 0 if self.may_change(canvas) else length
+        return 0 if self.may_change(canvas) else self.cap
 
     def next_resize(self, canvas: Canvas, numbers: Sequence[float]) -> Resize | None:
         if canvas.has_ended or not self.may_change(canvas):
@@ -82,7 +77,9 @@ class RhoEosPlan:
 
     def _change(self, density: np.float32) -> int:
         """Positions to come, or to go: below 0. In float32, as the source."""
-        low, high = map(np.float32, (self.options.low_density, self.options.high_density))
+        low, high = map(
+            np.float32, (self.options.low_density, self.options.high_density)
+        )
         if density < low:
             return self._steps(low - density) * self.options.length_step
         if density > high:
@@ -109,17 +106,17 @@ class RhoEos(LengthRule[RhoEosOptions]):
         return min(cap, options.initial_length)
 
     def plan(self, options: RhoEosOptions, cap: int, block_size: int) -> RhoEosPlan:
-        return RhoEosPlan(block_size, options, cap)
+        return RhoEosPlan(block_size, cap, options)
 
     def measure(
         self, inputs: StepInputs[Any, Any], probes: Probes, accepted: torch.Tensor
     ) -> torch.Tensor:
         """``(R, 1)``: the density of EOS."""
-        batch, facts = inputs.batch, inputs.facts
+        batch = inputs.batch
         nums = [plan_of(canvas).options.eos_check_tokens for canvas in batch.records]
         num = per_canvas(batch, "eos_check_tokens", nums)
-        found = predictions(probes, facts.vocab_size)
-        return eos_confidence(batch, probes, found, facts, num)[:, None]
+        found = predictions(probes, batch.facts.vocab_size)
+        return eos_confidence(batch, probes, found, num)[:, None]
 
 
 def plan_of(canvas: Canvas) -> RhoEosPlan:
