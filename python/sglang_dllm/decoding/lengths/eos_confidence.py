@@ -79,7 +79,6 @@ def eos_confidence(
     batch: Batch,
     probes: Probes,
     found: Predictions,
-    facts: ModelFacts,
     num: torch.Tensor,
 ) -> torch.Tensor:
     """``(R,)`` float64: the predicted EOS from the canvas's end on, over ``num``.
