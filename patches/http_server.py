@@ -7,7 +7,8 @@ other kinds of models fail in their middle.
 Ours: the parsed body is checked on its way to FastAPI (``serving.request_checks``), the
 prompts of a streamed /generate included, so that every refusal is a status 400. A
 path is the route's own, whatever a proxy has put before it, and routes that the model
-does not serve are refused (``serving.routes``).
+does not serve are refused (``serving.routes``). A page shows how canvases fill
+(``serving.page``).
 Goes when: upstream validates strictly and checks a streamed /generate before it
 answers, as it does on the OpenAI routes.
 """
@@ -38,16 +39,19 @@ def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
     from sglang_dllm.serving.request_checks import checks_of
 
     found = original(global_state)
-    if checks_of(global_state.tokenizer_manager) is not None:
+    checks = checks_of(global_state.tokenizer_manager)
+    if checks is not None:
         from sglang.srt.entrypoints.http_server import app
         from starlette.middleware import Middleware
 
+        from sglang_dllm.serving.page import Page, algorithms_route
         from sglang_dllm.serving.routes import OwnPaths, RefusedRoutes
 
         build = app.build_middleware_stack
         app.user_middleware.append(Middleware(RefusedRoutes))
+        app.router.routes.append(algorithms_route(checks))
         # SGLang adds the check of keys later, and each one goes around the others.
-        app.build_middleware_stack = lambda: OwnPaths(build())
+        app.build_middleware_stack = lambda: OwnPaths(Page(build()))
     return found
 
 

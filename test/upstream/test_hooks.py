@@ -309,6 +309,8 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
     )
     if "OllamaServing" in hook.target:
         return [(serving, manager)]
+    if name == "_generate_stream_content":
+        return [(serving, "content", 0, "request", "created")]
     if ".entrypoints." in hook.target and hook.contract[0] == "self":
         return [(serving, *(one for one in hook.contract[1:] if one != "kwargs"))]
     calls: dict[str, list[tuple[Any, ...]]] = {

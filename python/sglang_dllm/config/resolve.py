@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.caches.registry import READERS as CACHE_READERS
@@ -124,6 +125,10 @@ class DecodeConfig:
         except OptionError:
             return decoding
 
+    def defaults_of(self, algorithm: Algorithm[Any, Any]) -> dict[str, Any]:
+        """The options of a request that names the algorithm alone."""
+        return self._merged(algorithm, {})
+
     def _merged(
         self, algorithm: Algorithm[Any, Any], options: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -142,7 +147,23 @@ class DecodeConfig:
 
 
 def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The keys of a request's ``dllm`` object; null is a key left out."""
+    """The options in a request's ``dllm`` object; null is a key left out."""
+    given = _given(custom_params)
+    return {key: given[key] for key in given if key not in Watching.model_fields}
+
+
+def watching_of(custom_params: Mapping[str, Any] | None) -> Watching:
+    """The keys of the ``dllm`` object that ask to watch the denoising.
+
+    Raises:
+        OptionError: a wrong type or value.
+    """
+    given = _given(custom_params)
+    asked = {key: given[key] for key in Watching.model_fields if key in given}
+    return _parse(Watching, asked)
+
+
+def _given(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
     given = (custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}
     return {key: value for key, value in given.items() if value is not None}
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-IdArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
+from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 
 
 @dataclass(frozen=True)
@@ -30,54 +28,6 @@ class SamplingOptions:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
-
-
-@dataclass(frozen=True)
-class Resize:
-    """A change of the answer's length between two forwards.
-
-    Attributes:
-        at: the first position that changes, from the answer's start.
-        remove: how many positions go, from there on.
-        insert: how many masks come in their place.
-        num_eos: how many EOS come behind these masks, at the end of the answer.
-    """
-
-    at: int
-    remove: int = 0
-    insert: int = 0
-    num_eos: int = 0
-
-
-@dataclass
-class LengthPlan(ABC):
-    """How long one canvas gets; ``lengths`` has the rules.
-
-    Attributes:
-        block_size: tokens of a block.
-        cap: the longest answer. What a change pushes behind it is lost.
-    """
-
-    block_size: int
-    cap: int
-
-    @property
-    def measures_first(self) -> bool:
-        """True if the next forward of a canvas that begins anew commits nothing."""
-        return False
-
-    def num_kept(self, canvas: Canvas) -> int:
-        """Answer positions that no change takes away once they are committed."""
-        return self.cap
-
-    @abstractmethod
-    def next_resize(self, canvas: Canvas, numbers: Sequence[float]) -> Resize | None:
-        """The change of length before the next forward, None for none.
-
-        Args:
-            canvas: as of the last forward.
-            numbers: what the rule measured in that forward.
-        """
 
 
 @dataclass(frozen=True)
@@ -144,6 +94,7 @@ class Canvas:
         full_refreshes: forwards over the whole canvas, of a canvas with a cache.
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
+        history: of a watched canvas. None: nobody watches it.
     """
 
     ids: IdArray
@@ -175,6 +126,7 @@ class Canvas:
     full_refreshes: int = 0
     cut_short: bool = False
     num_emitted: int = 0
+    history: History | None = None
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)
@@ -234,7 +186,10 @@ class Canvas:
 
     @property
     def ends_from(self) -> int:
-        """Where an EOS ends the answer, from ``prompt_len``: behind all given text."""
+        """The first position at which an EOS ends the answer, from ``prompt_len``.
+
+        It is behind all given text.
+        """
         (given,) = self.fixed.nonzero()
         return max(0, int(given[-1]) + 1 - self.prompt_len) if len(given) else 0
 
@@ -288,27 +243,40 @@ class Canvas:
         """Take over the change of length; the algorithm has to begin anew."""
         assert self.resize is not None and self.length is not None
         change, self.resize = self.resize, None
-        self.prompt_len = self._next_start()
-        at = self.answer_start + change.at
-        behind = at + change.remove
-        new = slice(at, at + change.insert + change.num_eos)
-        longest = self.answer_start + self.length.cap
-        for name in ("ids", "masked", "fixed"):
-            old = getattr(self, name)
-            room = np.zeros(new.stop - new.start, dtype=old.dtype)
-            joined = np.concatenate([old[:at], room, old[behind:]])
-            setattr(self, name, joined[:longest])
-        is_eos = np.arange(change.insert + change.num_eos) >= change.insert
-        self.masked[new] = ~is_eos
-        self.ids[new] = np.where(is_eos, self.eos_ids[0], self.mask_id)
-        lost = max(0, len(old) - change.remove + len(is_eos) - len(joined[:longest]))
-        self.num_padding = max(0, self.num_padding + change.num_eos - lost)
-        self.prompt_len = min(self.prompt_len, len(self))
+        start = self._next_start()
+        self._replace(change.at, change.remove, change.insert + change.num_eos)
+        self._pad(change.at + change.insert, change.num_eos)
+        lost = max(0, len(self) - self.answer_start - self.length.cap)
+        self._replace(self.length.cap, lost, 0)
+        self.num_padding = max(0, self.num_padding - lost)
+        self.prompt_len = min(start, len(self))
         committed = ~self.masked & ~self.fixed
         self.num_committed = int(committed.sum()) - self.num_padding
         self.begin()
         if self.held_slots is not None:
             self.kv_slots = self.held_slots[: len(self)]
+
+    def _replace(self, at: int, remove: int, insert: int) -> None:
+        """Put ``insert`` masks in the place of ``remove`` answer positions."""
+        if remove == insert == 0:
+            return
+        if self.history is not None:
+            self.history.note_resize(at, remove, insert)
+        at += self.answer_start
+        for name, value in (("ids", self.mask_id), ("masked", True), ("fixed", False)):
+            old = getattr(self, name)
+            new = np.full(insert, value, dtype=old.dtype)
+            setattr(self, name, np.concatenate([old[:at], new, old[at + remove :]]))
+
+    def _pad(self, at: int, num_eos: int) -> None:
+        """Commit EOS at answer positions that hold masks."""
+        end = self.answer_start + at + num_eos
+        places = slice(end - num_eos, end)
+        before = self.masked[places].copy()
+        self.ids[places], self.masked[places] = self.eos_ids[0], False
+        if self.history is not None and num_eos:
+            self.history.note(self.num_forwards, before, self.ids[places], None, at)
+        self.num_padding += num_eos
 
     def _next_start(self) -> int:
         """The start of the first block with a mask, the end where none has one.
@@ -337,6 +305,10 @@ class Canvas:
         self.done = is_full and not self.measures
         self.window = (0, len(self))
 
+    def watch(self) -> None:
+        """Keep a history from now on."""
+        self.history = History()
+
     def fail(self, message: str) -> None:
         """End the request with a message. The first failure stays."""
         self.failure = self.failure or message
@@ -353,14 +325,29 @@ class Canvas:
         self.window = (0, len(self))
 
     def update(
-        self, answer: IdArray, progress: Progress, measured: Sequence[float] = ()
+        self,
+        answer: IdArray,
+        progress: Progress,
+        measured: Sequence[float] = (),
+        logprobs: FloatArray | None = None,
     ) -> None:
         """Take over what a step committed, and the next step.
 
         Args:
             answer: ``(answer_len,)`` int64; negative where a position is masked.
             measured: the numbers of the length rule.
+            logprobs: ``(answer_len,)`` float64: of the tokens that the step committed,
+                NaN elsewhere. None where the group has no watched canvas.
         """
+        if self.history is not None:
+            before, first = self.masked[self.prompt_len :], self.prompt_len
+            self.history.note(
+                progress.num_forwards,
+                before,
+                answer,
+                logprobs,
+                first - self.answer_start,
+            )
         ran = progress.num_forwards > self.num_forwards
         self.measures = self.measures and not ran
         was_full = self.window == (0, len(self))

@@ -142,7 +142,7 @@ class Denoiser:
         """Wait for the last commit, and update the ``Canvas`` records.
 
         One transfer brings a table of each group: its answers, -1 where masked, and
-        the numbers of ``Progress``.
+        the numbers of ``Progress``, and what watched canvases were sure of.
         """
         groups = list(self._groups.values())
         if not groups:
@@ -160,9 +160,13 @@ class Denoiser:
             first_id = NUM_NUMBERS + group.num_measured
             for canvas, row in zip(group.records, rows, strict=True):
                 numbers, measured, answer = np.split(row, [NUM_NUMBERS, first_id])
+                progress, logprobs = _progress(*numbers.tolist()), None
+                if group.logprobs is not None:
+                    bits = answer[group.batch.max_answer_len :]
+                    logprobs = bits[: canvas.answer_len].view(np.float64)
                 answer = answer[: canvas.answer_len]
-                progress = _progress(*numbers.tolist())
-                canvas.update(answer, progress, measured.view(np.float64).tolist())
+                numbers_of_rule = measured.view(np.float64).tolist()
+                canvas.update(answer, progress, numbers_of_rule, logprobs)
                 self._check(canvas, answer)
 
     def _check(self, canvas: Canvas, answer: IdArray) -> None:

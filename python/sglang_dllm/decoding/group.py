@@ -63,6 +63,9 @@ class Group:
         length: the length rule that measures the forwards; None where none does.
         measured: ``(R, M)`` float64: what it measured in the last forward.
         reported: ``table`` as the last step left it, if that was a captured one.
+        logprobs: ``(R, A)`` float64: of the tokens that the last step committed, NaN
+            elsewhere. A canvas that joined since has no row. None where nobody watches
+            a canvas.
     """
 
     algorithm: Algorithm[Any, Any]
@@ -75,6 +78,7 @@ class Group:
     length: LengthRule[Any] | None
     measured: torch.Tensor
     reported: torch.Tensor | None = None
+    logprobs: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -126,10 +130,15 @@ class Group:
         return self.batch.records
 
     @cached_property
+    def watched(self) -> list[bool]:
+        """Whether each canvas has a history."""
+        return [canvas.history is not None for canvas in self.records]
+
+    @cached_property
     def steering(self) -> Steering | None:
         """None if Python has to look at the canvases in each step."""
         if self.length is not None or any(
-            c.is_guided or not c.sampling.greedy for c in self.records
+            c.is_guided or not c.sampling.greedy or c.history for c in self.records
         ):
             return None
         with Guard(lambda error: None):
@@ -148,6 +157,7 @@ class Group:
             windows=Windows(*(bound[index] for bound in self.windows)),
             measured=self.measured[index],
             reported=None,
+            logprobs=None,
         )
 
     def joined(self, other: Group) -> Group:
@@ -209,6 +219,7 @@ class Group:
         else:  # every canvas is measured only
             decision = Decision(inputs.positions > 0, inputs.positions)
         accepted = accept_all(inputs, decision)
+        self.logprobs = self._logprobs(inputs, accepted, decision)
         if self.length is not None and probes is not None:
             self.measured = self.length.measure(inputs, probes, accepted)
         self.batch.commit(
@@ -237,11 +248,30 @@ class Group:
         batch.set_step(Step(candidates, step.start, step.end))
         self.windows = self.cache.next_windows(batch, self.cache_state, step)
 
+    def _logprobs(
+        self,
+        inputs: StepInputs[Any, Any],
+        accepted: torch.Tensor,
+        decision: Decision,
+    ) -> torch.Tensor | None:
+        some = inputs.candidates_of(self.watched)
+        if some is None:
+            return None
+        found = self.batch.rows.ids.new_full(
+            self.batch.rows.ids.shape, torch.nan, dtype=torch.float64
+        )
+        if not len(some):
+            return found
+        mask_id = self.batch.facts.mask_id
+        values = inputs.logits.logprobs(some, decision.tokens[some], mask_id)
+        at = inputs.canvas_index[some], inputs.positions[some]
+        return found.index_put(at, torch.where(accepted[some], values, torch.nan))
+
     def table(self) -> torch.Tensor:
         """``(R, NUM_NUMBERS + M + A)`` int64: what the host learns of a step.
 
         The numbers of ``Progress``, the bits of ``measured``, and the answer, -1 where
-        masked.
+        masked. The bits of ``logprobs`` follow: A more columns where they are.
         """
         rows, step = self.batch.rows, self.batch.step
         assert step is not None, "no step is chosen"
@@ -257,6 +287,11 @@ class Group:
         parts = [torch.stack(numbers, dim=1), answers]
         if self.length is not None:
             parts.insert(1, self.measured.view(torch.int64))
+        if self.logprobs is not None:
+            num_rows, width = self.logprobs.shape
+            missing = (0, answers.shape[1] - width, 0, len(answers) - num_rows)
+            known = torch.nn.functional.pad(self.logprobs, missing, value=torch.nan)
+            parts.append(known.view(torch.int64))
         return torch.cat(parts, dim=1)
 
     def finish(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from sglang_dllm.decoding.statistics import (
     Statistic,
     fits_at_once,
+    logprobs_of,
     measure,
     row_chunks,
 )
@@ -98,6 +99,17 @@ class Logits:
             tokens, values = zip(*parts, strict=True)
             self._measured[statistic] = torch.cat(tokens), torch.cat(values)
         return self._measured[statistic]
+
+    def logprobs(
+        self, some: torch.Tensor, tokens: torch.Tensor, mask_id: int
+    ) -> torch.Tensor:
+        """``(n,)`` float64: of tokens ``(n,)`` at candidates ``(n,)``, one or more."""
+        return torch.cat(
+            [
+                logprobs_of(self._of(some[rows]), tokens[rows], mask_id)
+                for rows in row_chunks(len(some), self.vocab_size)
+            ]
+        )
 
 
 def _memoised(of: LogitsOf, num_candidates: int, vocab_size: int) -> LogitsOf:

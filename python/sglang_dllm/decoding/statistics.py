@@ -82,6 +82,22 @@ def measure(
     return found.tokens, value
 
 
+def logprobs_of(
+    logits: torch.Tensor, tokens: torch.Tensor, mask_id: int
+) -> torch.Tensor:
+    """``(N,)`` float64: of tokens ``(N,)`` under logits ``(N, V)``.
+
+    The mask token has no share. Minus infinity of a row with a NaN.
+    """
+    parts = [
+        without_token(logits[rows].double(), mask_id)
+        .log_softmax(dim=-1)
+        .gather(1, tokens[rows, None])[:, 0]
+        for rows in row_chunks(len(tokens), logits.shape[1], DRAW_ELEMENTS)
+    ]
+    return torch.cat(parts).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+
+
 def row_chunks(
     num_rows: int, vocab_size: int, elements: int = HEAD_ELEMENTS
 ) -> Iterator[slice]:

@@ -22,7 +22,11 @@ from sglang.srt.managers.schedule_batch import (
     ScheduleBatch,
 )
 
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, request_options
+from sglang_dllm.config.resolve import (
+    CUSTOM_PARAMS_KEY,
+    request_options,
+    watching_of,
+)
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
@@ -51,6 +55,7 @@ class Denoising:
             has it.
         stop_ids: the tokens at which SGLang's own rules may end the request.
         stream_interval: a stream gets an output whenever it has so many new tokens.
+        is_drafted: a stream gets an output after each forward too.
     """
 
     canvas: Canvas
@@ -58,6 +63,7 @@ class Denoising:
     group: Group | None
     stop_ids: frozenset[int]
     stream_interval: int = 1
+    is_drafted: bool = False
 
     def resize(self, engine: DenoisingEngine) -> None:
         """Change the canvas's length as it asks for, and keep it until it has slots.
@@ -258,7 +264,10 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     )
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
-    report = RequestReport(canvas, decoding)
+    watching = watching_of(params.custom_params)
+    if watching.is_on:
+        canvas.watch()
+    report = RequestReport(canvas, decoding, watching)
     req.customized_info = report.as_customized_info()
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
@@ -267,7 +276,8 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.
     params.stream_interval = 1
-    return Denoising(canvas, decoding, group, stop_ids, interval)
+    is_drafted = bool(req.stream) and watching.stream is not None
+    return Denoising(canvas, decoding, group, stop_ids, interval, is_drafted)
 
 
 def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:

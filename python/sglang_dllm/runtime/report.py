@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.history import ranges
 from sglang_dllm.decoding.resolved import Decoding
 
 CHANNEL = "dllm_report"
 """Key under which reports travel in ``Req.customized_info``."""
 
+_NEWS = "news"
+"""Key of the last report of an output of a watched canvas: its new steps."""
+
 
 class RequestReport:
     """Reads the counters of a canvas each time an output is sent."""
 
-    def __init__(self, canvas: Canvas, decoding: Decoding) -> None:
+    def __init__(
+        self, canvas: Canvas, decoding: Decoding, watching: Watching | None = None
+    ) -> None:
+        """
+        Args:
+            canvas: with nothing decoded.
+        """
         self.canvas = canvas
         self.decoding = decoding.to_dict()
+        self._watching = (watching or Watching()).to_dict()
+        self._start = {
+            "prompt_len": canvas.answer_start,
+            "answer_len": len(canvas) - canvas.answer_start,
+            "pinned": _pinned(canvas),
+        }
 
     def as_customized_info(self) -> dict[str, Any]:
         """The form SGLang carries to ``meta_info``."""
@@ -35,32 +52,72 @@ class RequestReport:
             "full_refreshes": canvas.full_refreshes,
         }
 
+    def take_news(self) -> dict[str, Any] | None:
+        """The steps that no output has had yet. None if nobody watches the canvas.
+
+        ``first`` is the index of the first of them in the history, and ``start`` says
+        how the canvas was before any step.
+        """
+        canvas = self.canvas
+        if canvas.history is None:
+            return None
+        first, steps = canvas.history.take_news()
+        return {
+            **self._watching,
+            "start": self._start,
+            "first": first,
+            "steps": steps,
+            "masked": ranges(canvas.masked[canvas.answer_start :]),
+            "answer_len": len(canvas) - canvas.answer_start,
+        }
+
+
+def _pinned(canvas: Canvas) -> list[list[int]]:
+    """``[position, token]`` of the answer's text that the request gave."""
+    start = canvas.answer_start
+    (found,) = canvas.fixed[start:].nonzero()
+    return [[int(at), int(canvas.ids[start + at])] for at in found]
+
 
 class _OncePerOutput:
     """Stands in for SGLang's list of one value per token.
 
     SGLang slices the list by the tokens of each output that it sends, and once more
     where a stream has only what is new. This one answers a slice with one report for
-    each token, all the same, and with one for an output without a token.
+    each token, all the same, and with one for an output without a token. The last one
+    of a watched canvas has its news too.
     """
 
     def __init__(self, report: RequestReport) -> None:
         self.report = report
 
     def __getitem__(self, span: slice) -> list[dict[str, Any]]:
-        return [self.report.to_dict()] * max(1, span.stop - span.start)
+        reports = [self.report.to_dict()] * max(1, span.stop - span.start)
+        news = self.report.take_news()
+        if news is not None:
+            reports[-1] = {**reports[-1], _NEWS: news}
+        return reports
 
 
-def into_meta_info(meta_info: dict[str, Any]) -> None:
+def into_meta_info(meta_info: dict[str, Any]) -> list[dict[str, Any]]:
     """Turn the reports of a response into plain fields, in place.
 
     The last report counts. ``tokens_per_forward`` (TPF) is the number of visible
     tokens divided by the number of forwards.
+
+    Returns:
+        The news of a watched canvas, the last one of the latest output. A part of a
+        stream may repeat what an earlier part had.
     """
     reports = meta_info.pop(CHANNEL, None)
     if not reports:
-        return
+        return []
+    news = []
+    if _NEWS in reports[-1]:
+        news = [report[_NEWS] for report in reports if report and _NEWS in report]
     meta_info.update(reports[-1])
+    meta_info.pop(_NEWS, None)
     forwards = meta_info["num_forwards"]
     tokens = meta_info.get("completion_tokens", 0)
     meta_info["tokens_per_forward"] = tokens / forwards if forwards else 0.0
+    return news

@@ -36,6 +36,7 @@ from sglang_dllm.serving.unsupported import (
     defaults_of,
     without_unsupported,
 )
+from sglang_dllm.serving.validation import check_watching
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def _check_openai(
     body = without_unsupported(body, implemented, defaults, unknown_allowed=True)
     if body.get("stream_options") is not None and not body.get("stream"):
         raise refused("stream_options", body["stream_options"], "it with stream=true")
+    check_watching(body, is_streamed=bool(body.get("stream")))
     if body.pop("include_stop_str_in_output", False):
         # vLLM's name of it.
         body["no_stop_trim"] = True
@@ -252,7 +254,11 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
             raise BadRequest(
                 "sampling_params: n differs; expected the same n for each prompt"
             )
-    return found if params is None else {**found, "sampling_params": params}
+    if params is None:
+        return found
+    for one in params if isinstance(params, list) else [params]:
+        check_watching(one, is_streamed=bool(data.get("stream")))
+    return {**found, "sampling_params": params}
 
 
 def check_sampling(

@@ -14,6 +14,7 @@ from typing import Any
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import ServedModel, check_body
 from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
+from sglang_dllm.serving.validation import refuse_watching
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 NUM_PREDICT = "options.num_predict"
@@ -98,7 +99,9 @@ def translate(given: Any, model: ServedModel, *, is_chat: bool) -> Translated:
     if asks_nothing:
         return Translated(route, {}, is_streamed, num_ctx)
     try:
-        return Translated(route, check_body(route, body, model), is_streamed, num_ctx)
+        body = check_body(route, body, model)
+        refuse_watching(body, f"{CHAT}, {COMPLETIONS} and /generate")
+        return Translated(route, body, is_streamed, num_ctx)
     except BadRequest as error:
         raise BadRequest(_in_ollamas_words(str(error), options)) from None
 

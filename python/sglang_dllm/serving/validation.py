@@ -8,7 +8,7 @@ Python engine pass here; ``body`` sees JSON only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator, Mapping, MutableSequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +20,9 @@ from sglang_dllm.config.resolve import (
     DecodeConfig,
     Decoding,
     request_options,
+    watching_of,
 )
+from sglang_dllm.config.watching import Watching
 from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
@@ -162,7 +164,45 @@ def check_request(
             decoding.to_dict().get("cfg_scale", algorithm.name),
             "0 on a server with --max-running-requests 1",
         )
-    params["custom_params"] = {CUSTOM_PARAMS_KEY: decoding.to_dict()}
+    watching = _watching(params.get("custom_params"))
+    options = {**decoding.to_dict(), **watching.to_dict()}
+    params["custom_params"] = {CUSTOM_PARAMS_KEY: options}
+
+
+def check_watching(params: Mapping[str, Any], *, is_streamed: bool) -> None:
+    """Refuse a stream of drafts where the answer is no stream.
+
+    Args:
+        params: with ``custom_params``, of any route.
+
+    Raises:
+        BadRequest: naming field, value and range.
+    """
+    custom_params = params.get("custom_params")
+    if not isinstance((custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}, dict):
+        return  # ``check_request`` names it.
+    if _watching(custom_params).stream is not None and not is_streamed:
+        raise refused(f"{_OPTIONS}.stream", "draft", "it with stream=true")
+
+
+def refuse_watching(params: Mapping[str, Any], there: str) -> None:
+    """Refuse what an answer of another form would leave out.
+
+    Args:
+        there: the routes that have a place for it.
+
+    Raises:
+        BadRequest: naming field, value and range.
+    """
+    for key, value in _watching(params.get("custom_params")).to_dict().items():
+        raise refused(f"{_OPTIONS}.{key}", value, f"it on {there}")
+
+
+def _watching(custom_params: Mapping[str, Any] | None) -> Watching:
+    try:
+        return watching_of(custom_params)
+    except OptionError as error:
+        raise refused(f"{_OPTIONS}.{error.key}", error.value, error.expected) from None
 
 
 def _require_newlines(facts: ModelFacts) -> None:

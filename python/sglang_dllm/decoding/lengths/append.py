@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sglang_dllm.decoding.canvas import Canvas, LengthPlan, Resize
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 from sglang_dllm.decoding.lengths.base import LengthOptions, LengthRule
 
 

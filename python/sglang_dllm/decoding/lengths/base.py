@@ -13,8 +13,8 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 
-from sglang_dllm.decoding.canvas import LengthPlan
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.length_plan import LengthPlan
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.options import StrictModel
 

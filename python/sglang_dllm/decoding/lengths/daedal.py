@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from sglang_dllm.decoding.canvas import Canvas, LengthPlan, Resize
+from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.lengths.eos_confidence import (
     EosLengthOptions,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sglang_dllm.decoding.canvas import Canvas, LengthPlan, Resize
+from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.lengths.eos_confidence import (
     EosLengthOptions,

@@ -1,0 +1,117 @@
+"""sglang.srt.entrypoints.openai: chat and completions
+
+Upstream: an answer and the parts of a stream have the fields that SGLang knows. A part
+without new text is not sent.
+Ours: the history of a watched canvas comes in an object ``dllm`` beside ``choices``
+(``serving.watched``): in each part of a stream of drafts, and in answers with a trace.
+All other answers pass as they are.
+Goes when: upstream lets a model add fields to an answer and to the parts of a stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from sglang_dllm.upstream.hooks import Hook
+
+
+async def _generate_stream_content(
+    original: Callable[..., Any],
+    self: Any,
+    content: Any,
+    index: int,
+    request: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncIterator[str]:
+    from sglang_dllm.serving.watched import extension_of, with_extension
+
+    extension = extension_of(content["meta_info"]) if _is_ours(self) else None
+    async for chunk in original(self, content, index, request, *args, **kwargs):
+        if extension is not None:
+            chunk, extension = with_extension(chunk, extension), None
+        yield chunk
+    if extension is not None:
+        from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
+
+        chunk = build_sse_content(
+            chunk_id=content["meta_info"]["id"],
+            created=kwargs.get("created") or int(time.time()),
+            model=request.model,
+            index=index,
+            content="",
+        )
+        yield with_extension(chunk, extension)
+
+
+async def _generate_completion_stream(
+    original: Callable[..., Any],
+    self: Any,
+    adapted_request: Any,
+    request: Any,
+    raw_request: Any,
+) -> AsyncIterator[str]:
+    from sglang_dllm.serving.watched import EXTENSION, with_extension
+
+    async for chunk in original(self, adapted_request, request, raw_request):
+        extension = EXTENSION.get() if _is_ours(self) else None
+        if extension is not None:
+            EXTENSION.set(None)
+            chunk = with_extension(chunk, extension)
+        yield chunk
+
+
+def _build_response(
+    original: Callable[..., Any], self: Any, request: Any, ret: Any, created: int
+) -> Any:
+    from sglang_dllm.serving.watched import extended
+
+    response = original(self, request, ret, created)
+    return extended(response, ret) if _is_ours(self) else response
+
+
+def _is_ours(serving: Any) -> bool:
+    from sglang_dllm.serving.request_checks import checks_of
+
+    return checks_of(serving.tokenizer_manager) is not None
+
+
+_OPENAI = "sglang.srt.entrypoints.openai"
+_CHAT = f"{_OPENAI}.serving_chat.OpenAIServingChat"
+_COMPLETION = f"{_OPENAI}.serving_completions.OpenAIServingCompletion"
+_REMOVE_WHEN = "upstream lets a model add fields to the answers of OpenAI's routes"
+_TRACE = "an answer has no place for the history of its canvas"
+
+HOOKS = (
+    Hook(
+        target=f"{_CHAT}._generate_stream_content",
+        fn=_generate_stream_content,
+        why="a stream of drafts sends a part for each change of its canvas, also where "
+        "no text is final yet",
+        contract=None,
+        remove_when=_REMOVE_WHEN,
+    ),
+    Hook(
+        target=f"{_COMPLETION}._generate_completion_stream",
+        fn=_generate_completion_stream,
+        why="the parts of a stream have no place for the history of a canvas",
+        contract=("self", "adapted_request", "request", "raw_request"),
+        remove_when=_REMOVE_WHEN,
+    ),
+    Hook(
+        target=f"{_CHAT}._build_chat_response",
+        fn=_build_response,
+        why=_TRACE,
+        contract=("self", "request", "ret", "created"),
+        remove_when=_REMOVE_WHEN,
+    ),
+    Hook(
+        target=f"{_COMPLETION}._build_completion_response",
+        fn=_build_response,
+        why=_TRACE,
+        contract=("self", "request", "ret", "created"),
+        remove_when=_REMOVE_WHEN,
+    ),
+)
