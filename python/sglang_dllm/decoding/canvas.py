@@ -215,7 +215,10 @@ class Canvas:
 
     @property
     def ends_from(self) -> int:
-        """Where an EOS ends the answer, from ``prompt_len``: behind all given text."""
+        """The first position at which an EOS ends the answer, from ``prompt_len``.
+
+        It is behind all given text.
+        """
         (given,) = self.fixed.nonzero()
         return max(0, int(given[-1]) + 1 - self.prompt_len) if len(given) else 0
 

@@ -187,7 +187,7 @@ class PackedForward:
     def probes_of(
         self, group: int, batches: Sequence[Batch], logits: Logits
     ) -> Probes | None:
-        """What a length rule measures of one group; None where it has no such rule.
+        """The answers of one group for its length rule; None where it has no such rule.
 
         Args:
             logits: ``(N + U + P, V)`` of ``logits_indices``.

@@ -53,7 +53,7 @@ class Decoding:
         return replace(self, options=options)
 
     def resolved(self, cap: int, facts: ModelFacts) -> Decoding:
-        """What a request carries to the scheduler: ``finalized`` for its first canvas.
+        """The form that a request carries to the scheduler, ``finalized`` for now.
 
         A canvas that is resized is finalized again for its next length, so that options
         of the length stay as they were asked for.

@@ -65,6 +65,14 @@ class Denoising:
     stream_interval: int = 1
     is_drafted: bool = False
 
+    def resize(self, engine: DenoisingEngine) -> None:
+        """Change the canvas's length as it asks for, and keep it until it has slots.
+
+        Raises:
+            Exception: whatever the algorithm raises.
+        """
+        self.group = engine.resize(self.canvas, self.decoding)
+
 
 @dataclass
 class RoundLoad:

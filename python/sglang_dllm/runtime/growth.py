@@ -40,7 +40,7 @@ def _resize(req: Req, engine: DenoisingEngine) -> None:
     canvas = state.canvas
     # A third party's code may raise anything.
     with Guard(lambda error: canvas.fail(text_of(error)), engine.denoiser.agree):
-        state.group = engine.resize(canvas, state.decoding)
+        state.resize(engine)
     req.full_untruncated_fill_ids = fill_ids(canvas)
 
 
