@@ -17,7 +17,11 @@ from helpers.browser import Browser, find_chromium
 from helpers.serving_harness import Server
 from sglang_dllm.trace import canvases, load_trace
 
-QUESTION = "Tom has 23 apples. He buys 15 more. How many apples does Tom have?"
+QUESTION = (
+    "Tom has 62 apples. He buys 25 more. He sells 34. He finds 18 more. "
+    "How many apples does Tom have?"
+)
+"""As the page has it at first."""
 PANEL = "document.querySelectorAll('.panel')[{}]"
 MASKS = "[...document.querySelectorAll('.panel .cell:not(.set)')].length"
 
@@ -63,25 +67,21 @@ def test_a_person_watches_a_canvas_fill(
     browser: Browser, demo_server: Server, picture: Callable[[str], Path]
 ) -> None:
     open_page(browser, demo_server)
-    browser.run("document.querySelector('#pace').value = 150")
-    ask(browser, max_tokens="64")
+    ask(browser, algorithm="LLaDA", max_tokens="64")
     browser.wait(f"document.querySelectorAll('.cell').length === 64 && {MASKS} < 64")
     seen = {browser.run(MASKS)}
-    for _ in range(400):
+    while browser.run("document.querySelector('#run').disabled"):
         left = browser.run(MASKS)
-        if len(seen) == 4 and left < 48:
+        if left < 42 <= min(seen):
             browser.screenshot(picture("page_filling.png"))
         seen.add(left)
-        if browser.run("!document.querySelector('#run').disabled"):
-            break
         time.sleep(0.03)
     assert len(seen) >= 5, "masks become tokens over time"
-    assert browser.run(f"{MASKS}") == 0
     answer = demo_server.post(
         "/v1/chat/completions",
         messages=[{"role": "user", "content": QUESTION}],
         max_tokens=64,
-        custom_params={"dllm": {"trace": True}},
+        custom_params={"dllm": {"algorithm": "LLaDA", "trace": True}},
     ).json()
     shown = browser.run("document.querySelector('.answer').textContent")
     assert shown == answer["choices"][0]["message"]["content"]
@@ -101,18 +101,15 @@ def test_two_settings_side_by_side_and_a_trace_on_the_disk(
     open_page(browser, demo_server)
     browser.run("document.querySelector('#pace').value = 0")
     browser.run("document.querySelector('#compare').click()")
-    browser.run(
-        "(field => { field.value = 'LLaDA'; field.dispatchEvent(new Event('change'));"
-        f"}})({PANEL.format(1)}.querySelector('[name=algorithm]'))"
-    )
     ask(browser, max_tokens="64")
     browser.wait("!document.querySelector('#run').disabled", seconds=120)
+    time.sleep(0.6)  # The last token lands.
     browser.screenshot(picture("page_compared.png"))
     forwards = [
         int(browser.run(f"{PANEL.format(i)}.querySelector('dd').textContent"))
         for i in (0, 1)
     ]
-    assert forwards[0] < forwards[1] == 64
+    assert 0 < forwards[0] < forwards[1]
     assert browser.run("document.querySelectorAll('.best').length") >= 1
 
     browser.run(f"{PANEL.format(0)}.querySelector('.save').click()")
@@ -131,7 +128,7 @@ def test_two_settings_side_by_side_and_a_trace_on_the_disk(
     shown = browser.run(
         "[...document.querySelectorAll('.cell')].map(x => x.textContent).join('')"
     )
-    assert shown == final.replace("\n", "↵")
+    assert shown == final.replace("\n", "↵").replace("<|endoftext|>", "∎")
     browser.run(
         "(s => { s.value = 1; s.dispatchEvent(new Event('input')); })"
         "(document.querySelector('input[type=range]'))"
