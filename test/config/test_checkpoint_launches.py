@@ -123,6 +123,14 @@ def test_a_link_with_a_trailing_slash_is_served(
     assert launches[GOOD]["error"] is None
 
 
+def test_a_cpu_takes_most_of_its_memory_and_a_pool_of_64_long_canvases(
+    launches: dict[str, dict[str, Any]],
+) -> None:
+    flags = launches[GOOD]["flags"]
+    assert flags["mem_fraction_static"] == 0.8
+    assert flags["max_total_tokens"] == 64 * 512
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_a_mask_that_config_json_lacks_is_found(
     name: str, launches: dict[str, dict[str, Any]]
