@@ -109,6 +109,10 @@ def test_a_pool_that_does_not_fit_is_a_wrong_flag(launch: server.ServerLaunch) -
     assert found is not None and found.status == 2
     assert found.reason.startswith("Not enough memory.")
     assert "--mem-fraction-static" in found.reason
+    # A newer SGLang finds it before, and says so by another class.
+    with pytest.raises(SystemExit) as ended, reported("the scheduler"):
+        raise ValueError("no memory for the KV cache under --mem-fraction-static=0.1")
+    assert ended.value.code == 2
 
 
 def test_no_server_of_ours_no_note() -> None:

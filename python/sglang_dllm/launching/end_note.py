@@ -130,7 +130,7 @@ def reported(process: str) -> Iterator[None]:
         note.write(End(WRONG_INPUT, one_line(error)))
         raise SystemExit(WRONG_INPUT) from None
     except Exception as error:
-        if isinstance(error, RuntimeError) and _MEMORY_FLAG in str(error):
+        if _MEMORY_FLAG in str(error):
             logger.debug("%s ends", process, exc_info=True)
             note.write(End(WRONG_INPUT, one_line(error)))
             raise SystemExit(WRONG_INPUT) from None
