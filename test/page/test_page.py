@@ -103,6 +103,7 @@ def test_two_settings_side_by_side_and_a_trace_on_the_disk(
     browser.run("document.querySelector('#compare').click()")
     ask(browser, max_tokens="64")
     browser.wait("!document.querySelector('#run').disabled", seconds=120)
+    browser.resize(1180, 930)
     time.sleep(0.6)  # The last token lands.
     browser.screenshot(picture("page_compared.png"))
     forwards = [
