@@ -63,6 +63,8 @@ class Request:
     options: dict[str, Any]
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     ignore_eos: bool = False
+    template: tuple[int | None, ...] | None = None
+    """The answer's given ids, None for a mask; as long as the answer."""
 
 
 def facts_of(family: str) -> ModelFacts:
@@ -73,6 +75,11 @@ def resolve(family: str, request: Request) -> Decoding:
     server = parse_decode_config("FullAttnMultiBlock", FAMILY[family], {})
     options = {"algorithm": request.algorithm, **request.options}
     return server.resolve(options).finalized(request.length, facts_of(family))
+
+
+def template_of(given: tuple[int | None, ...] | None) -> list[int] | None:
+    """The references' template as a canvas takes it."""
+    return given and [-1 if token is None else token for token in given]
 
 
 class Memory:
@@ -107,6 +114,7 @@ def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
             request.prompt,
             request.length,
             facts,
+            template=template_of(request.template),
             sampling=request.sampling,
             ignore_eos=request.ignore_eos,
         )

@@ -127,7 +127,7 @@ def run(
         options: keys of docs/algorithms.md; the missing ones get the defaults.
         unconditional: for LLaDA's guidance, see `reference.samplers.llada`.
         facts: family, mask_id, eos_id, eot_token_id, delimiter_ids; what is not given
-            is read from the model object.
+            is read from the model object. A `template` gives a part of the answer.
     """
     family = facts.get("family") or model.family
     defaults = DEFAULTS[family][algorithm]
@@ -145,7 +145,8 @@ def run(
     if algorithm in _BY_ENTROPY:
         if sampling.temperature != 0:
             raise ValueError(f"{algorithm}: the reference knows temperature 0 only")
-        needed = {k: facts[k] for k in ("family", "mask_id", "eos_id") if k in facts}
+        keys = ("family", "mask_id", "eos_id", "template", "part")
+        needed = {k: facts[k] for k in keys if k in facts}
         decode = _BY_ENTROPY[algorithm]
         needed["cache"] = {key: options.pop(key) for key in CACHE_KEYS}
         return decode(model, prompt_ids, max_new_tokens, **options, **needed)
@@ -163,10 +164,11 @@ def nfe_at_visible(result: Result, eos_id: int) -> int:
     That is when the first EOS and all before it are. Nothing can move the first EOS
     later: the positions before it are all committed by then.
     """
-    eos_at = first_eos(result.ids, eos_id)
+    eos_at = first_eos(result.ids, eos_id, result.ends_from)
     if eos_at is None:
         return result.nfe
-    writers = result.commit_order[: eos_at + 1]
-    if None in writers:  # only ids behind an EOS are filled in by no forward
-        raise AssertionError(f"an id up to the first EOS has no forward: {writers}")
-    return max(writers) + 1
+    # No forward writes a given id.
+    behind = range(result.ends_from, eos_at + 1)
+    if any(result.commit_order[i] is None for i in behind):
+        raise AssertionError("only ids behind an EOS are filled in by no forward")
+    return 1 + max(by for by in result.commit_order[: eos_at + 1] if by is not None)

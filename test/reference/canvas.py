@@ -23,6 +23,7 @@ import torch
 from reference.cache import Forwards, Span
 from reference.memory import check_computed
 from reference.record import Forward, Result
+from reference.template import Part, Template, behind_given, fill_in
 
 # Unit of a random number: ("token" | "order", forwards run before, answer position).
 Uniform = Callable[[str, int, int], float]
@@ -77,6 +78,8 @@ class Canvas:
         eos_id: int | None = None,
         eot_token_id: int | None = None,
         delimiter_ids: Iterable[int] | None = None,
+        template: Template | None = None,
+        part: Part | None = None,
     ) -> None:
         """options: the algorithm's, read here for `max_forwards` and the cache."""
 
@@ -93,7 +96,10 @@ class Canvas:
         if self.family not in ("llada", "dream"):
             raise ValueError(f"family: expected llada or dream, found {self.family}")
         self.prompt_len = len(prompt_ids)
-        self.ids: list[int] = [*prompt_ids, *[self.mask_id] * max_new_tokens]
+        self.ids, self.given = fill_in(
+            prompt_ids, max_new_tokens, self.mask_id, template, part
+        )
+        self.watch = part and part.watch
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -108,8 +114,10 @@ class Canvas:
     def masked(self, start: int = 0, end: int | None = None) -> list[int]:
         """Masked positions of the answer in [start, end), ascending."""
         end = len(self.ids) if end is None else min(end, len(self.ids))
-        inside = range(max(start, self.prompt_len), end)
-        return [i for i in inside if self.ids[i] == self.mask_id]
+        return [i for i in range(start, end) if self.is_masked(i)]
+
+    def is_masked(self, i: int) -> bool:
+        return self.ids[i] == self.mask_id and not self.given[i]
 
     def blocks(self, block_size: int) -> list[tuple[int, int]]:
         """(start, end) of each block of the answer; the last one may be short."""
@@ -123,7 +131,11 @@ class Canvas:
         With a cache maybe of a part only, as needed to decode `span`. Algorithms of
         the whole canvas have none.
         """
+        if self.watch is not None:
+            self.watch.before(self)
         logits = self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.after(self, logits)
         # A copy: the algorithms change it, and a recorded one is used again.
         return logits.to(torch.float64, copy=True)
 
@@ -185,7 +197,7 @@ class Canvas:
             rest = [i for i in candidates if i not in guesses]
             guesses = guesses | self.guesses(logits, rest)
         chosen = sorted(chosen)
-        if any(self.ids[i] != self.mask_id for i in chosen):
+        if not all(map(self.is_masked, chosen)):
             raise AssertionError(f"not masked: one of {chosen}")
         for i in chosen:
             self.ids[i] = guesses[i].token
@@ -208,6 +220,7 @@ class Canvas:
         answer = slice(self.prompt_len, None)
         return Result(
             self.ids[answer], self.nfe, self.written_by[answer], self.trace,
+            ends_from=behind_given(self.given) - self.prompt_len,
             **self.forwards.record(),
         )  # fmt: skip
 

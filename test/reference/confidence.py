@@ -62,7 +62,7 @@ def fast_dllm(
     steps = options["steps"]
     if steps is None:
         steps = -(-max_new_tokens // TOKENS_PER_STEP)
-    shares = share(max_new_tokens, steps) if steps else []
+    shares = share(len(canvas.masked()), steps) if steps else []
     left = step = 0
     while candidates := canvas.masked():
         quota = left + (shares[step] if step < len(shares) else 0)
@@ -218,7 +218,7 @@ def ada_block(
         start = rest[0]
         # This forward shows where the block ends. It is full, since the start is new.
         logits = canvas.forward((start, len(canvas.ids)))
-        window = canvas.guesses(logits, rest[:window_size])
+        window = canvas.guesses(logits, canvas.masked(start, start + window_size))
         ends = {i: g.confidence for i, g in window.items() if g.token in delimiters}
         length = options["block_size"]
         gaps = [guess.gap for guess in window.values()]
@@ -228,8 +228,8 @@ def ada_block(
             if ends[order[0]] >= options["delimiter_threshold"]:
                 length = order[0] - start + 1
                 gaps += rank_gap(ends, order, 1)
-        candidates = rest[:length]
-        end = start + len(candidates)
+        end = min(start + length, len(canvas.ids))
+        candidates = canvas.masked(start, end)
         while candidates:
             guesses = canvas.guesses(logits, candidates)
             accepted, rule_gaps = _by_threshold(

@@ -51,6 +51,7 @@ import torch
 from reference.cache import Forwards, Span
 from reference.memory import LogitsFn, check_computed
 from reference.record import Forward, Result
+from reference.template import Part, Template, behind_given, fill_in
 
 ENTROPY_EPS = 1e-12
 MAX_FORWARDS = 10_000
@@ -72,14 +73,14 @@ class Block:
         return 1 - self.left / self.total if self.total else 1.0
 
 
-def first_eos(ids: list[int], eos_id: int) -> int | None:
-    """Index of the first EOS, or None."""
-    return ids.index(eos_id) if eos_id in ids else None
+def first_eos(ids: list[int], eos_id: int, ends_from: int = 0) -> int | None:
+    """Index of the first EOS that ends the answer, or None."""
+    return ids.index(eos_id, ends_from) if eos_id in ids[ends_from:] else None
 
 
 def visible(result: Result, eos_id: int) -> list[int]:
     """The ids a reader gets: everything before the first EOS."""
-    return result.ids[: first_eos(result.ids, eos_id)]
+    return result.ids[: first_eos(result.ids, eos_id, result.ends_from)]
 
 
 def multi_block(
@@ -98,6 +99,8 @@ def multi_block(
     eos_id: int | None = None,
     stale_mask: bool = True,
     cache: dict[str, Any] | None = None,
+    template: Template | None = None,
+    part: Part | None = None,
 ) -> Result:
     """d3LLM multi-block decoding. Facts left None are read from the model object.
 
@@ -105,7 +108,7 @@ def multi_block(
     options of `reference.cache`; none without.
     """
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id
+    facts = family, mask_id, eos_id, template, part
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     prompt_len, canvas_len = canvas.prompt_len, len(canvas.ids)
     num_blocks = -(-max_new_tokens // block_size)
@@ -115,7 +118,9 @@ def multi_block(
     def new_block(index: int) -> Block:
         start = prompt_len + (index - 1) * block_size
         end = min(start + block_size, canvas_len)
-        return Block(start, end, left=end - start, total=end - start, active=False)
+        # Given text counts as decoded.
+        left = canvas.num_masked(start, end)
+        return Block(start, end, left=left, total=end - start, active=False)
 
     blocks = [Block(0, prompt_len, left=0, total=prompt_len, active=True)]
     blocks.append(new_block(1))
@@ -123,9 +128,9 @@ def multi_block(
     next_block = 2
 
     while True:
-        # 1-2: snapshot of the masks; finished once all blocks exist and none is left.
+        # 1-2: snapshot of the masks; finished once none is left.
         masked = canvas.masked()
-        if not masked and next_block > num_blocks:
+        if not masked:
             break
         # 4: everything behind the first EOS becomes EOS.
         eos_at = canvas.fill_after_eos() if early_stop else None
@@ -156,6 +161,12 @@ def multi_block(
                 blocks.append(new_block(next_block))
                 blocks[-1].active = last.progress >= decoded_token_threshold
                 next_block += 1
+        # Where no block is left to decode, the next one with masks is created at once:
+        # blocks that are given whole need no forward.
+        while not any(i < blocks[-1].end for i in masked):
+            blocks.append(new_block(next_block))
+            blocks[-1].active = blocks[-2].progress >= decoded_token_threshold
+            next_block += 1
         # 7-8: one forward over the whole canvas; candidates of all live blocks.
         active_end = max(b.end for b in blocks if b.active or b.left > 0)
         candidates = [i for i in masked if i < active_end]
@@ -209,10 +220,12 @@ def single_block(
     mask_id: int | None = None,
     eos_id: int | None = None,
     cache: dict[str, Any] | None = None,
+    template: Template | None = None,
+    part: Part | None = None,
 ) -> Result:
     """Semi-autoregressive decoding: a block is finished before the next one starts."""
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id
+    facts = family, mask_id, eos_id, template, part
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     canvas_len = len(canvas.ids)
     for block_start in range(canvas.prompt_len, canvas_len, block_size):
@@ -260,6 +273,8 @@ class _Canvas:
         family: str | None,
         mask_id: int | None,
         eos_id: int | None,
+        template: Template | None,
+        part: Part | None,
     ) -> None:
         self.family: str = model.family if family is None else family
         self.mask_id: int = model.mask_id if mask_id is None else mask_id
@@ -267,7 +282,11 @@ class _Canvas:
         if self.family not in ("llada", "dream"):
             raise ValueError(f"family: expected llada or dream, found {self.family}")
         self.prompt_len = len(prompt_ids)
-        self.ids: list[int] = [*prompt_ids, *[self.mask_id] * max_new_tokens]
+        self.ids, self.given = fill_in(
+            prompt_ids, max_new_tokens, self.mask_id, template, part
+        )
+        self.watch = part and part.watch
+        self.may_end = len(self.ids) - (part.padding if part else 0)
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -281,21 +300,23 @@ class _Canvas:
 
     def masked(self) -> list[int]:
         """Masked positions of the answer, ascending; the prompt has none (rule c)."""
-        answer = range(self.prompt_len, len(self.ids))
-        return [i for i in answer if self.ids[i] == self.mask_id]
+        return [i for i in range(len(self.ids)) if self.is_masked(i)]
+
+    def is_masked(self, i: int) -> bool:
+        return self.ids[i] == self.mask_id and not self.given[i]
 
     def num_masked(self, start: int, end: int) -> int:
-        return self.ids[start:end].count(self.mask_id)
+        return sum(map(self.is_masked, range(start, end)))
 
     def fill_after_eos(self) -> int | None:
         """Make everything behind the first EOS of the answer EOS; return where it is.
 
         The first EOS can move left from one call to the next.
         """
-        eos_at = first_eos(self.ids[self.prompt_len :], self.eos_id)
+        ends_from = behind_given(self.given)
+        eos_at = first_eos(self.ids[: self.may_end], self.eos_id, ends_from)
         if eos_at is None:
             return None
-        eos_at += self.prompt_len
         for i in range(eos_at + 1, len(self.ids)):
             self.ids[i] = self.eos_id
             self.written_by[i] = None
@@ -308,7 +329,12 @@ class _Canvas:
         """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        return self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.before(self)
+        logits = self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.after(self, logits)
+        return logits
 
     def commit(
         self,
@@ -326,7 +352,7 @@ class _Canvas:
         `contests`: groups whose position of lowest entropy was chosen for progress.
         """
         committed = sorted(chosen)
-        stale = [i for i in committed if self.ids[i] != self.mask_id]
+        stale = [i for i in committed if not self.is_masked(i)]
         mask_argmax: list[int] = []
         gaps = [abs(h - threshold) for h in entropy.values()]
         for group in contests:
@@ -374,5 +400,6 @@ class _Canvas:
         answer = slice(self.prompt_len, None)
         return Result(
             self.ids[answer], self.nfe, self.written_by[answer], self.trace,
+            ends_from=behind_given(self.given) - self.prompt_len,
             **self.forwards.record(),
         )  # fmt: skip

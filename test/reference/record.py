@@ -33,6 +33,8 @@ class Result:
     # Forward (0-based) that committed each id; None for an id the EOS rule filled in.
     commit_order: list[int | None]
     trace: list[Forward] = field(repr=False)
+    # An EOS from here on ends the answer: behind all text that the request gave.
+    ends_from: int = 0
     # Rows of the canvas that forwards computed, and that they took from the cache.
     tokens_computed: int = 0
     tokens_cached: int = 0

@@ -32,25 +32,26 @@ def llada(
 ) -> Result:
     """A fixed number of steps per block, each committing its share of the block.
 
-    `unconditional` predicts from the canvas whose prompt is all masks, for guidance;
-    it is the model itself unless given. It is the same forward, so `nfe` counts one.
+    `unconditional` predicts from the canvas without anything given, for guidance; it is
+    the model itself unless given. It is the same forward, so `nfe` counts one.
     """
     canvas = Canvas(model, prompt_ids, max_new_tokens, sampling, options, **facts)
-    blocks = canvas.blocks(options["block_size"])
+    # The steps are shared out among the blocks that have something to decode.
+    blocks = [b for b in canvas.blocks(options["block_size"]) if canvas.masked(*b)]
     steps = max_new_tokens if options["steps"] is None else options["steps"]
     if steps < len(blocks):
         raise ValueError(f"{steps} steps for {len(blocks)} blocks")
     shares = share(steps, len(blocks)) if blocks else []
     for (start, end), block_steps in zip(blocks, shares, strict=True):
-        for quota in share(end - start, block_steps):
+        for quota in share(len(canvas.masked(start, end)), block_steps):
             candidates = canvas.masked(start, end)
             if not candidates or not quota:
                 break
             logits = canvas.forward((start, end))
             scale = options["cfg_scale"]
             if scale > 0:
-                ids = [canvas.mask_id] * canvas.prompt_len
-                ids += canvas.ids[canvas.prompt_len :]
+                pairs = zip(canvas.ids, canvas.given, strict=True)
+                ids = [canvas.mask_id if given else i for i, given in pairs]
                 blind = (unconditional or model)(torch.tensor(ids)).double()
                 logits = blind + (scale + 1) * (logits - blind)
             if options["logits_eos_inf"]:

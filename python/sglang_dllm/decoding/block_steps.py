@@ -8,6 +8,7 @@ import torch
 
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.step import Step
+from sglang_dllm.decoding.tensor_rows import scalar_tensor
 
 Batch: TypeAlias = CanvasBatch[Any, Any]
 
@@ -42,6 +43,30 @@ def began_masked(batch: Batch, step: Step) -> torch.Tensor:
         batch.positions < step.end[:, None]
     )
     return (batch.rows.began_masked & inside).sum(dim=1)
+
+
+def begun_blocks(
+    batch: Batch, block_size: torch.Tensor, start: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The blocks that had masks before the first step: their number, and how many of
+    them begin in front of ``start``. Both ``(R,)`` int64.
+
+    A block that the request gave whole is none of them.
+
+    Args:
+        block_size, start: ``(R,)`` int64.
+    """
+
+    def make() -> torch.Tensor:
+        block = batch.positions // block_size[:, None]
+        none = scalar_tensor(-1, block.device)
+        of_mask = torch.where(batch.rows.began_masked, block, none)
+        before = of_mask[:, :-1].cummax(dim=1).values
+        return of_mask > torch.nn.functional.pad(before, (1, 0), value=-1)
+
+    is_first_mask = batch.memo("first masks of blocks", make)
+    in_front = is_first_mask & (batch.positions < start[:, None])
+    return is_first_mask.sum(dim=1), in_front.sum(dim=1)
 
 
 def shared_out(

@@ -9,7 +9,12 @@ import torch
 from pydantic import Field
 
 from sglang_dllm.decoding.algorithm import Algorithm
-from sglang_dllm.decoding.block_steps import began_masked, block_step, shared_out
+from sglang_dllm.decoding.block_steps import (
+    began_masked,
+    begun_blocks,
+    block_step,
+    shared_out,
+)
 from sglang_dllm.decoding.caches.registry import ALL_CACHES
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import Decision, StepInputs
@@ -111,8 +116,8 @@ class LLaDA(Algorithm[LLaDAOptions, LLaDAState]):
     def next_step(self, batch: Batch) -> Step:
         state, size = batch.state, batch.state.block_size
         step = block_step(batch, size)
-        num_blocks = -(-batch.rows.answer_len // size)
-        num_steps = shared_out(state.steps, num_blocks, step.start // size)
+        num_blocks, index = begun_blocks(batch, size, step.start)
+        num_steps = shared_out(state.steps, num_blocks.clamp(min=1), index)
         num_steps = num_steps.clamp(min=1)
         # Steps of a block that would commit nothing come last, and run no forward.
         num_masks = began_masked(batch, step)
