@@ -23,7 +23,9 @@ $(READY): pyproject.toml
 serve: $(READY)
 	@$(BIN)/python -m sglang_dllm doctor
 	@echo
-	@echo "Starting on http://$(HOST):$(PORT). When it says 'ready to roll', ask it:"
+	@echo "Starting on http://$(HOST):$(PORT). When it says 'ready to roll', open"
+	@echo "  http://$(HOST):$(PORT)/dllm"
+	@echo "or ask it:"
 	@echo "  curl -s http://$(HOST):$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"demo\", \"max_tokens\": 64, \"messages\": [{\"role\": \"user\", \"content\": \"Tom has 23 apples. He buys 15 more. How many apples does Tom have?\"}]}'"
 	@echo
 	$(BIN)/sglang serve --model-path $(MODEL) --served-model-name demo \
