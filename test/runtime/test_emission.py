@@ -65,7 +65,7 @@ def test_a_draft_is_due_without_a_token(scheduler: FakeScheduler) -> None:
     canvas.watch()
     history = canvas.history
     assert history is not None
-    history.note(1, np.array([True]), np.array([4]), None)
+    history.note(1, np.array([-1]), np.array([4]), None)
     assert not is_due(req), "nobody asked for drafts"
     req.dllm_algo_state.is_drafted = True
     assert is_due(req)
