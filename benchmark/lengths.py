@@ -27,6 +27,7 @@ RULES: tuple[dict[str, Any], ...] = (
     {"length": "append"},
     {"length": "append", "append_blocks": 2},
     {"length": "rho_eos"},
+    {"length": "rho_eos", "length_step": 1},
     {"length": "daedal"},
 )
 AT_ONCE = 8
