@@ -7,7 +7,8 @@ Ours: a request is checked before it is queued, and its options are resolved
 (``serving.request_checks``). Each of n answers is a request of its own
 (``serving.copies``), under an id of its own (``serving.request_ids``). The denoising
 report of a response becomes plain fields of its meta_info (``runtime.report``), and so
-does the history of a watched canvas (``serving.watched``).
+do the history of a watched canvas (``serving.watched``) and the filled gaps of a
+canvas that the request gave in part (``serving.gaps``), whose tokens are counted then.
 Goes when: upstream has a per-model request validator and scalar customized_info, and
 its aborts name one request.
 """
@@ -46,15 +47,19 @@ async def _generate_request(
             yield out
         return
     from sglang_dllm.runtime.report import into_meta_info
+    from sglang_dllm.serving.gaps import GapAnswers
     from sglang_dllm.serving.watched import EXTENSION, WatchedAnswers, extension_of
 
     checks.check_arguments(obj)
-    watched = WatchedAnswers(self.tokenizer)
+    gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
     with checks.ids.replaced(obj) as client_ids:
         async for out in original(self, obj, request):
             for response in out if isinstance(out, list) else [out]:
                 meta_info = response["meta_info"]
+                new_gaps = gaps.add(response)
                 watched.add(meta_info, into_meta_info(meta_info))
+                if new_gaps is not None:
+                    meta_info["dllm"] = {**meta_info.get("dllm", {}), "gaps": new_gaps}
                 EXTENSION.set(extension_of(meta_info))
                 meta_info["id"] = client_ids.get(meta_info["id"], meta_info["id"])
             yield out

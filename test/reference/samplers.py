@@ -32,9 +32,8 @@ def llada(
 ) -> Result:
     """A fixed number of steps per block, each committing its share of the block.
 
-    `unconditional` predicts from the canvas whose given part is all masks, for
-    guidance; it is the model itself unless given. It is the same forward, so `nfe`
-    counts one.
+    `unconditional` predicts from the canvas without anything given, for guidance; it is
+    the model itself unless given. It is the same forward, so `nfe` counts one.
     """
     canvas = Canvas(model, prompt_ids, max_new_tokens, sampling, options, **facts)
     # The steps are shared out among the blocks that have something to decode.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,7 @@ def test_an_abort_reaches_all_copies_and_no_neighbour(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checks, aborted = Checks(), []
+    manager = SimpleNamespace(tokenizer=None)
     monkeypatch.setattr(request_checks, "checks_of", lambda manager: checks)
 
     async def original(_: Any, obj: Any, request: Any) -> AsyncIterator[Any]:
@@ -96,7 +98,7 @@ def test_an_abort_reaches_all_copies_and_no_neighbour(
         batch = GenerateReqInput(text=["a", "b"], rid="job-1")
         neighbour = GenerateReqInput(text=["a", "b"], rid="job-10")
         for obj in (batch, neighbour):
-            answers = tokenizer_manager._generate_request(original, None, obj)
+            answers = tokenizer_manager._generate_request(original, manager, obj)
             kept.append(answers)
             (first, second) = await anext(answers)
             public = [first["meta_info"]["id"], second["meta_info"]["id"]]

@@ -8,11 +8,13 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from sglang_dllm.config.canvas_parts import CANVAS_KEY, CanvasParts
 from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.caches.registry import READERS as CACHE_READERS
 from sglang_dllm.decoding.lengths.base import LengthRule
+from sglang_dllm.decoding.lengths.fixed import FIXED
 from sglang_dllm.decoding.lengths.registry import LENGTHS
 from sglang_dllm.decoding.lengths.registry import READERS as LENGTH_READERS
 from sglang_dllm.decoding.options import Options
@@ -125,6 +127,19 @@ class DecodeConfig:
         except OptionError:
             return decoding
 
+    def resolve_given(self, request: Mapping[str, Any]) -> Decoding:
+        """As ``resolve``, for a request that gives a part of its answer.
+
+        The canvas says how long the answer is.
+
+        Raises:
+            OptionError: as ``resolve``; or the request names a rule for the length.
+        """
+        named = request.get("length", FIXED.name)
+        if named != FIXED.name:
+            raise OptionError("length", named, f"{FIXED.name}, with {CANVAS_KEY}")
+        return self.resolve({**request, "length": FIXED.name})
+
     def defaults_of(self, algorithm: Algorithm[Any, Any]) -> dict[str, Any]:
         """The options of a request that names the algorithm alone."""
         return self._merged(algorithm, {})
@@ -149,7 +164,8 @@ class DecodeConfig:
 def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options in a request's ``dllm`` object; null is a key left out."""
     given = _given(custom_params)
-    return {key: given[key] for key in given if key not in Watching.model_fields}
+    others = (CANVAS_KEY, *Watching.model_fields)
+    return {key: given[key] for key in given if key not in others}
 
 
 def watching_of(custom_params: Mapping[str, Any] | None) -> Watching:
@@ -161,6 +177,21 @@ def watching_of(custom_params: Mapping[str, Any] | None) -> Watching:
     given = _given(custom_params)
     asked = {key: given[key] for key in Watching.model_fields if key in given}
     return _parse(Watching, asked)
+
+
+def given_canvas(custom_params: Mapping[str, Any] | None) -> CanvasParts | None:
+    """The answer of a request that gives a part of it, as ``serving`` resolved it.
+
+    Raises:
+        OptionError: it is not resolved.
+    """
+    parts = _given(custom_params).get(CANVAS_KEY)
+    if parts is None:
+        return None
+    try:
+        return CanvasParts.of(parts)
+    except (TypeError, KeyError, AttributeError, IndexError):
+        raise OptionError(CANVAS_KEY, parts, "ids and masks") from None
 
 
 def _given(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:

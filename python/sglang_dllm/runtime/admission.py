@@ -22,8 +22,10 @@ from sglang.srt.managers.schedule_batch import (
     ScheduleBatch,
 )
 
+from sglang_dllm.config.canvas_parts import MASK, CanvasParts
 from sglang_dllm.config.resolve import (
     CUSTOM_PARAMS_KEY,
+    given_canvas,
     request_options,
     watching_of,
 )
@@ -248,16 +250,24 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     facts = engine.facts
     params = req.sampling_params
     _check_ids("input_ids", req.origin_input_ids, facts)
-    _check_fields(req, scheduler)
+    _check_fields(req)
+    parts = given_canvas(params.custom_params)
+    _check_length(req, parts, scheduler)
     request = request_options(params.custom_params)
-    decoding = scheduler.dllm_config.decode.resolve(request)
-    decoding = decoding.resolved(params.max_new_tokens, facts)
+    decode = scheduler.dllm_config.decode
+    if parts is None:
+        decoding = decode.resolve(request).resolved(params.max_new_tokens, facts)
+    else:
+        _check_ids("canvas", [id for id in parts.template if id != MASK] or [0], facts)
+        decoding = decode.resolve_given(request).resolved(parts.decoded_len, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
     canvas = decoding.new_canvas(
         req.origin_input_ids,
         params.max_new_tokens,
         facts,
+        template=None if parts is None else parts.template,
+        num_shown=None if parts is None else parts.num_shown,
         sampling=_sampling(req, facts.vocab_size),
         ignore_eos=params.ignore_eos,
         ends_at_eos=not params.ignore_eos,
@@ -272,7 +282,8 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
-    group = engine.prepare(canvas, decoding.finalized(canvas.answer_len, facts))
+    decoded_len = canvas.answer_len if parts is None else parts.decoded_len
+    group = engine.prepare(canvas, decoding.finalized(decoded_len, facts))
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.
     params.stream_interval = 1
@@ -288,9 +299,9 @@ def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:
         )
 
 
-def _check_fields(req: Req, scheduler: Any) -> None:
+def _check_fields(req: Req) -> None:
     """Refuse a request that the scheduler could not survive or would serve wrongly."""
-    ids, params = req.origin_input_ids, req.sampling_params
+    params = req.sampling_params
     custom = params.custom_params or {}
     if not isinstance(custom, dict) or not isinstance(
         custom.get(CUSTOM_PARAMS_KEY) or {}, dict
@@ -303,13 +314,22 @@ def _check_fields(req: Req, scheduler: Any) -> None:
         )
     if req.return_logprob or req.grammar is not None:
         raise RequestError("log probabilities and grammars are not supported")
-    canvas_len = len(ids) + params.max_new_tokens
+
+
+def _check_length(req: Req, parts: CanvasParts | None, scheduler: Any) -> None:
+    """Refuse a canvas that the KV pool could never hold."""
+    answer_len = req.sampling_params.max_new_tokens
+    if parts is not None:
+        if not 0 < parts.num_shown <= len(parts.template) or not parts.gaps:
+            raise RequestError("canvas: expected positions to show, and a mask")
+        answer_len = len(parts.template)
+    canvas_len = len(req.origin_input_ids) + answer_len
     page_size = scheduler.page_size
     pool = scheduler.max_total_num_tokens // page_size * page_size
     most = min(scheduler.max_req_len, pool)
     if canvas_len > most:
         raise RequestError(
-            f"max_new_tokens={params.max_new_tokens} does not fit: prompt and answer "
+            f"max_new_tokens={answer_len} does not fit: prompt and answer "
             f"have {canvas_len} tokens; expected at most {most}"
         )
 

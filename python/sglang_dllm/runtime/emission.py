@@ -22,7 +22,8 @@ def emit(req: Req) -> int:
 
     Tokens are appended one by one, so that an EOS, a stop string or a stop token ends
     the request at the first match in canvas order. A round may have committed more
-    behind it; that is dropped.
+    behind it; that is dropped. An EOS in front of text that the request gave ends
+    nothing, nor does another token at which the model ends.
 
     Returns:
         The number of new tokens.
@@ -31,21 +32,25 @@ def emit(req: Req) -> int:
     canvas, params = state.canvas, req.sampling_params
     has_text_stops = bool(params.stop_strs or params.stop_regex_strs)
     before = len(req.output_ids)
+    ends_from = canvas.prompt_len - canvas.answer_start + canvas.ends_from
+    asked = frozenset(params.stop_token_ids or ())
     for token in canvas.take_committed_prefix().tolist():
-        if token in canvas.eos_ids and not params.ignore_eos:
+        may_end = len(req.output_ids) >= ends_from
+        if may_end and token in canvas.eos_ids and not params.ignore_eos:
             req.finished_reason = FinishEos()
             break
         req.output_ids.append(token)
         is_last = len(req.output_ids) >= params.max_new_tokens
-        if is_last or has_text_stops or token in state.stop_ids:
-            _check_end(req, token)
+        is_stop = token in (state.stop_ids if may_end else asked)
+        if is_last or has_text_stops or is_stop:
+            _check_end(req, token if is_stop else None)
             if req.finished():
                 break
     if canvas.is_complete and not req.finished():
         # The answer ends before its longest length: with given text, or by a rule.
         req.finished_reason = (
             FINISH_LENGTH(length=len(req.output_ids))
-            if canvas.is_out_of_forwards
+            if canvas.is_out_of_forwards and canvas.is_open
             else FinishEos()
         )
     return len(req.output_ids) - before
@@ -68,9 +73,18 @@ def is_due(req: Req) -> bool:
     return state.is_drafted and history is not None and history.has_news
 
 
-def _check_end(req: Req, token: int) -> None:
-    """Apply SGLang's own stop rules: at each token, stops come before the length."""
-    if req._check_str_based_finish(1) or req._check_token_based_finish([token]):
+def _check_end(req: Req, stop: int | None) -> None:
+    """Apply SGLang's own stop rules: at each token, stops come before the length.
+
+    Args:
+        stop: the token, if it may end the request.
+    """
+    if req._check_str_based_finish(1):
+        return
+    if stop is not None and req._check_token_based_finish([stop]):
         return
     if len(req.output_ids) >= req.sampling_params.max_new_tokens:
-        req.finished_reason = FINISH_LENGTH(length=len(req.output_ids))
+        is_open = req.dllm_algo_state.canvas.is_open
+        # An answer whose end the request gave is complete.
+        length = FINISH_LENGTH(length=len(req.output_ids))
+        req.finished_reason = length if is_open else FinishEos()

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
+from sglang_dllm.serving.canvas import CANVAS, canvas_of, infill_parts, with_canvas
 from sglang_dllm.serving.chat_like import (
     check_anthropic,
     check_count_tokens,
@@ -36,7 +37,7 @@ from sglang_dllm.serving.unsupported import (
     defaults_of,
     without_unsupported,
 )
-from sglang_dllm.serving.validation import check_watching
+from sglang_dllm.serving.validation import CANVAS_FIELD, check_watching
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,25 @@ def _template_arguments() -> frozenset[str]:
 def _check_completion(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     from sglang.srt.entrypoints.openai.protocol import CompletionRequest
 
-    body = _check_openai(body, model, CompletionFields, CompletionRequest)
+    body = _with_suffix(_check_openai(body, model, CompletionFields, CompletionRequest))
     prompt = body["prompt"]
     _check_ids("prompt", prompt, model.vocab_size)
     is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
     _check_per_prompt(body, len(prompt) if is_batch else None)
     return body
+
+
+def _with_suffix(body: dict[str, Any]) -> dict[str, Any]:
+    """The suffix of a completion as text behind the canvas."""
+    suffix = body.pop("suffix", "")
+    if not suffix:
+        return body
+    if canvas_of(body.get("custom_params")) is not None:
+        raise refused("suffix", suffix, f"nothing beside {CANVAS}")
+    CANVAS_FIELD.set("max_tokens and suffix")
+    default = CompletionFields.model_fields["max_tokens"].default
+    parts = infill_parts(body.get("max_tokens", default), suffix)
+    return {**body, "custom_params": with_canvas(body.get("custom_params"), parts)}
 
 
 def _check_openai(

@@ -175,6 +175,7 @@ class CompletionFields(_OpenAI):
         Field(description="a non-empty string, token ids, or a list of either"),
     ]
     max_tokens: _Count = 16
+    suffix: _Str | None = None
     echo: _Bool = False
     rid: Annotated[
         _Name | list[_Name] | None,

@@ -13,6 +13,7 @@ from typing import Any
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import ServedModel, check_body
+from sglang_dllm.serving.canvas import CANVAS, canvas_of
 from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 from sglang_dllm.serving.validation import refuse_watching
 
@@ -98,6 +99,9 @@ def translate(given: Any, model: ServedModel, *, is_chat: bool) -> Translated:
     asks_nothing = not (data["messages"] if is_chat else _text(data, "prompt"))
     if asks_nothing:
         return Translated(route, {}, is_streamed, num_ctx)
+    canvas = canvas_of(body.get("custom_params"))
+    if canvas is not None:
+        raise refused(CANVAS, canvas, f"it on {CHAT}, {COMPLETIONS} or /generate")
     try:
         body = check_body(route, body, model)
         refuse_watching(body, f"{CHAT}, {COMPLETIONS} and /generate")

@@ -17,6 +17,7 @@ from json import JSONDecodeError
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from sglang_dllm.config.canvas_parts import CanvasParts
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 from sglang_dllm.models.tokenizers import tokenizer_of
@@ -26,6 +27,7 @@ from sglang_dllm.serving.body import (
     check_generate,
     explain_malformed,
 )
+from sglang_dllm.serving.canvas import canvas_of, check_length, read_canvas
 from sglang_dllm.serving.copies import unfold_copies
 from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.sampling_defaults import (
@@ -97,6 +99,8 @@ class RequestChecks:
         if self.manager.tokenizer is None:
             refuse_text(path, body)
         body = check_body(path, body, self.model)
+        if path == "/v1/completions":
+            body = self._with_canvas_len(body)
         named = [x for x in _LENGTH_FIELDS if isinstance(body, dict) and x in body]
         if named:
             LENGTH_FIELD.set(named[0])
@@ -104,6 +108,14 @@ class RequestChecks:
             self.ids.check_unused(body.get("rid"))
             await self._check_prompts(body)
         return body
+
+    def _with_canvas_len(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A completion with the length of its canvas: SGLang has a default of 16."""
+        canvas = self._canvas_of(body.get("custom_params"))
+        if canvas is None:
+            return body
+        check_length("max_tokens", body.get("max_tokens"), canvas)
+        return {**body, "max_tokens": canvas.num_shown}
 
     async def _check_prompts(self, body: dict[str, Any]) -> None:
         """Check the prompts of a native body; the body stays as it is."""
@@ -164,10 +176,10 @@ class RequestChecks:
             BadRequest: naming field, value and range.
         """
         manager = self.manager
-        preferred = manager.preferred_sampling_params or {}
-        for key in ("max_new_tokens", "custom_params"):
-            if params.get(key) is None and preferred.get(key) is not None:
-                params[key] = preferred[key]
+        self._prefer(params, "custom_params")
+        canvas = self._canvas_of(params.get("custom_params"))
+        if canvas is None:
+            self._prefer(params, "max_new_tokens")
         args = in_effect(manager.server_args)
         limits = CapacityLimits(
             manager.max_req_input_len,
@@ -175,7 +187,22 @@ class RequestChecks:
             args.max_running_requests,
             args.allow_auto_truncate,
         )
-        check_request(params, input_ids, limits, self.decode, self.facts)
+        check_request(params, input_ids, limits, self.decode, self.facts, canvas)
+
+    def _prefer(self, params: dict[str, Any], key: str) -> None:
+        """Fill in what the server prefers where the request says nothing."""
+        preferred = (self.manager.preferred_sampling_params or {}).get(key)
+        if params.get(key) is None and preferred is not None:
+            params[key] = preferred
+
+    def _canvas_of(self, custom_params: Any) -> CanvasParts | None:
+        """The answer where a request gives a part of it."""
+        given = canvas_of(custom_params)
+        if given is None:
+            return None
+        manager = self.manager
+        most = manager.max_req_input_len
+        return read_canvas(given, manager.tokenizer, self.model.vocab_size, most)
 
 
 def _words(template: Any) -> frozenset[str]:

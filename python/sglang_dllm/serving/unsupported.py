@@ -19,6 +19,8 @@ from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
 _REASON = "full-attention diffusion models do not implement it"
+_INSTEAD = {"suffix": "custom_params.dllm.canvas has a place for it"}
+"""A field of /v1/completions that other routes have by another name."""
 
 
 @cache
@@ -70,7 +72,8 @@ def without_unsupported(
             neutral = NEUTRAL.get(key, ())
             if not _changes_nothing(value, (upstream_defaults.get(key), *neutral)):
                 shown = "".join(f"{one!r} or " for one in neutral)
-                raise refused(prefix + key, value, f"{shown}nothing: {_REASON}")
+                reason = _INSTEAD.get(key, _REASON)
+                raise refused(prefix + key, value, f"{shown}nothing: {reason}")
         elif unknown_allowed:
             kept[key] = value
         elif key not in MODIFIERS:

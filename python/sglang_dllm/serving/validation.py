@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_dllm.config.canvas_parts import CANVAS_KEY, CanvasParts
 from sglang_dllm.config.resolve import (
     CUSTOM_PARAMS_KEY,
     DEFAULT_MAX_NEW_TOKENS,
@@ -26,6 +27,7 @@ from sglang_dllm.config.watching import Watching
 from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
+from sglang_dllm.serving.canvas import CANVAS, check_length
 from sglang_dllm.serving.fields import check_token_ids
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 LENGTH_FIELD = ContextVar("LENGTH_FIELD", default="max_new_tokens")
 """The field in which a client asks for the length of the answer, for errors. A route
 sets it for the task of one request."""
+
+CANVAS_FIELD = ContextVar("CANVAS_FIELD", default=CANVAS)
+"""The field with which a client gives a part of the answer, for errors."""
 
 _OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
@@ -109,6 +114,7 @@ def check_request(
     limits: CapacityLimits,
     decode: DecodeConfig,
     facts: ModelFacts,
+    canvas: CanvasParts | None = None,
 ) -> None:
     """Check a request and fill in what it leaves open.
 
@@ -123,6 +129,7 @@ def check_request(
         limits: how long a canvas may be.
         decode: the server's part of how the request is decoded.
         facts: the model's, with those of its tokenizer.
+        canvas: the answer where a part of it is given. ``params`` has it no longer.
 
     Raises:
         BadRequest: with field, value and range.
@@ -130,7 +137,7 @@ def check_request(
     if not input_ids:
         raise BadRequest("input_ids: the prompt is empty; expected at least 1 token")
     check_token_ids("input_ids", list(input_ids), facts.vocab_size)
-    if limits.truncates:
+    if limits.truncates and canvas is None:
         _truncate(params, input_ids, limits)
     prompt_len = len(input_ids)
     if prompt_len > limits.max_prompt_len:
@@ -139,8 +146,12 @@ def check_request(
             f"expected 1 to {limits.max_prompt_len}; {limits.as_clients_say}"
         )
     most = limits.max_answer_len(prompt_len)
+    if canvas is not None:
+        _check_canvas_len(params, prompt_len, most, canvas, limits)
     max_new_tokens = params.get("max_new_tokens")
-    decoding = _resolve(params.get("custom_params"), decode, max_new_tokens is None)
+    decoding = _resolve(
+        params.get("custom_params"), decode, max_new_tokens is None, canvas is not None
+    )
     if max_new_tokens is None:
         is_fixed = decoding.length.keeps_length
         max_new_tokens = min(DEFAULT_MAX_NEW_TOKENS, most) if is_fixed else most
@@ -154,7 +165,8 @@ def check_request(
     with _refusing(params.get("custom_params")):
         if getattr(decoding.options, "delimiter_ids", ()) is None:
             _require_newlines(facts)
-        decoding = decoding.resolved(max_new_tokens, facts)
+        answer_len = max_new_tokens if canvas is None else canvas.decoded_len
+        decoding = decoding.resolved(answer_len, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
     check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
     algorithm = decoding.algorithm
@@ -166,7 +178,27 @@ def check_request(
         )
     watching = _watching(params.get("custom_params"))
     options = {**decoding.to_dict(), **watching.to_dict()}
+    if canvas is not None:
+        options[CANVAS_KEY] = canvas.parts
     params["custom_params"] = {CUSTOM_PARAMS_KEY: options}
+
+
+def _check_canvas_len(
+    params: dict[str, Any],
+    prompt_len: int,
+    most: int,
+    canvas: CanvasParts,
+    limits: CapacityLimits,
+) -> None:
+    """Fill in the length of an answer that is given in part."""
+    check_length(LENGTH_FIELD.get(), params.get("max_new_tokens"), canvas)
+    length = len(canvas.template)
+    if length > most:
+        raise BadRequest(
+            f"{CANVAS_FIELD.get()}: the canvas has {length} tokens behind a prompt of "
+            f"{prompt_len}; expected at most {most}; {limits.as_clients_say}"
+        )
+    params["max_new_tokens"] = canvas.num_shown
 
 
 def check_watching(params: Mapping[str, Any], *, is_streamed: bool) -> None:
@@ -213,12 +245,16 @@ def _require_newlines(facts: ModelFacts) -> None:
 
 
 def _resolve(
-    custom_params: dict[str, Any] | None, decode: DecodeConfig, is_open: bool
+    custom_params: dict[str, Any] | None,
+    decode: DecodeConfig,
+    is_open: bool,
+    has_canvas: bool,
 ) -> Decoding:
     """The request's options; unknown ones are refused.
 
     Args:
         is_open: the request does not say how long its answer may be.
+        has_canvas: it gives a part of its answer.
     """
     for key, value in (custom_params or {}).items():
         if key != CUSTOM_PARAMS_KEY:
@@ -226,6 +262,8 @@ def _resolve(
         if value is not None and not isinstance(value, dict):
             raise refused(_OPTIONS, value, "an object")
     resolve = decode.resolve_open if is_open else decode.resolve
+    if has_canvas:
+        resolve = decode.resolve_given
     with _refusing(custom_params):
         return resolve(request_options(custom_params))
 

@@ -93,7 +93,7 @@ def _confidence(logprob: float) -> float | None:
 def extension_of(meta_info: Mapping[str, Any]) -> dict[str, Any] | None:
     """The object ``dllm`` that an answer of an OpenAI route has beside ``choices``."""
     found = meta_info.get("dllm") or {}
-    return {k: found[k] for k in ("draft", "trace") if k in found} or None
+    return {k: found[k] for k in ("draft", "trace", "gaps") if found.get(k)} or None
 
 
 def with_extension(chunk: str | bytes, extension: Mapping[str, Any]) -> str:
@@ -104,23 +104,26 @@ def with_extension(chunk: str | bytes, extension: Mapping[str, Any]) -> str:
 
 
 def extended(answer: Any, answers: Sequence[Mapping[str, Any]]) -> Any:
-    """An answer of an OpenAI route with the traces of its choices.
+    """An answer of an OpenAI route with the traces and the gaps of its choices.
 
     Args:
         answer: SGLang's model of it.
         answers: of the tokenizer manager, one for each choice.
 
     Returns:
-        The answer as it is, unless a choice has a trace. With several choices it is a
-        list.
+        The answer as it is, unless a choice has one of them. With several choices each
+        is a list of one for each choice.
     """
-    found = [extension_of(one["meta_info"]) for one in answers]
-    traces = [one["trace"] if one else None for one in found]
-    if not any(traces) or not isinstance(answer, BaseModel):
+    found = [extension_of(one["meta_info"]) or {} for one in answers]
+    extension = {
+        key: found[0].get(key) if len(found) == 1 else [one.get(key) for one in found]
+        for key in ("trace", "gaps")
+        if any(key in one for one in found)
+    }
+    if not extension or not isinstance(answer, BaseModel):
         return answer
     kind = create_model(
         type(answer).__name__, __base__=type(answer), dllm=(dict[str, Any], ...)
     )
-    trace = traces[0] if len(traces) == 1 else traces
     fields = {name: getattr(answer, name) for name in type(answer).model_fields}
-    return kind.model_construct(**fields, dllm={"trace": trace})
+    return kind.model_construct(**fields, dllm=extension)

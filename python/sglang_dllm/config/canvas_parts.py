@@ -1,0 +1,78 @@
+"""The canvas of a request that gives a part of its answer: text between gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+CANVAS_KEY = "canvas"
+"""The key of a request's ``dllm`` object."""
+
+MASK = -1
+"""A mask in a template; all other entries are token ids."""
+
+
+@dataclass(frozen=True)
+class CanvasParts:
+    """What stands behind the prompt before the first forward.
+
+    Attributes:
+        template: the token ids of the answer, and of what is given behind it; ``MASK``
+            for a mask.
+        num_shown: positions of the answer. What is behind them is read by the model and
+            not handed out.
+    """
+
+    template: tuple[int, ...]
+    num_shown: int
+
+    @classmethod
+    def of(cls, parts: Iterable[Mapping[str, Any]]) -> CanvasParts:
+        """Of the form that a request carries to the scheduler, which ``parts`` makes.
+
+        A part is ``{"ids": [...]}`` or ``{"mask": n}``; the last one may have
+        ``"shown": False``.
+        """
+        template: list[int] = []
+        num_shown = 0
+        for part in parts:
+            template += part.get("ids") or [MASK] * part["mask"]
+            if part.get("shown", True):
+                num_shown = len(template)
+        return cls(tuple(template), num_shown)
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Runs of text and of masks, as plain JSON values."""
+        found: list[dict[str, Any]] = []
+        for is_mask, run in groupby(self.template[: self.num_shown], MASK.__eq__):
+            ids = list(run)
+            found.append({"mask": len(ids)} if is_mask else {"ids": ids})
+        behind = list(self.template[self.num_shown :])
+        return [*found, {"ids": behind, "shown": False}] if behind else found
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """The runs of masks, as half-open ranges of the answer's positions."""
+        found, start = [], 0
+        for is_mask, run in groupby(self.template, MASK.__eq__):
+            end = start + len(list(run))
+            if is_mask:
+                found.append((start, end))
+            start = end
+        return found
+
+    @property
+    def decoded_len(self) -> int:
+        """Positions up to the last mask. No forward decides what is behind it."""
+        return self.gaps[-1][1]
+
+    @property
+    def num_given(self) -> int:
+        return len(self.template) - self.num_masks(len(self.template))
+
+    def num_masks(self, end: int) -> int:
+        """Masks among the first ``end`` positions."""
+        return self.template[:end].count(MASK)
