@@ -1,4 +1,4 @@
-"""What each rule of the answer's length costs, for caps that are too long.
+"""The cost of each rule of the answer's length, for caps that are too long.
 
     python -m benchmark.lengths --json OUT.json
 

@@ -75,7 +75,7 @@ class Oracle:
         return options
 
     def facts_of(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What the references ask of the model."""
+        """The facts that the references ask of the model."""
         return {
             "family": self.kind.sampler_family.lower(),
             "mask_id": self.model.mask_id,
