@@ -12,7 +12,7 @@ from typing import Any
 from helpers.random_settings import Case, random_case
 from helpers.toy_model import reference_sampling
 from reference.algorithms import nfe_at_visible, run
-from reference.decoding import Result
+from reference.decoding import Result, visible
 from reference.models import ReferenceModel
 
 NOISE = 2e-5
@@ -74,6 +74,7 @@ class Oracle:
             family=self.kind.sampler_family.lower(),
             mask_id=self.model.mask_id,
             eos_id=self.model.eos_id,
+            template=case.template,
             eot_token_id=self.kind.eot_token,
             delimiter_ids=options.get("delimiter_ids") or [NEWLINE],
         )
@@ -86,8 +87,8 @@ class Oracle:
         """
         expected, eos = self.expected(case), self.model.eos_id
         ids, nfe = expected.ids, expected.nfe
-        if eos in ids and not case.ignore_eos:
-            ids = ids[: ids.index(eos)]
+        if not case.ignore_eos:
+            ids = visible(expected, eos)
             nfe = nfe_at_visible(expected, eos)
         if output_ids != ids or meta["num_forwards"] != nfe:
             closest = min(step.margin for step in expected.trace)

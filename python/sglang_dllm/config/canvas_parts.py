@@ -64,10 +64,14 @@ class CanvasParts:
             start = end
         return found
 
-    @property
-    def decoded_len(self) -> int:
-        """Positions up to the last mask. No forward decides what is behind it."""
-        return self.gaps[-1][1]
+    def decoded_len(self, block_size: int) -> int:
+        """Positions up to the end of the last block with a mask.
+
+        No forward decides what is behind it, so options that depend on the answer's
+        length depend on this one.
+        """
+        _, last = self.gaps[-1]
+        return min(-(-last // block_size) * block_size, len(self.template))
 
     @property
     def num_given(self) -> int:
