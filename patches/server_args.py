@@ -27,7 +27,10 @@ def _handle_missing_default_values(
     original: Callable[..., Any], server_args: Any
 ) -> Any:
     from sglang_dllm.config.launch_flags import settle_launch_flags
+    from sglang_dllm.config.mask_id import settle_mask_id
+    from sglang_dllm.models.facts import FAMILIES
     from sglang_dllm.upstream import compat
+    from sglang_dllm.upstream.launch import fields_of
 
     result = original(server_args)
     architecture = _checked(server_args)
@@ -40,6 +43,11 @@ def _handle_missing_default_values(
         compat.set_flags(
             server_args,
             lambda flags: settle_launch_flags(flags, architecture, given),
+        )
+        fields = fields_of(compat.in_effect(server_args)) or {}
+        compat.set_flags(
+            server_args,
+            lambda flags: settle_mask_id(flags, FAMILIES[architecture], fields),
         )
     return result
 

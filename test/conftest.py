@@ -36,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     storm = parser.getgroup("soak")
     storm.addoption("--soak-minutes", type=float, default=0.25, help="per server")
     storm.addoption("--soak-seed", type=int, default=0)
+    page = parser.getgroup("page")
+    page.addoption("--screenshots", help="folder for pictures of the page")
 
 
 def pytest_collection_modifyitems(
@@ -59,7 +61,7 @@ def pytest_collection_modifyitems(
         config.stash[_NEED_GPU] = len(on_gpu)
 
 
-_WITH_SERVERS = ("serve", "parity", "registered", "soak")
+_WITH_SERVERS = ("serve", "page", "parity", "registered", "soak")
 _NEED_GPU = pytest.StashKey[int]()
 
 

@@ -48,8 +48,14 @@ def register() -> None:
 def _register_models() -> None:
     from sglang.srt.models.registry import ModelRegistry
 
+    from sglang_dllm.models.a2d import (
+        A2DLlamaLMHeadModel,
+        A2DQwen2LMHeadModel,
+        A2DQwen3LMHeadModel,
+    )
     from sglang_dllm.models.diffullama import DiffuLlamaModel
     from sglang_dllm.models.dream import DreamModel
+    from sglang_dllm.models.illada import ILLaDAForCausalLM
     from sglang_dllm.models.llada import LLaDAModelLM
     from sglang_dllm.models.llada_moe import LLaDAMoEModel, LLaDAMoEModelLM
 
@@ -59,6 +65,10 @@ def _register_models() -> None:
         LLaDAMoEModelLM,
         LLaDAMoEModel,
         DiffuLlamaModel,
+        ILLaDAForCausalLM,
+        A2DQwen3LMHeadModel,
+        A2DQwen2LMHeadModel,
+        A2DLlamaLMHeadModel,
     ):
         ModelRegistry.models[model.__name__] = model
 

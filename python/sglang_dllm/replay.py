@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ MASK = "░"
 _CLEAR, _PLAIN = "\x1b[2J\x1b[H", "\x1b[0m"
 _FRESH, _BY_RULE, _MASKED = "\x1b[30;42m", "\x1b[90m", "\x1b[90m"
 _UNSURE = "\x1b[33m"
+_SPECIAL = re.compile(r"<\|?[\w-]+\|?>")
 SURE = 0.9
 """A token below this probability is shown as unsure."""
 
@@ -38,7 +40,10 @@ def replay(path: Path, out: TextIO, *, speed: float, by_key: bool) -> int:
             forward = step.forward if step else 0
             fresh = len(step.committed) if step else 0
             masks = canvas.count(None)
-            head = f"forward {forward}: {fresh} committed, {masks} masks left"
+            news = f"{fresh} committed"
+            if step and step.resized:
+                news = f"resized to {len(canvas)} positions"
+            head = f"forward {forward}: {news}, {masks} masks left"
             if is_terminal:
                 line = "".join(_colored(cell, forward) for cell in canvas)
                 out.write(f"{_CLEAR}{head}\n\n{line}\n")
@@ -87,6 +92,11 @@ def _colored(cell: Cell | None, forward: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """Token text on one line. A control character would steer the terminal."""
+    """Token text on one line. A control character would steer the terminal.
+
+    A token such as <|endoftext|> is one sign.
+    """
+    if _SPECIAL.fullmatch(text):
+        return "∎"
     text = text.replace("\n", "↵").replace("\t", "⇥")
     return "".join(char if char.isprintable() else "�" for char in text)

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_dllm.decoding.history import FORMAT
 
+_MOST = 1 << 20
+"""Positions of a canvas. A wrong file must not take all memory."""
+
 
 class Committed(NamedTuple):
     """A committed position.
@@ -35,17 +38,18 @@ class _Part(BaseModel):
 
 
 class TraceStep(_Part):
-    """One forward and the commit behind it.
+    """One forward and the commit behind it, or a change of length behind a forward.
 
     Attributes:
         taken_back: positions that are masks again.
-        resized: ``[at, removed, inserted]``: masks taken out and put in, afterwards.
+        resized: ``[at, removed, inserted]``: positions taken out there, and masks put
+            in. None where the step is a forward.
     """
 
     forward: Annotated[int, Field(ge=0)]
     committed: list[Committed]
     taken_back: list[Annotated[int, Field(ge=0)]] = []
-    resized: list[tuple[int, int, int]] = []
+    resized: tuple[int, int, int] | None = None
 
 
 class Trace(_Part):
@@ -60,7 +64,7 @@ class Trace(_Part):
     version: Literal[1]
     dllm: dict[str, Any] = {}
     prompt_len: Annotated[int, Field(ge=0)] = 0
-    answer_len: Annotated[int, Field(ge=0, le=1 << 20)]
+    answer_len: Annotated[int, Field(ge=0, le=_MOST)]
     pinned: list[tuple[int, int, str | None]] = []
     steps: list[TraceStep]
 
@@ -136,8 +140,9 @@ def canvases(trace: Trace) -> list[tuple[TraceStep | None, Canvas]]:
         for one in step.committed:
             text = _shown(one.token, one.text)
             _put(canvas, one.position, Cell(text, one.confidence, step.forward))
-        for at, removed, inserted in step.resized:
-            if not (0 <= at <= at + removed <= len(canvas) and inserted >= 0):
+        if step.resized is not None:
+            at, removed, inserted = step.resized
+            if not (0 <= at <= at + removed <= len(canvas) and 0 <= inserted <= _MOST):
                 raise TraceError(f"forward {step.forward}: no place {at} to resize")
             canvas[at : at + removed] = [None] * inserted
         found.append((step, list(canvas)))

@@ -14,6 +14,12 @@ import pytest
 
 from helpers.changed_checkpoints import change_config
 from helpers.launch_probe import run
+from helpers.tiny_a2d_checkpoints import (
+    ILLADA_TOKENS,
+    QWEN_TOKENS,
+    write_a2d_qwen3,
+    write_illada,
+)
 from helpers.tiny_checkpoints import write_dream, write_llada
 from helpers.tiny_llama_checkpoints import DIFFULLAMA_FLAGS, write_diffullama
 
@@ -28,6 +34,11 @@ def without(name: str) -> Callable[[Path], object]:
 
 def with_fields(**fields: Any) -> Callable[[Path], object]:
     return lambda path: change_config(path, fields)
+
+
+def without_mask(path: Path) -> None:
+    file = path / "tokenizer.json"
+    file.write_text(file.read_text().replace("<[MASK]>", "<[GAP]>"))
 
 
 WRONG: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] = {
@@ -46,10 +57,16 @@ WRONG: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] =
     "no-config": (write_llada, without("config.json"), "has no config.json"),
     "no-weights": (write_llada, without("model.safetensors"), "no weights"),
     "no-tokenizer": (write_llada, without("tokenizer.json"), "there is no tokenizer"),
+    "no-mask": (write_illada, without_mask, "mask_token_id=None"),
+    "no-theta": (write_illada, with_fields(rope_theta=None), "rope_theta"),
     "model-type": (write_dream, with_fields(model_type="odream"), "model_type="),
 }
 PREFERRED = "preferred"
 GOOD = "good"
+MASKS = {
+    "illada": (write_illada, ILLADA_TOKENS["<[MASK]>"]),
+    "a2d": (write_a2d_qwen3, QWEN_TOKENS["<|mask|>"]),
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +83,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     given = json.dumps({"repetition_penalty": 1.05})
     asked[PREFERRED] = (good, ("--preferred-sampling-params", given))
     asked[GOOD] = (f"{root}/link/", ())
+    asked |= {name: (write(root / name), ()) for name, (write, _) in MASKS.items()}
     arguments = [
         ["launch", "--model-path", str(path), "--device", "cpu", *ALGORITHM, *flags]
         for path, flags in asked.values()
@@ -89,3 +107,13 @@ def test_a_link_with_a_trailing_slash_is_served(
     launches: dict[str, dict[str, Any]],
 ) -> None:
     assert launches[GOOD]["error"] is None
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_that_config_json_lacks_is_found(
+    name: str, launches: dict[str, dict[str, Any]]
+) -> None:
+    found = launches[name]
+    assert found["error"] is None, found["stderr"][-2000:]
+    overrides = json.loads(found["flags"]["json_model_override_args"])
+    assert overrides == {"mask_token_id": MASKS[name][1]}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.tiny_a2d_checkpoints import write_a2d_qwen3, write_illada
 from helpers.tiny_checkpoints import write_dream, write_llada
 from helpers.tiny_llama_checkpoints import write_diffullama, write_llada_moe
 from helpers.upstream_shapes import raw_args, settled
@@ -22,6 +23,8 @@ WRITERS = {
     "DreamModel": write_dream,
     "LLaDAMoEModelLM": write_llada_moe,
     "DiffuLlamaModel": write_diffullama,
+    "ILLaDAForCausalLM": write_illada,
+    "A2DQwen3LMHeadModel": write_a2d_qwen3,
 }
 ALL = dict.fromkeys(("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16"), True)
 

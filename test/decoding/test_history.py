@@ -167,9 +167,14 @@ def test_positions_that_are_masks_again() -> None:
     assert len(history.steps) == 1, "nothing happened"
     history.note_resize(2, 0, 4)
     history.note(2, np.array([True, False, False]), np.array([7, 4, -1]), None, first=8)
-    first, last = history.steps
+    first, resized, last = history.steps
     assert (first.positions, first.tokens) == ([1], [4])
-    assert first.to_dict()["resized"] == [[2, 0, 4]]
+    assert resized.to_dict() == {
+        "forward": 1,
+        "committed": [],
+        "taken_back": [],
+        "resized": [2, 0, 4],
+    }
     assert (last.positions, last.taken_back) == ([8], [10])
     assert last.to_dict()["committed"][0][:2] == (8, 7)
 

@@ -16,12 +16,18 @@ from transformers import AutoConfig, Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helpers.changed_checkpoints import change_config
+from helpers.tiny_a2d_checkpoints import (
+    write_a2d_llama,
+    write_a2d_qwen2,
+    write_a2d_qwen3,
+    write_illada,
+)
 from helpers.tiny_checkpoints import write_dream, write_llada
 from helpers.tiny_llama_checkpoints import write_diffullama, write_llada_moe
 from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.__main__ import DOCUMENT, written
 from sglang_dllm.models.config_check import check_config, rope_of, with_defaults
-from sglang_dllm.models.config_fields import TABLES, Only
+from sglang_dllm.models.config_fields import TABLES, Only, Read
 from sglang_dllm.models.configs import register_configs
 
 WRITERS: dict[str, Any] = {
@@ -29,7 +35,13 @@ WRITERS: dict[str, Any] = {
     "DreamModel": write_dream,
     "LLaDAMoEModelLM": write_llada_moe,
     "DiffuLlamaModel": write_diffullama,
+    "ILLaDAForCausalLM": write_illada,
+    "A2DQwen3LMHeadModel": write_a2d_qwen3,
+    "A2DQwen2LMHeadModel": write_a2d_qwen2,
+    "A2DLlamaLMHeadModel": write_a2d_llama,
 }
+NEEDED = ("hidden_size", "num_attention_heads", "rms_norm_eps", "rope_theta")
+NEEDED += ("max_position_embeddings", "vocab_size", "num_key_value_heads")
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -50,9 +62,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fields]:
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_published_file_passes(name: str, published: dict[str, Fields]) -> None:
     check_config(published[name], name)
+    needed = [
+        field
+        for field, rule in TABLES[name].rules.items()
+        if isinstance(rule, Read) and rule.is_needed
+    ]
+    needed += ["model_type", *(["rope_theta"] if TABLES[name].needs_theta else [])]
     nulls: Fields = dict.fromkeys(TABLES[name].rules)
-    sizes = {"model_type": published[name]["model_type"]}
-    check_config(nulls | sizes, name)
+    check_config(nulls | {field: published[name][field] for field in needed}, name)
     check_config(published[name] | {"brand_new": 7}, name)
 
 
@@ -119,6 +136,17 @@ def test_a_published_file_passes(name: str, published: dict[str, Fields]) -> Non
         ("LLaDAMoEModelLM", "num_experts_per_tok", 9),
         ("LLaDAMoEModelLM", "router_num_group", 4),
         ("DiffuLlamaModel", "attention_bias", True),
+        ("ILLaDAForCausalLM", "layer_norm_eps", 1e-5),
+        ("ILLaDAForCausalLM", "attention_bias", True),
+        ("ILLaDAForCausalLM", "rope_scaling", LINEAR),
+        ("ILLaDAForCausalLM", "head_dim", 8),
+        ("A2DQwen3LMHeadModel", "attention_bias", True),
+        ("A2DQwen3LMHeadModel", "use_sliding_window", True),
+        ("A2DQwen3LMHeadModel", "model_type", "qwen3"),
+        ("A2DQwen3LMHeadModel", "layer_types", ["sliding_attention"] * 2),
+        ("A2DQwen2LMHeadModel", "attention_bias", False),
+        ("A2DQwen2LMHeadModel", "mlp_bias", True),
+        ("A2DLlamaLMHeadModel", "hidden_act", "gelu"),
         ("DiffuLlamaModel", "head_dim", 15),
     ],
 )
@@ -159,6 +187,17 @@ def test_a_value_that_changes_nothing_or_is_computed_passes(
     check_config(published[name] | {field: value}, name)
 
 
+@pytest.mark.parametrize("value", [None, ...])
+@pytest.mark.parametrize("field", NEEDED)
+def test_a_field_without_a_published_default_must_be_there(
+    field: str, value: Any, published: dict[str, Fields]
+) -> None:
+    fields = published["ILLaDAForCausalLM"] | {field: value}
+    given = {name: x for name, x in fields.items() if x is not ...}
+    with pytest.raises(ConfigError, match=f"config.json: {field}.* expected"):
+        check_config(given, "ILLaDAForCausalLM")
+
+
 def test_two_fields_that_disagree_are_named(published: dict[str, Fields]) -> None:
     dream = published["DreamModel"]
     with pytest.raises(ConfigError, match=r"rope_theta=1000000\.0 .*expected 5\.0"):
@@ -171,7 +210,8 @@ def test_every_table_allows_its_own_defaults() -> None:
         for rule in table.rules.values():
             if isinstance(rule, Only):
                 assert rule.other
-        check_config(full | {"model_type": table.model_types[0]}, name)
+        named = {"model_type": table.model_types[0], "rope_theta": 500000.0}
+        check_config(full | named, name)
 
 
 @pytest.mark.parametrize("head_dim", [16, 128])
@@ -243,7 +283,10 @@ def test_the_angles_are_those_of_transformers(
         ({"rope_scaling": {"rope_type": "default", "rope_theta": 777.5}}, []),
     ],
 )
-@pytest.mark.parametrize("name", ["LLaDAModelLM", "DreamModel", "LLaDAMoEModelLM"])
+@pytest.mark.parametrize(
+    "name",
+    ["LLaDAModelLM", "DreamModel", "LLaDAMoEModelLM", "A2DQwen3LMHeadModel"],
+)
 def test_theta_is_read_at_every_place(
     name: str, fields: Fields, without: list[str], tmp_path: Path
 ) -> None:

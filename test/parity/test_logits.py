@@ -20,6 +20,12 @@ from helpers.changed_checkpoints import (
     without_biases,
 )
 from helpers.other_process import run_module
+from helpers.tiny_a2d_checkpoints import (
+    write_a2d_llama,
+    write_a2d_qwen2,
+    write_a2d_qwen3,
+    write_illada,
+)
 from helpers.tiny_checkpoints import write_dream, write_llada
 from helpers.tiny_llama_checkpoints import (
     DIFFULLAMA_FLAGS,
@@ -123,6 +129,24 @@ VARIANTS: dict[str, Callable[[Path], Path]] = {
     "diffullama-narrow-heads": lambda path: with_half_the_heads(
         write_diffullama(path, seed=49)
     ),
+    "illada-tied": lambda path: write_illada(path, seed=60),
+    "illada-untied": lambda path: write_illada(path, tied=False, seed=61),
+    "illada-tied-with-head": lambda path: copy_head(write_illada(path, seed=62)),
+    "a2d_qwen3-tied": lambda path: write_a2d_qwen3(path, num_shards=2, seed=63),
+    "a2d_qwen3-untied": lambda path: write_a2d_qwen3(path, tied=False, seed=64),
+    "a2d_qwen3-no-architectures": lambda path: change_config(
+        write_a2d_qwen3(path, seed=65), without=["architectures", "layer_types"]
+    ),
+    "a2d_qwen2-tied": lambda path: write_a2d_qwen2(path, seed=66),
+    "a2d_qwen2-untied": lambda path: write_a2d_qwen2(path, tied=False, seed=67),
+    "a2d_qwen2-ungrouped-heads": lambda path: write_a2d_qwen2(
+        path, num_key_value_heads=4, seed=68
+    ),
+    "a2d_llama-tied": lambda path: write_a2d_llama(path, seed=69),
+    "a2d_llama-untied": lambda path: write_a2d_llama(path, tied=False, seed=70),
+    "a2d_llama-plain-rope": lambda path: change_config(
+        write_a2d_llama(path, seed=71), {"rope_scaling": None}
+    ),
 }
 LLAMA3 = {
     "rope_type": "llama3",
@@ -146,6 +170,7 @@ HALF_VARIANTS: dict[str, Callable[[Path], Path]] = {
     "diffullama-half": lambda path: write_diffullama(
         path, seed=44, dtype=torch.bfloat16
     ),
+    "a2d_qwen3-half": lambda path: write_a2d_qwen3(path, seed=45, dtype=torch.bfloat16),
 }
 """Checkpoints in bfloat16, in which the server computes too, without a flag."""
 
@@ -196,6 +221,21 @@ BROKEN: dict[str, Callable[[Path], Path]] = {
         write_dream(path, seed=56), {"tie_word_embeddings": True}
     ),
     "llada-untied-no-head": lambda path: remove_head(write_llada(path, seed=57)),
+    "illada-tied-other-head": lambda path: change_config(
+        write_illada(path, tied=False, seed=73), without=["tie_word_embeddings"]
+    ),
+    "a2d_qwen3-untied-no-head": lambda path: change_config(
+        write_a2d_qwen3(path, seed=58), {"tie_word_embeddings": False}
+    ),
+    "a2d_qwen3-lacks-a-norm": lambda path: change_tensors(
+        write_a2d_qwen3(path, seed=59),
+        lambda t: t.pop("model.layers.1.self_attn.q_norm.weight"),
+    ),
+    "a2d_qwen2-as-llama": lambda path: change_config(
+        write_a2d_qwen2(path, seed=72),
+        {"architectures": ["A2DLlamaLMHeadModel"], "model_type": "a2d-llama"},
+        without=["sliding_window", "layer_types"],
+    ),
 }
 
 
@@ -338,6 +378,10 @@ def test_an_unknown_tensor_is_named(outcomes: dict[str, dict[str, Any]]) -> None
         ("moe-narrow-experts", "layers.0.mlp.experts.0.", "config.json expects"),
         ("dream-tied-other-head", "lm_head.weight", "tie_word_embeddings"),
         ("llada-untied-no-head", "lm_head.weight", "lacks"),
+        ("illada-tied-other-head", "lm_head.weight", "tie_word_embeddings"),
+        ("a2d_qwen3-untied-no-head", "lm_head.weight", "lacks"),
+        ("a2d_qwen3-lacks-a-norm", "layers.1.self_attn.q_norm.weight", "lacks"),
+        ("a2d_qwen2-as-llama", "_proj.bias", "unknown tensor"),
     ],
 )
 def test_weights_that_the_config_does_not_describe_are_named(

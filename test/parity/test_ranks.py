@@ -13,6 +13,14 @@ from safetensors.torch import load_file, save_file
 from helpers.quantized_checkpoints import SCHEMES, quantize_folder
 from helpers.random_settings import ALGORITHMS, Case
 from helpers.run_rank import RANKS, Job, Outcome, outcomes_of, start_ranks
+from helpers.tiny_a2d_checkpoints import (
+    LLAMA3_TOKENS,
+    QWEN_TOKENS,
+    write_a2d_llama,
+    write_a2d_qwen2,
+    write_a2d_qwen3,
+    write_illada,
+)
 from helpers.tiny_checkpoints import (
     DREAM_TOKENS,
     LLADA_TOKENS,
@@ -59,6 +67,26 @@ KINDS = {
         "Dream",
         lambda path: write_diffullama(path, seed=4),
         flags=DIFFULLAMA_FLAGS,
+        cases=1,
+    ),
+    # The head is the embedding, and the mask id is the tokenizer's.
+    "illada": Kind("LLaDA", lambda path: write_illada(path, seed=5), cases=1),
+    "a2d-qwen3": Kind(
+        "LLaDA",
+        lambda path: write_a2d_qwen3(path, num_key_value_heads=1, seed=6),
+        QWEN_TOKENS["<|im_end|>"],
+        cases=1,
+    ),
+    "a2d-qwen2": Kind(
+        "LLaDA",
+        lambda path: write_a2d_qwen2(path, seed=7),
+        QWEN_TOKENS["<|im_end|>"],
+        cases=1,
+    ),
+    "a2d-llama": Kind(
+        "LLaDA",
+        lambda path: write_a2d_llama(path, tied=False, seed=8),
+        LLAMA3_TOKENS["<|eot_id|>"],
         cases=1,
     ),
 }

@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import PreTrainedTokenizerFast
 
 from helpers.random_settings import ALGORITHMS, Case
 from helpers.serving_harness import Server
+from helpers.tiny_a2d_checkpoints import QWEN_TOKENS, write_a2d_qwen3
 from helpers.tiny_checkpoints import (
     DREAM_TOKENS,
     LLADA_TOKENS,
@@ -48,7 +51,7 @@ KINDS = {
         lambda path: write_dream(path, seed=2),
         DREAM_TOKENS["<|im_end|>"],
     ),
-    # These two differ from the others in the model alone, and test_logits compares it.
+    # These differ from the others in the model alone, and test_logits compares it.
     "llada-moe": Kind(
         "LLaDA",
         lambda path: write_llada_moe(path, seed=3),
@@ -63,11 +66,21 @@ KINDS = {
         yaml={"prelaunch": True},
         cases=2,
     ),
+    "a2d": Kind(
+        "LLaDA",
+        lambda path: write_a2d_qwen3(path, seed=5),
+        QWEN_TOKENS["<|im_end|>"],
+        cases=2,
+    ),
 }
+CHAT_KWARGS = {"a2d": [{}, {"enable_thinking": False}], "diffullama": []}
+"""Of the kinds whose template has such words, or that have no template."""
 
 
 @dataclass
 class Setup(Oracle):
+    name: str
+    path: Path
     server: Server
 
     def ask(self, case: Case) -> dict[str, Any]:
@@ -112,7 +125,7 @@ def setup(
         *("--dllm-algorithm-config", str(file)),
         *kind.flags,
     )
-    yield Setup(kind, load(checkpoint), server)
+    yield Setup(kind, load(checkpoint), request.param, checkpoint, server)
     server.stop()
 
 
@@ -176,3 +189,24 @@ def test_yaml_gives_the_defaults(setup: Setup) -> None:
         if algorithm == "FullAttnMultiBlock":
             wanted = {k: v for k, v in setup.kind.yaml.items() if k == "threshold"}
         assert wanted.items() <= answer["meta_info"]["dllm"].items()
+
+
+def test_chat_renders_the_template_of_the_checkpoint(setup: Setup) -> None:
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(setup.path)
+    messages = [{"role": "user", "content": "how far in 8 hours?"}]
+    for kwargs in CHAT_KWARGS.get(setup.name, [{}]):
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **kwargs
+        )
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        chat = setup.server.post(
+            "/v1/chat/completions",
+            model="tiny",
+            messages=messages,
+            max_tokens=24,
+            temperature=0,
+            chat_template_kwargs=kwargs,
+        ).json()
+        plain = setup.server.generate(ids, max_new_tokens=24, temperature=0)
+        assert chat["usage"]["prompt_tokens"] == len(ids)
+        assert chat["choices"][0]["message"]["content"] == plain["text"]

@@ -51,7 +51,7 @@ import torch
 from reference.cache import Forwards, Span
 from reference.memory import LogitsFn, check_computed
 from reference.record import Forward, Result
-from reference.template import Template, behind_given, fill_in
+from reference.template import Part, Template, behind_given, fill_in
 
 ENTROPY_EPS = 1e-12
 MAX_FORWARDS = 10_000
@@ -100,6 +100,7 @@ def multi_block(
     stale_mask: bool = True,
     cache: dict[str, Any] | None = None,
     template: Template | None = None,
+    part: Part | None = None,
 ) -> Result:
     """d3LLM multi-block decoding. Facts left None are read from the model object.
 
@@ -107,7 +108,7 @@ def multi_block(
     options of `reference.cache`; none without.
     """
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id, template
+    facts = family, mask_id, eos_id, template, part
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     prompt_len, canvas_len = canvas.prompt_len, len(canvas.ids)
     num_blocks = -(-max_new_tokens // block_size)
@@ -220,10 +221,11 @@ def single_block(
     eos_id: int | None = None,
     cache: dict[str, Any] | None = None,
     template: Template | None = None,
+    part: Part | None = None,
 ) -> Result:
     """Semi-autoregressive decoding: a block is finished before the next one starts."""
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id, template
+    facts = family, mask_id, eos_id, template, part
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     canvas_len = len(canvas.ids)
     for block_start in range(canvas.prompt_len, canvas_len, block_size):
@@ -272,6 +274,7 @@ class _Canvas:
         mask_id: int | None,
         eos_id: int | None,
         template: Template | None,
+        part: Part | None,
     ) -> None:
         self.family: str = model.family if family is None else family
         self.mask_id: int = model.mask_id if mask_id is None else mask_id
@@ -280,8 +283,10 @@ class _Canvas:
             raise ValueError(f"family: expected llada or dream, found {self.family}")
         self.prompt_len = len(prompt_ids)
         self.ids, self.given = fill_in(
-            prompt_ids, max_new_tokens, self.mask_id, template
+            prompt_ids, max_new_tokens, self.mask_id, template, part
         )
+        self.watch = part and part.watch
+        self.may_end = len(self.ids) - (part.padding if part else 0)
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -308,7 +313,8 @@ class _Canvas:
 
         The first EOS can move left from one call to the next.
         """
-        eos_at = first_eos(self.ids, self.eos_id, behind_given(self.given))
+        ends_from = behind_given(self.given)
+        eos_at = first_eos(self.ids[: self.may_end], self.eos_id, ends_from)
         if eos_at is None:
             return None
         for i in range(eos_at + 1, len(self.ids)):
@@ -323,7 +329,12 @@ class _Canvas:
         """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        return self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.before(self)
+        logits = self.forwards.run(self.ids, span, self.masked())
+        if self.watch is not None:
+            self.watch.after(self, logits)
+        return logits
 
     def commit(
         self,

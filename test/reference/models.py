@@ -168,9 +168,10 @@ class _CanvasCache(Cache):
 
 def load(path: str | Path, **options: Any) -> ReferenceModel:
     """Load any family, told apart by `architectures` as the real configs do."""
+    from reference import a2d_models
     from reference.llama_models import load_diffullama, load_llada_moe
 
-    architecture = (read_config(path).get("architectures") or ["LLaDAModelLM"])[0]
+    architecture = architecture_of(read_config(path))
     if architecture == "LLaDAModelLM":
         return load_llada(path, **options)
     if architecture == "DreamModel":
@@ -179,7 +180,16 @@ def load(path: str | Path, **options: Any) -> ReferenceModel:
         return load_llada_moe(path, **options)
     if architecture == "LlamaForCausalLM":
         return load_diffullama(path, **options)
+    if architecture in a2d_models.CLASSES:
+        return a2d_models.load_a2d(path, **options)
     raise ValueError(f"not the architecture of a family: {architecture}")
+
+
+def architecture_of(config: dict[str, Any]) -> str:
+    """The name in the file; a file without one has that of its model_type."""
+    unnamed = {"a2d-qwen3": "A2DQwen3LMHeadModel"}
+    default = unnamed.get(config["model_type"], "LLaDAModelLM")
+    return (config.get("architectures") or [default])[0]
 
 
 def load_llada(

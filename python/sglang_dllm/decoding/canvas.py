@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
+from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 
 
 @dataclass(frozen=True)
@@ -27,40 +28,6 @@ class SamplingOptions:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
-
-
-@dataclass(frozen=True)
-class Resize:
-    """A change of the answer's length between two forwards.
-
-    Attributes:
-        at: the first position that changes, from the answer's start.
-        remove: how many positions go, from there on.
-        insert: how many masks come in their place.
-    """
-
-    at: int
-    remove: int = 0
-    insert: int = 0
-
-
-class LengthPlan(Protocol):
-    """How long one canvas gets; ``lengths`` has the rules.
-
-    Attributes:
-        block_size: tokens of a block, counted from the answer's start.
-    """
-
-    block_size: int
-
-    def next_resize(self, canvas: Canvas, numbers: Sequence[float]) -> Resize | None:
-        """The change of length before the next forward, None for none.
-
-        Args:
-            canvas: as of the last forward.
-            numbers: what the rule measured in that forward.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +69,8 @@ class Canvas:
             there.
         length: how the canvas changes its length; None where it keeps it.
         resize: the change that it waits for. No forward may run before it.
+        measures: the next forward commits nothing; a length rule measures it.
+        num_padding: EOS at the end that a length rule put there. They end nothing.
         max_forwards: forwards after which nothing is resized; None for no limit.
         num_shown: answer positions that may be handed out; None for all.
         ignore_eos: decode and return the whole canvas.
@@ -139,6 +108,8 @@ class Canvas:
     num_windows: int = 1
     length: LengthPlan | None = None
     resize: Resize | None = None
+    measures: bool = False
+    num_padding: int = 0
     max_forwards: int | None = None
     num_shown: int | None = None
     kv_slots: torch.Tensor | None = None
@@ -240,7 +211,9 @@ class Canvas:
         """True if an EOS ends the answer, and all before it is committed."""
         if self.ignore_eos:
             return False
-        behind = np.arange(len(self)) >= self.prompt_len + self.ends_from
+        position = np.arange(len(self))
+        behind = position >= self.prompt_len + self.ends_from
+        behind &= position < len(self) - self.num_padding
         is_end = np.isin(self.ids, self.eos_ids) & ~self.masked & behind
         (ends,) = is_end.nonzero()
         return bool(len(ends)) and not self.masked[: ends[0]].any()
@@ -270,21 +243,67 @@ class Canvas:
         """Take over the change of length; the algorithm has to begin anew."""
         assert self.resize is not None and self.length is not None
         change, self.resize = self.resize, None
-        if self.history is not None:
-            self.history.note_resize(change.at, change.remove, change.insert)
-        at = self.answer_start + change.at
-        behind = at + change.remove
-        for name, value in (("ids", self.mask_id), ("masked", True), ("fixed", False)):
-            old = getattr(self, name)
-            new = np.full(change.insert, value, dtype=old.dtype)
-            setattr(self, name, np.concatenate([old[:at], new, old[behind:]]))
-        first = int(self.masked.argmax()) - self.answer_start
-        size = self.length.block_size
-        self.prompt_len = self.answer_start + first // size * size
-        self.num_committed = int((~self.masked & ~self.fixed).sum())
-        self.done, self.window = not self.masked.any(), (0, len(self))
+        start = self._next_start()
+        self._replace(change.at, change.remove, change.insert + change.num_eos)
+        self._pad(change.at + change.insert, change.num_eos)
+        lost = max(0, len(self) - self.answer_start - self.length.cap)
+        self._replace(self.length.cap, lost, 0)
+        self.num_padding = max(0, self.num_padding - lost)
+        self.prompt_len = min(start, len(self))
+        committed = ~self.masked & ~self.fixed
+        self.num_committed = int(committed.sum()) - self.num_padding
+        self.begin()
         if self.held_slots is not None:
             self.kv_slots = self.held_slots[: len(self)]
+
+    def _replace(self, at: int, remove: int, insert: int) -> None:
+        """Put ``insert`` masks in the place of ``remove`` answer positions."""
+        if remove == insert == 0:
+            return
+        if self.history is not None:
+            self.history.note_resize(at, remove, insert)
+        at += self.answer_start
+        for name, value in (("ids", self.mask_id), ("masked", True), ("fixed", False)):
+            old = getattr(self, name)
+            new = np.full(insert, value, dtype=old.dtype)
+            setattr(self, name, np.concatenate([old[:at], new, old[at + remove :]]))
+
+    def _pad(self, at: int, num_eos: int) -> None:
+        """Commit EOS at answer positions that hold masks."""
+        end = self.answer_start + at + num_eos
+        places = slice(end - num_eos, end)
+        before = self.masked[places].copy()
+        self.ids[places], self.masked[places] = self.eos_ids[0], False
+        if self.history is not None and num_eos:
+            self.history.note(self.num_forwards, before, self.ids[places], None, at)
+        self.num_padding += num_eos
+
+    def _next_start(self) -> int:
+        """The start of the first block with a mask, the end where none has one.
+
+        Blocks count from where the algorithm began.
+        """
+        assert self.length is not None
+        masked = self.masked[self.prompt_len :]
+        if not masked.any():
+            return len(self)
+        size = self.length.block_size
+        return self.prompt_len + int(masked.argmax()) // size * size
+
+    def begin(self) -> None:
+        """Find out whether the canvas is done, or only measured first.
+
+        A canvas without a mask is measured once more, and may grow by it, unless all of
+        it was there before. No forward is left to measure where the next one is the
+        last.
+        """
+        is_full = not self.masked.any()
+        is_last = self.max_forwards == self.num_forwards + 1
+        measures = self.length is not None and self.length.measures_first
+        measures |= is_full and self.prompt_len < len(self)
+        self.measures = measures and not is_last
+        self.done = is_full and not self.measures
+        self.window = (0, len(self))
 
     def watch(self) -> None:
         """Keep a history from now on."""
@@ -330,6 +349,7 @@ class Canvas:
                 first - self.answer_start,
             )
         ran = progress.num_forwards > self.num_forwards
+        self.measures = self.measures and not ran
         was_full = self.window == (0, len(self))
         masked = answer < 0
         self.masked[self.prompt_len :] = masked
@@ -352,6 +372,8 @@ class Canvas:
         most = len(self.ids) if self.num_shown is None else self.num_shown
         if self.resize is not None:
             most = min(most, self.resize.at)
+        if self.length is not None and not (self.done and self.resize is None):
+            most = min(most, self.length.num_kept(self))
         masked = self.masked[start : self.answer_start + most]
         grown = int(masked.argmax()) if masked.any() else len(masked)
         self.num_emitted += grown

@@ -148,20 +148,6 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         )
         return inside
 
-    @property
-    def places(self) -> torch.Tensor:
-        """``(P,)`` int64: row times A plus position, of all positions of all answers.
-
-        Their number is known, so that nobody waits for the device.
-        """
-
-        def make() -> torch.Tensor:
-            num = sum(canvas.answer_len for canvas in self.records)
-            return torch.nonzero_static(self.inside.flatten(), size=num)[:, 0]
-
-        places: torch.Tensor = self.memo("places", make)
-        return places
-
     def memo(self, key: Any, make: Callable[[], Any]) -> Any:
         """A value that stays valid until a canvas joins or leaves."""
         if key not in self._memo:
@@ -182,11 +168,17 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         for eos in self.facts.eos_ids:
             found |= self.rows.ids == eos
         # A masked position holds the mask token, which is no EOS.
-        may_end: torch.Tensor = self.memo(
-            "may end",
-            lambda: self.inside & (self.positions >= self.rows.ends_from[:, None]),
-        )
+        may_end: torch.Tensor = self.memo("may end", self._may_end)
         return first_true(found & may_end)
+
+    def _may_end(self) -> torch.Tensor:
+        """``(R, A)`` bool: whether an EOS there would end the answer."""
+        rows, end = self.rows, self.rows.answer_len
+        padding = [canvas.num_padding for canvas in self.records]
+        if any(padding):
+            end = end - torch.tensor(padding).to(self.device, non_blocking=True)
+        behind = self.positions >= rows.ends_from[:, None]
+        return behind & (self.positions < end[:, None])
 
     def fill(self, where: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write tokens that no forward decided, for example behind an EOS.
@@ -231,6 +223,10 @@ class CanvasBatch(Generic[OptionsT, StateT]):
         if any(canvas.ends_at_eos for canvas in self.records):
             done |= (self.first_eos() < first_masked) & self.rows.ends_at_eos
         self.rows.done = done
+
+    def expect_measuring(self) -> None:
+        """Let a forward run that commits nothing, also over a canvas without masks."""
+        self.rows.done = torch.zeros_like(self.rows.done)
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensors ``(R, ...)``, in one order for all batches of an algorithm."""

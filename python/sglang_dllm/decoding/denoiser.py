@@ -117,12 +117,11 @@ class Denoiser:
         """
         assert self._packed is not None, "no forward was packed"
         packed, groups = self._packed, list(self._groups.values())
-        batches = [group.batch for group in groups]
         for index, group in enumerate(groups):
             for canvas in group.records:
                 canvas.count_forward()
             inputs = packed.inputs_of(index, group.batch, logits)
-            probes = packed.probes_of(index, batches, logits)
+            probes = packed.probes_of(index, logits)
             group.measure(inputs)
             with group.guard(self.agree) as guard:
                 group.decide(inputs, probes)

@@ -112,7 +112,7 @@ class Group:
             length,
             torch.zeros((1, num_measured), dtype=torch.float64, device=batch.device),
         )
-        group.choose_next_step()
+        group.choose_next_step(commits=not canvas.measures)
         return group
 
     @property
@@ -213,8 +213,11 @@ class Group:
             probes: what the length rule measures.
         """
         self.reported = None
-        decision = self.algorithm.decide(inputs)
-        decision.check(inputs.num_candidates)
+        if inputs.num_candidates:
+            decision = self.algorithm.decide(inputs)
+            decision.check(inputs.num_candidates)
+        else:  # every canvas is measured only
+            decision = Decision(inputs.positions > 0, inputs.positions)
         accepted = accept_all(inputs, decision)
         self.logprobs = self._logprobs(inputs, accepted, decision)
         if self.length is not None and probes is not None:
@@ -222,11 +225,16 @@ class Group:
         self.batch.commit(
             inputs.canvas_index, inputs.positions, accepted, decision.tokens
         )
-        self.algorithm.on_commit(inputs, accepted, decision)
+        if inputs.num_candidates:
+            self.algorithm.on_commit(inputs, accepted, decision)
         self.choose_next_step()
 
-    def choose_next_step(self) -> None:
-        """Ask the algorithm and the cache strategy for the next step."""
+    def choose_next_step(self, commits: bool = True) -> None:
+        """Ask the algorithm and the cache strategy for the next step.
+
+        Args:
+            commits: False if the next forward is only measured.
+        """
         batch = self.batch
         step = self.algorithm.next_step(batch)
         step.check(len(batch), batch.max_answer_len)
@@ -234,6 +242,9 @@ class Group:
         batch.update_done()
         step = widen(batch, step)
         candidates = step.candidates & ~batch.rows.done[:, None]
+        if not commits:
+            batch.expect_measuring()
+            candidates = torch.zeros_like(candidates)
         batch.set_step(Step(candidates, step.start, step.end))
         self.windows = self.cache.next_windows(batch, self.cache_state, step)
 

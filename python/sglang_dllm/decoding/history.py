@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Resized:
-    """A change of the answer's length, behind the commit of a step.
+    """A change of the answer's length.
 
     Attributes:
         at: answer position of the change.
@@ -32,7 +32,7 @@ class Resized:
 
 @dataclass
 class PastStep:
-    """One forward and the commit behind it.
+    """One forward and the commit behind it, or a change of length behind a forward.
 
     Answer positions count from 0, in the canvas as it was during the forward.
 
@@ -42,7 +42,8 @@ class PastStep:
         logprobs: natural logarithm of the probability of each token. NaN where a rule
             filled the position, as behind an EOS.
         taken_back: positions that are masks again.
-        resized: how the canvas changed its length afterwards.
+        resized: how the canvas changed its length. Such a step commits nothing, and
+            has the number of the forward before it.
     """
 
     forward: int
@@ -50,18 +51,16 @@ class PastStep:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     taken_back: list[int] = field(default_factory=list)
-    resized: list[Resized] = field(default_factory=list)
+    resized: Resized | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for another process."""
-        resized = [[one.at, one.removed, one.inserted] for one in self.resized]
+        found = zip(self.positions, self.tokens, self.logprobs, strict=True)
         return {
             "forward": self.forward,
-            "committed": list(
-                zip(self.positions, self.tokens, self.logprobs, strict=True)
-            ),
+            "committed": list(found),
             "taken_back": self.taken_back,
-            "resized": resized,
+            "resized": self.resized and list(astuple(self.resized)),
         }
 
 
@@ -117,10 +116,12 @@ class History:
         )
 
     def note_resize(self, at: int, removed: int, inserted: int) -> None:
-        """Note a change of the answer's length, behind the last step."""
-        if not self.steps:
-            self.steps.append(PastStep(0))
-        self.steps[-1].resized.append(Resized(at, removed, inserted))
+        """Note a change of the answer's length, as a step of its own.
+
+        The steps before it may have been taken already.
+        """
+        forward = self.steps[-1].forward if self.steps else 0
+        self.steps.append(PastStep(forward, resized=Resized(at, removed, inserted)))
 
     def take_news(self) -> tuple[int, list[dict[str, Any]]]:
         """The steps since the last call, and the index of the first of them."""

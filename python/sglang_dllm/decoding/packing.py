@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, TypeAlias
@@ -69,6 +69,43 @@ class GroupCandidates:
 
 
 @dataclass
+class ProbedPositions:
+    """The P answer positions that a length rule measures in one group, packed.
+
+    Those of full windows alone: a smaller one does not compute the whole answer.
+
+    Attributes:
+        canvas_index: ``(P,)`` int64, ascending.
+        positions: ``(P,)`` int64, from ``Canvas.answer_start``.
+        logits_indices: ``(P,)`` int64: the packed tokens that predict them.
+    """
+
+    canvas_index: torch.Tensor
+    positions: torch.Tensor
+    logits_indices: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, batch: Batch, offset_of: Mapping[tuple[int, bool], int]
+    ) -> ProbedPositions:
+        """
+        Args:
+            offset_of: the first token of each packed window, by the id of its canvas
+                and whether it is unconditional.
+        """
+        shift = batch.facts.family.shift
+        found = np.zeros((3, 0), dtype=np.int64)
+        for index, canvas in enumerate(batch.records):
+            if canvas.window != (0, len(canvas)):
+                continue
+            places = np.arange(canvas.answer_start, len(canvas))
+            at = offset_of[id(canvas), False] + np.maximum(places - shift, 0)
+            rows = [np.full_like(places, index), places - canvas.answer_start, at]
+            found = np.concatenate([found, rows], axis=1)
+        return cls(*_upload(found, batch.device))
+
+
+@dataclass
 class PackedForward:
     """The windows of all canvases back to back, T tokens.
 
@@ -93,7 +130,7 @@ class PackedForward:
     _answer_at: torch.Tensor
     _answer_from: torch.Tensor
     _predicted_at: list[torch.Tensor]
-    _probed: list[bool]
+    _probed: list[ProbedPositions | None]
     logits_indices: torch.Tensor = field(init=False)
     _candidates: list[GroupCandidates] = field(default_factory=list)
 
@@ -136,7 +173,10 @@ class PackedForward:
             _upload(at, device),
             _upload(source, device),
             [_predicted_at(batch, offset_of) for batch in batches],
-            list(probed),
+            [
+                ProbedPositions.of(batch, offset_of) if is_probed else None
+                for batch, is_probed in zip(batches, probed, strict=True)
+            ],
         )
 
     @property
@@ -171,36 +211,24 @@ class PackedForward:
             num += len(group.positions)
             num_uncond += group.num_uncond
             self._candidates.append(group)
-        probes = [
-            predicted_at[0].flatten()[batch.places]
-            for batch, predicted_at in self._probed_ones(batches)
-        ]
+        probes = [probed.logits_indices for probed in self._probed if probed]
         parts = own + uncond + probes
         self.logits_indices = torch.cat(parts) if parts[1:] else parts[0]
 
-    def _probed_ones(
-        self, batches: Sequence[Batch]
-    ) -> Iterator[tuple[Batch, torch.Tensor]]:
-        found = zip(batches, self._predicted_at, strict=True)
-        return compress(found, self._probed)
-
-    def probes_of(
-        self, group: int, batches: Sequence[Batch], logits: Logits
-    ) -> Probes | None:
-        """The answers of one group for its length rule; None where it has no such rule.
+    def probes_of(self, group: int, logits: Logits) -> Probes | None:
+        """What a length rule measures of one group; None where it has no such rule.
 
         Args:
+            group: index of the group.
             logits: ``(N + U + P, V)`` of ``logits_indices``.
         """
-        if not self._probed[group]:
+        probed = self._probed[group]
+        if probed is None:
             return None
-        lens = [
-            len(batch.places) if probed else 0
-            for batch, probed in zip(batches, self._probed, strict=True)
-        ]
-        places, width = batches[group].places, batches[group].max_answer_len
+        lens = [len(one.positions) if one else 0 for one in self._probed]
         first = len(self.logits_indices) - sum(lens[group:])
-        return Probes(places // width, places % width, logits.part(first, lens[group]))
+        part = logits.part(first, lens[group])
+        return Probes(probed.canvas_index, probed.positions, part)
 
     def inputs_of(
         self, group: int, batch: Batch, logits: Logits

@@ -88,7 +88,7 @@ class Decoding:
             num_shown: answer positions that may be handed out; None for all.
         """
         is_guided = self.algorithm.is_guided(self.options)
-        return Canvas.from_template(
+        canvas = Canvas.from_template(
             prompt_ids,
             template or [-1] * self.first_len(cap),
             mask_id=facts.mask_id,
@@ -102,6 +102,9 @@ class Decoding:
             max_forwards=self.options.max_forwards,
             num_shown=num_shown,
         )
+        if canvas.length is not None:
+            canvas.begin()
+        return canvas
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, by the keys of a request's ``dllm`` object.

@@ -28,7 +28,11 @@ def render() -> str:
     for table, names in families.values():
         parts += ["", "### " + ", ".join(f"`{name}`" for name in names), ""]
         kinds = ", ".join(f"`{kind}`" for kind in table.rope_kinds)
-        parts.append(f"`rope_theta` is {table.theta:g} where the file has none.")
+        parts.append(
+            "`rope_theta` must be there."
+            if table.needs_theta
+            else f"`rope_theta` is {table.theta:g} where the file has none."
+        )
         parts.append(f"The types of `rope_scaling` are {kinds}.")
         others = {n: rule for n, rule in table.rules.items() if n not in common}
         parts += _rows(others)
@@ -49,6 +53,7 @@ def _rows(rules: dict[str, Rule]) -> Iterator[str]:
 def _rule(rule: Rule) -> str:
     if isinstance(rule, Read):
         default = rule.says or f"`{_shown(rule.default)}`"
+        default = "none: must be there" if rule.is_needed else default
         return f"read: {KINDS[rule.kind][0]} | {default}"
     if isinstance(rule, Only):
         values = " or ".join(f"`{_shown(value)}`" for value in rule.values)

@@ -70,6 +70,7 @@ def check_config(fields: Fields, architecture: str) -> None:
     if not isinstance(quantization, Mapping) or "quant_method" not in quantization:
         expected = "an object with quant_method"
         raise _refused("quantization_config", quantization, architecture, expected)
+    _check_needed(given, table)
     rules = [(given[n], n, rule) for n, rule in table.rules.items() if n in given]
     for value, name, rule in rules:
         if isinstance(rule, Read):
@@ -87,6 +88,16 @@ def check_config(fields: Fields, architecture: str) -> None:
     unknown = given.keys() - table.rules.keys() - _READ_ELSEWHERE - _base_fields()
     if unknown:
         logger.info("config.json: no code reads %s", ", ".join(sorted(unknown)))
+
+
+def _check_needed(given: dict[str, Any], table: Table) -> None:
+    for name, rule in table.rules.items():
+        if isinstance(rule, Read) and rule.is_needed and name not in given:
+            raise ConfigError(
+                f"config.json: {name} is missing; expected {KINDS[rule.kind][0]}"
+            )
+    if table.needs_theta:
+        rope.read_rope(given, None, given[table.positions], table.rope_kinds)
 
 
 def _check_sizes(full: dict[str, Any], table: Table, architecture: str) -> None:

@@ -8,7 +8,7 @@ no table knows passes, since no code of the family reads it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sglang_dllm.models import rope
@@ -37,11 +37,14 @@ class Read:
         kind: a key of ``KINDS``.
         default: of a file without the field; a function computes it from the others.
         says: the default in words, where it is a function or None.
+        is_needed: a file without the field is refused. The published default is not
+            known, and another one would give wrong logits.
     """
 
     kind: str
     default: Any
     says: str = ""
+    is_needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Table:
         model_types: for which transformers, or we, have the config class.
         rope_kinds: what the published code knows of ``rope_scaling``.
         theta: the published default of ``rope_theta``.
+        needs_theta: as ``Read.is_needed``.
         hidden, layers, heads, kv_heads, positions: this family's names of the sizes.
     """
 
@@ -84,6 +88,7 @@ class Table:
     model_types: tuple[str, ...]
     rope_kinds: tuple[str, ...]
     theta: float
+    needs_theta: bool = False
     hidden: str = "hidden_size"
     layers: str = "num_hidden_layers"
     heads: str = "num_attention_heads"
@@ -135,6 +140,16 @@ _EVERYWHERE: dict[str, Rule] = {
 _NO_EXPERTS: dict[str, Rule] = {
     name: Only((None, 0), "experts")
     for name in ("num_experts", "num_local_experts", "n_routed_experts")
+}
+
+_PLAIN_BLOCK: dict[str, Rule] = {
+    "hidden_act": Only(("silu", "swish"), "another activation"),
+    "mlp_bias": Only((False,), "biases in the MLP"),
+}
+_NO_BIAS = Only((False,), "biases in attention")
+_QWEN_WINDOWS: dict[str, Rule] = {
+    name: Ignored("use_sliding_window is false")
+    for name in ("sliding_window", "max_window_layers")
 }
 
 
@@ -227,17 +242,15 @@ _LLADA = Table(
 _DREAM = Table(
     _EVERYWHERE
     | _NO_EXPERTS
+    | _PLAIN_BLOCK
+    | _QWEN_WINDOWS
     | _llama_sizes(4096, 32, 32, 22016, 151936, 32768)
     | {
         "rms_norm_eps": Read("number", 1e-6),
         "attention_bias": Read("flag", True),
         "tie_word_embeddings": _TIE,
         "head_dim": Only((_published_head_dim,), "heads of another size"),
-        "hidden_act": Only(("silu", "swish"), "another activation"),
-        "mlp_bias": Only((False,), "biases in the MLP"),
         "qk_layernorm": Only((False,), "norms of queries and keys"),
-        "sliding_window": Ignored("use_sliding_window is false"),
-        "max_window_layers": Ignored("use_sliding_window is false"),
     },
     model_types=("Dream",),
     rope_kinds=rope.ALL_TYPES,
@@ -262,7 +275,7 @@ _LLADA_MOE = Table(
         "norm_topk_prob": Read("flag", False),
         "rms_norm_eps": Read("number", 1e-5),
         "tie_word_embeddings": _TIE,
-        "attention_bias": Only((False,), "biases in attention"),
+        "attention_bias": _NO_BIAS,
         "head_dim": Only((_published_head_dim,), "heads of another size"),
         "hidden_act": Only(("silu", "swish"), "another activation"),
         "moe_layer_freq": Only((_all_experts, 1), "layers without experts"),
@@ -286,16 +299,71 @@ _LLADA_MOE = Table(
 _DIFFULLAMA = Table(
     _EVERYWHERE
     | _NO_EXPERTS
+    | _PLAIN_BLOCK
     | _llama_sizes(4096, 32, 32, 11008, 32000, 2048)
     | {
         "rms_norm_eps": Read("number", 1e-6),
         "head_dim": Read("size", _published_head_dim, _HEAD_DIM),
         "tie_word_embeddings": Read("flag", False),
-        "attention_bias": Only((False,), "biases in attention"),
-        "hidden_act": Only(("silu", "swish"), "another activation"),
-        "mlp_bias": Only((False,), "biases in the MLP"),
+        "attention_bias": _NO_BIAS,
     },
     model_types=("llama",),
+    rope_kinds=rope.ALL_TYPES,
+    theta=10000.0,
+)
+
+
+def _needed(rule: Rule) -> Rule:
+    return replace(rule, is_needed=True) if isinstance(rule, Read) else rule
+
+
+_ILLADA_SIZES = _llama_sizes(4096, 32, 32, 14336, 155136, 8192)
+_ILLADA = Table(
+    _EVERYWHERE
+    | _NO_EXPERTS
+    | _PLAIN_BLOCK
+    | {name: _needed(rule) for name, rule in _ILLADA_SIZES.items()}
+    | {
+        "rms_norm_eps": Read("number", 1e-6, is_needed=True),
+        # transformers' own default, which it leaves out of the files.
+        "tie_word_embeddings": Read("flag", True),
+        "attention_bias": _NO_BIAS,
+        "head_dim": Only((_published_head_dim,), "heads of another size"),
+        "layer_norm_eps": Only((None,), "another norm"),
+        "qk_layernorm": Only((False,), "norms of queries and keys"),
+        "resid_pdrop": _TRAINING,
+    },
+    model_types=("illada",),
+    rope_kinds=("default",),
+    theta=10000.0,
+    needs_theta=True,
+)
+
+_A2D_LLAMA = replace(_DIFFULLAMA, model_types=("a2d-llama",))
+
+_A2D_QWEN2 = Table(
+    _EVERYWHERE
+    | _NO_EXPERTS
+    | _PLAIN_BLOCK
+    | _QWEN_WINDOWS
+    | _llama_sizes(4096, 32, 32, 22016, 151936, 32768)
+    | {
+        "rms_norm_eps": Read("number", 1e-6),
+        "tie_word_embeddings": Read("flag", False),
+        "attention_bias": Only((True,), "no biases in attention"),
+        "head_dim": Read("size", _published_head_dim, _HEAD_DIM),
+    },
+    model_types=("a2d-qwen2",),
+    rope_kinds=rope.ALL_TYPES,
+    theta=10000.0,
+)
+_A2D_QWEN3 = Table(
+    _A2D_QWEN2.rules
+    | {
+        "attention_bias": _NO_BIAS,
+        "head_dim": Read("size", 128),
+    },
+    model_types=("a2d-qwen3",),
     rope_kinds=rope.ALL_TYPES,
     theta=10000.0,
 )
@@ -306,5 +374,9 @@ TABLES: dict[str, Table] = {
     "LLaDAMoEModelLM": _LLADA_MOE,
     "LLaDAMoEModel": _LLADA_MOE,
     "DiffuLlamaModel": _DIFFULLAMA,
+    "ILLaDAForCausalLM": _ILLADA,
+    "A2DQwen3LMHeadModel": _A2D_QWEN3,
+    "A2DQwen2LMHeadModel": _A2D_QWEN2,
+    "A2DLlamaLMHeadModel": _A2D_LLAMA,
 }
 """By the architecture that config.json or the launch line names."""

@@ -101,6 +101,46 @@ class DreamConfig(_Published, PretrainedConfig):
         super().__init__(**self.published(fields))
 
 
+class ILLaDAConfig(_Published, PretrainedConfig):
+    """config.json of iLLaDA-8B Base and Instruct."""
+
+    model_type = "illada"
+    family = "ILLaDAForCausalLM"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**self.published(fields))
+
+
+class A2DQwen3Config(_Published, PretrainedConfig):
+    """config.json of a Qwen3 that the dllm toolkit has made bidirectional."""
+
+    model_type = "a2d-qwen3"
+    family = "A2DQwen3LMHeadModel"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**self.published(fields))
+
+
+class A2DQwen2Config(_Published, PretrainedConfig):
+    """The same of a Qwen2 or Qwen2.5."""
+
+    model_type = "a2d-qwen2"
+    family = "A2DQwen2LMHeadModel"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**self.published(fields))
+
+
+class A2DLlamaConfig(_Published, PretrainedConfig):
+    """The same of a Llama."""
+
+    model_type = "a2d-llama"
+    family = "A2DLlamaLMHeadModel"
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**self.published(fields))
+
+
 _KEPT = {
     "num_attention_heads": "original_num_attention_heads",
     "num_key_value_heads": "original_total_num_kv_heads",
@@ -138,6 +178,13 @@ def rope_of_config(config: Any) -> Rope:
 
 def register_configs() -> None:
     """Make transformers' AutoConfig know our model types."""
-    AutoConfig.register("llada", LLaDAConfig, exist_ok=True)
-    AutoConfig.register("llada_moe", LLaDAMoEConfig, exist_ok=True)
-    AutoConfig.register("Dream", DreamConfig, exist_ok=True)
+    for config in (
+        LLaDAConfig,
+        LLaDAMoEConfig,
+        DreamConfig,
+        ILLaDAConfig,
+        A2DQwen3Config,
+        A2DQwen2Config,
+        A2DLlamaConfig,
+    ):
+        AutoConfig.register(config.model_type, config, exist_ok=True)

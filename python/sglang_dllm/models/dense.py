@@ -84,7 +84,8 @@ class DenseShape:
         num_heads = published_size(config, "num_attention_heads")
         sizes = {
             "hidden_size": config.hidden_size,
-            "head_dim": config.hidden_size // num_heads,
+            "head_dim": getattr(config, "head_dim", None)
+            or config.hidden_size // num_heads,
             "num_layers": config.num_hidden_layers,
             "num_heads": num_heads,
             "num_kv_heads": published_size(config, "num_key_value_heads"),

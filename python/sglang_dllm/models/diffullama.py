@@ -7,33 +7,8 @@ of its logits is ``models.facts.Family.shift``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-import torch
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
-
-from sglang_dllm.models.configs import published_size
-from sglang_dllm.models.dense import DenseDiffusionLM, DenseShape
-from sglang_dllm.models.weights import rename_llama
+from sglang_dllm.models.llama_layout import LlamaLayoutLM
 
 
-class DiffuLlamaModel(DenseDiffusionLM):
+class DiffuLlamaModel(LlamaLayoutLM):
     """DiffuLLaMA: a Llama block without the causal mask."""
-
-    def __init__(
-        self,
-        config: Any,
-        quant_config: QuantizationConfig | None = None,
-        prefix: str = "",
-    ) -> None:
-        shape = DenseShape.from_llama_config(
-            config,
-            qkv_bias=False,
-            intermediate_size=published_size(config, "intermediate_size"),
-            head_dim=config.head_dim,
-        )
-        super().__init__(config, shape, quant_config, prefix)
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:  # type: ignore[override]
-        super().load_weights(weights, rename_llama)

@@ -1,6 +1,6 @@
 """Facts of the model architectures, one frozen row for each name.
 
-Mask and EOS ids are not here. They come from the checkpoint's config.json.
+Mask and EOS ids are not here. They come from the checkpoint's files.
 """
 
 from __future__ import annotations
@@ -27,12 +27,20 @@ class Family:
             from an autoregressive model.
         eot_token: the token that ends a chat turn. To the samplers it is an ordinary
             token.
+        mask_token: the mask in the vocabulary of a checkpoint whose files say nowhere
+            that it is one.
     """
 
     architecture: str
     sampler_family: SamplerFamily
     shift: int
     eot_token: str | None = None
+    mask_token: str | None = None
+
+
+def _a2d(architecture: str, eot_token: str) -> Family:
+    # The toolkit names the mask by this text whenever it reads a tokenizer.
+    return Family(architecture, "LLaDA", 0, eot_token, mask_token="<|mask|>")
 
 
 FAMILIES = {
@@ -47,6 +55,13 @@ FAMILIES = {
             "LLaDAMoEModel", sampler_family="LLaDA", shift=0, eot_token="<|role_end|>"
         ),
         Family("DiffuLlamaModel", sampler_family="Dream", shift=1),
+        # Its samplers are given the number 5. The tokenizer has this text there.
+        Family(
+            "ILLaDAForCausalLM", sampler_family="LLaDA", shift=0, mask_token="<[MASK]>"
+        ),
+        _a2d("A2DQwen3LMHeadModel", eot_token="<|im_end|>"),
+        _a2d("A2DQwen2LMHeadModel", eot_token="<|im_end|>"),
+        _a2d("A2DLlamaLMHeadModel", eot_token="<|eot_id|>"),
     )
 }
 
@@ -69,6 +84,10 @@ def architecture_in(fields: Mapping[str, Any]) -> str | None:
         "Dream": "DreamModel",
         "llada": llada,
         "llada_moe": "LLaDAMoEModelLM",
+        "illada": "ILLaDAForCausalLM",
+        "a2d-qwen3": "A2DQwen3LMHeadModel",
+        "a2d-qwen2": "A2DQwen2LMHeadModel",
+        "a2d-llama": "A2DLlamaLMHeadModel",
     }
     return types.get(str(fields.get("model_type")))
 

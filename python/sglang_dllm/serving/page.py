@@ -13,9 +13,14 @@ from starlette.routing import Route
 from sglang_dllm.config.catalogue import catalogue
 from sglang_dllm.config.resolve import DEFAULT_MAX_NEW_TOKENS
 from sglang_dllm.serving.request_checks import RequestChecks
-from sglang_dllm.serving.routes import App, Receive, Scope, Send
-
-PAGE, ALGORITHMS = "/dllm", "/dllm/algorithms"
+from sglang_dllm.serving.routes import (
+    ALGORITHMS,
+    PAGE,
+    App,
+    Receive,
+    Scope,
+    Send,
+)
 
 # The page talks to its own server alone. No text of a model can bring in a script.
 _HEADERS = {

@@ -83,6 +83,9 @@ MANAGEMENT = frozenset(
 """Routes of SGLang that change something and ask the model nothing."""
 
 
+PAGE, ALGORITHMS = "/dllm", "/dllm/algorithms"
+"""Routes of ours, which take no body (``serving.page``)."""
+
 _WITH_LINKS = ("/docs", "/redoc", "/openapi.json")
 """Pages of FastAPI whose links need the path that a proxy has put before them."""
 
@@ -110,7 +113,8 @@ def _with_own_path(scope: Scope) -> Scope:
     root = scope.get("root_path", "").rstrip("/")
     path, raw = scope["path"], scope.get("raw_path") or b""
     for _ in range(2):
-        if root and path.startswith(root + "/"):
+        # The prefix may have the name of a route of ours.
+        if root and path.startswith(root + "/") and path not in (PAGE, ALGORITHMS):
             path = path.removeprefix(root)
             raw = raw.removeprefix(root.encode())
     if not root or path in _WITH_LINKS:

@@ -50,6 +50,8 @@ class DelayedState(TensorRows):
 
     Attributes:
         block_size, delay, interval: ``(R,)`` int64: the options.
+        began_at: ``(R,)`` int64: forwards of the canvas before this state began, as a
+            canvas that is resized begins anew.
         cached: ``(R,)`` int64: how many tokens of the canvas, from its start, are
             cached.
         done_at: ``(R, K)`` int64: the forward at which a block was found finished, -1
@@ -60,6 +62,7 @@ class DelayedState(TensorRows):
     block_size: torch.Tensor
     delay: torch.Tensor
     interval: torch.Tensor
+    began_at: torch.Tensor
     cached: torch.Tensor
     done_at: torch.Tensor
     is_cached: torch.Tensor
@@ -94,6 +97,7 @@ class Delayed(KVCache[DelayedOptions, DelayedState]):
             block_size=batch.one_row(block_size),
             delay=batch.one_row(options.cache_delay_iter),
             interval=batch.one_row(options.refresh_interval),
+            began_at=batch.rows.num_forwards,
             cached=batch.one_row(0),
             done_at=done_at,
             is_cached=torch.zeros_like(done_at, dtype=torch.bool),
@@ -112,7 +116,7 @@ class Delayed(KVCache[DelayedOptions, DelayedState]):
         # A block holds masks unless the first mask is behind it. The walk ends at the
         # first block with masks, so nothing behind that block counts.
         is_finished = ends <= prompt + batch.first_masked()[:, None]
-        now = (rows.num_forwards + 1)[:, None]
+        now = (rows.num_forwards + 1 - state.began_at)[:, None]
         waited = torch.where(done_at < 0, 0, now - done_at)
         is_due = (waited >= state.delay[:, None]) | (ends <= state.cached[:, None])
         is_reached = is_finished

@@ -36,14 +36,15 @@ class VicinityOptions(CacheOptions):
 class VicinityState(RefreshState):
     """
     Attributes:
-        prefix_look, after_look, warmup: ``(R,)`` int64: the options.
+        prefix_look, after_look: ``(R,)`` int64: the options.
+        warm_at: ``(R,)`` int64: forwards of the canvas before the one that fills.
         filled_at: ``(R,)`` int64: start of the span at the forward that filled the
             cache.
     """
 
     prefix_look: torch.Tensor
     after_look: torch.Tensor
-    warmup: torch.Tensor
+    warm_at: torch.Tensor
     filled_at: torch.Tensor
 
 
@@ -66,7 +67,8 @@ class Vicinity(KVCache[VicinityOptions, VicinityState]):
             refreshed_at=batch.one_row(-1),
             prefix_look=batch.one_row(options.prefix_look),
             after_look=batch.one_row(options.after_look),
-            warmup=batch.one_row(options.warmup),
+            # A canvas that was resized begins anew, and has run forwards already.
+            warm_at=batch.rows.num_forwards + options.warmup,
             filled_at=batch.one_row(-1),
         )
 
@@ -78,7 +80,7 @@ class Vicinity(KVCache[VicinityOptions, VicinityState]):
             prompt_len + step.start - state.prefix_look,
             prompt_len + step.end + state.after_look,
         )
-        since_fill = batch.rows.num_forwards - state.warmup
+        since_fill = batch.rows.num_forwards - state.warm_at
         state.filled_at = torch.where(since_fill == 0, step.start, state.filled_at)
         is_again = (since_fill == 2) & (step.start == state.filled_at)
         is_full = (

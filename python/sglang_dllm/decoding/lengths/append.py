@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sglang_dllm.decoding.canvas import Canvas, Resize
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 from sglang_dllm.decoding.lengths.base import LengthOptions, LengthRule
 
 
@@ -24,17 +25,14 @@ class AppendOptions(LengthOptions):
 
 
 @dataclass
-class AppendPlan:
+class AppendPlan(LengthPlan):
     """The next masks, as soon as all are committed and none of them is an EOS.
 
     Attributes:
         unit: how many masks come at a time.
-        cap: the longest answer.
     """
 
-    block_size: int
     unit: int
-    cap: int
 
     def next_resize(self, canvas: Canvas, numbers: Sequence[float]) -> Resize | None:
         length = len(canvas) - canvas.answer_start
@@ -57,4 +55,4 @@ class Append(LengthRule[AppendOptions]):
         return min(cap, options.append_blocks * block_size)
 
     def plan(self, options: AppendOptions, cap: int, block_size: int) -> AppendPlan:
-        return AppendPlan(block_size, options.append_blocks * block_size, cap)
+        return AppendPlan(block_size, cap, unit=options.append_blocks * block_size)

@@ -13,8 +13,8 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 
-from sglang_dllm.decoding.canvas import LengthPlan
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.length_plan import LengthPlan
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.options import StrictModel
 
@@ -25,14 +25,13 @@ class LengthOptions(StrictModel):
 
 @dataclass(frozen=True)
 class Probes:
-    """All P answer positions of R canvases in one forward, packed.
+    """The P answer positions of those of R canvases that a forward computed whole.
 
-    They are right where the forward computed the whole canvas. A smaller window
-    predicts some of them from other tokens; nobody reads the numbers of such a forward.
+    Nobody reads what is measured of the other canvases.
 
     Attributes:
         canvas_index: ``(P,)`` int64, ascending.
-        positions: ``(P,)`` int64: from the first position that is decoded.
+        positions: ``(P,)`` int64: from ``Canvas.answer_start``.
         logits: of these positions, committed ones too.
     """
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from sglang_dllm.decoding.lengths.append import Append
 from sglang_dllm.decoding.lengths.base import LengthRule
+from sglang_dllm.decoding.lengths.daedal import Daedal
 from sglang_dllm.decoding.lengths.fixed import FIXED
+from sglang_dllm.decoding.lengths.rho_eos import RhoEos
 
 LENGTHS: Mapping[str, LengthRule[Any]] = MappingProxyType(
-    {rule.name: rule for rule in (FIXED, Append())}
+    {rule.name: rule for rule in (FIXED, Append(), RhoEos(), Daedal())}
 )
 
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(

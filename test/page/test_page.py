@@ -1,0 +1,163 @@
+"""The page in a headless Chromium: a canvas fills, two settings side by side, traces.
+
+``make test-page`` runs it. ``--screenshots FOLDER`` keeps the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.browser import Browser, find_chromium
+from helpers.serving_harness import Server
+from sglang_dllm.trace import canvases, load_trace
+
+QUESTION = (
+    "Tom has 62 apples. He buys 25 more. He sells 34. He finds 18 more. "
+    "How many apples does Tom have?"
+)
+"""As the page has it at first."""
+PANEL = "document.querySelectorAll('.panel')[{}]"
+MASKS = "[...document.querySelectorAll('.panel .cell:not(.set)')].length"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("this machine has no Chromium: `apt-get install chromium`")
+    return program
+
+
+@pytest.fixture
+def browser(chromium: str, tmp_path: Path) -> Iterator[Browser]:
+    with Browser(chromium, tmp_path, size=(1180, 820)) as browser:
+        yield browser
+        assert browser.errors == []
+
+
+@pytest.fixture
+def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path]:
+    folder = request.config.getoption("--screenshots")
+    return lambda name: Path(folder or tmp_path) / name
+
+
+def open_page(browser: Browser, server: Server) -> None:
+    browser.go(f"{server.base_url}/dllm")
+    browser.wait("!document.querySelector('#run').disabled")
+
+
+def ask(browser: Browser, **settings: Any) -> None:
+    """Set fields of all panels by name, and press Run."""
+    for name, value in settings.items():
+        browser.run(
+            f"document.querySelectorAll('.panel [name={name}]').forEach(field => {{"
+            f"field.value = {json.dumps(value)};"
+            "field.dispatchEvent(new Event('change')); })"
+        )
+    browser.run("document.querySelector('#run').click()")
+
+
+def test_a_person_watches_a_canvas_fill(
+    browser: Browser, demo_server: Server, picture: Callable[[str], Path]
+) -> None:
+    open_page(browser, demo_server)
+    ask(browser, algorithm="LLaDA", max_tokens="64")
+    browser.wait(f"document.querySelectorAll('.cell').length === 64 && {MASKS} < 64")
+    seen = {browser.run(MASKS)}
+    while browser.run("document.querySelector('#run').disabled"):
+        left = browser.run(MASKS)
+        if left < 42 <= min(seen):
+            browser.screenshot(picture("page_filling.png"))
+        seen.add(left)
+        time.sleep(0.03)
+    assert len(seen) >= 5, "masks become tokens over time"
+    answer = demo_server.post(
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": QUESTION}],
+        max_tokens=64,
+        custom_params={"dllm": {"algorithm": "LLaDA", "trace": True}},
+    ).json()
+    shown = browser.run("document.querySelector('.answer').textContent")
+    assert shown == answer["choices"][0]["message"]["content"]
+    trace = answer["dllm"]["trace"]
+    facts = browser.run("[...document.querySelectorAll('dd')].map(x => x.textContent)")
+    forwards, tokens = trace["steps"][-1]["forward"], answer["usage"]
+    assert facts[:2] == [str(forwards), str(tokens["completion_tokens"])]
+    assert facts[2] == f"{tokens['completion_tokens'] / forwards:.2f}"
+
+
+def test_two_settings_side_by_side_and_a_trace_on_the_disk(
+    browser: Browser,
+    demo_server: Server,
+    picture: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    open_page(browser, demo_server)
+    browser.run("document.querySelector('#pace').value = 0")
+    browser.run("document.querySelector('#compare').click()")
+    ask(browser, max_tokens="64")
+    browser.wait("!document.querySelector('#run').disabled", seconds=120)
+    time.sleep(0.6)  # The last token lands.
+    browser.screenshot(picture("page_compared.png"))
+    forwards = [
+        int(browser.run(f"{PANEL.format(i)}.querySelector('dd').textContent"))
+        for i in (0, 1)
+    ]
+    assert 0 < forwards[0] < forwards[1]
+    assert browser.run("document.querySelectorAll('.best').length") >= 1
+
+    browser.run(f"{PANEL.format(0)}.querySelector('.save').click()")
+    saved = browser.downloads / "trace-A.json"
+    deadline = time.monotonic() + 30
+    while not saved.exists():
+        assert time.monotonic() < deadline, "nothing was saved"
+        time.sleep(0.1)
+    trace = load_trace(saved)
+    assert trace.steps[-1].forward == forwards[0]
+    final = "".join(cell.text for cell in canvases(trace)[-1][1] if cell)
+
+    open_page(browser, demo_server)
+    browser.choose_file(".file", saved)
+    browser.wait("document.querySelectorAll('.cell.set').length === 64")
+    shown = browser.run(
+        "[...document.querySelectorAll('.cell')].map(x => x.textContent).join('')"
+    )
+    assert shown == final.replace("\n", "↵").replace("<|endoftext|>", "∎")
+    browser.run(
+        "(s => { s.value = 1; s.dispatchEvent(new Event('input')); })"
+        "(document.querySelector('input[type=range]'))"
+    )
+    assert browser.run(MASKS) == 64 - len(trace.steps[0].committed)
+
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"steps": []}')
+    browser.choose_file(".file", bad)
+    browser.wait("document.querySelector('.panel .problem').textContent.length > 0")
+
+
+def test_a_refusal_and_markup_are_shown_as_text(
+    browser: Browser, demo_server: Server, tmp_path: Path
+) -> None:
+    open_page(browser, demo_server)
+    ask(browser, max_tokens="100000")
+    problem = "document.querySelector('.panel .problem').textContent"
+    assert "max_tokens=100000" in browser.wait(problem)
+    hostile = "<img src=x onerror=document.title='hit'>"
+    step = {"forward": 1, "committed": [[0, 5, hostile, 0.5]]}
+    trace = {"format": "sglang-dllm-trace", "version": 1, "answer_len": 2}
+    file = tmp_path / "trace.json"
+    page = {"text": hostile, "prompt": hostile}
+    file.write_text(json.dumps({**trace, "steps": [step], "page": page}))
+    browser.choose_file(".file", file)
+    browser.wait("document.querySelectorAll('.cell.set').length === 1")
+    assert browser.run("document.querySelector('.cell').textContent") == hostile
+    assert browser.run("document.querySelector('.answer').textContent") == hostile
+    assert browser.run("document.querySelectorAll('main img').length") == 0
+    assert browser.run("document.title") != "hit"
+    browser.errors.clear()  # The refusal is an error of the network, to the browser.
