@@ -16,13 +16,13 @@ MASK = -1
 
 @dataclass(frozen=True)
 class CanvasParts:
-    """What stands behind the prompt before the first forward.
+    """The tokens behind the prompt before the first forward.
 
     Attributes:
         template: the token ids of the answer, and of what is given behind it; ``MASK``
             for a mask.
-        num_shown: positions of the answer. What is behind them is read by the model and
-            not handed out.
+        num_shown: positions of the answer. The model reads the ones behind them too, and
+            nobody else does.
     """
 
     template: tuple[int, ...]
@@ -30,7 +30,7 @@ class CanvasParts:
 
     @classmethod
     def of(cls, parts: Iterable[Mapping[str, Any]]) -> CanvasParts:
-        """Of the form that a request carries to the scheduler, which ``parts`` makes.
+        """The canvas of ``parts``, the form that a request carries to the scheduler.
 
         A part is ``{"ids": [...]}`` or ``{"mask": n}``; the last one may have
         ``"shown": False``.
