@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from operator import index
 from typing import Any
 
 CANVAS_KEY = "canvas"
@@ -12,6 +13,9 @@ CANVAS_KEY = "canvas"
 
 MASK = -1
 """A mask in a template; all other entries are token ids."""
+
+_MOST_MASKS = 1 << 24
+"""More than any context has."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,7 @@ class CanvasParts:
     Attributes:
         template: the token ids of the answer, and of what is given behind it; ``MASK``
             for a mask.
-        num_shown: positions of the answer. The model reads the ones behind them too, and
-            nobody else does.
+        num_shown: positions of the answer. The model alone reads what is behind them.
     """
 
     template: tuple[int, ...]
@@ -34,11 +37,15 @@ class CanvasParts:
 
         A part is ``{"ids": [...]}`` or ``{"mask": n}``; the last one may have
         ``"shown": False``.
+
+        Raises:
+            Exception: of whatever class, where a part has another form.
         """
         template: list[int] = []
         num_shown = 0
         for part in parts:
-            template += part.get("ids") or [MASK] * part["mask"]
+            ids = part.get("ids")
+            template += map(index, ids) if ids else [MASK] * _count(part["mask"])
             if part.get("shown", True):
                 num_shown = len(template)
         return cls(tuple(template), num_shown)
@@ -80,3 +87,10 @@ class CanvasParts:
     def num_masks(self, end: int) -> int:
         """Masks among the first ``end`` positions."""
         return self.template[:end].count(MASK)
+
+
+def _count(num: Any) -> int:
+    """A number of masks, of which a list is made."""
+    if type(num) is not int or not 0 < num <= _MOST_MASKS:
+        raise ValueError(f"{num!r} masks")
+    return num
