@@ -22,7 +22,7 @@ SURE = 0.9
 def replay(path: Path, out: TextIO, *, speed: float, by_key: bool) -> int:
     """Show a trace, forward by forward; the exit status.
 
-    Where ``out`` is no terminal, each forward is two lines without colors.
+    Each forward is two lines without colors, where ``out`` is no terminal.
 
     Args:
         speed: forwards a second.

@@ -108,7 +108,7 @@ def test_stock_clients_read_a_stream_of_drafts(client: OpenAI, route: str) -> No
 
 
 def test_a_stream_that_asks_for_no_draft_stays_as_it_is(demo_server: Server) -> None:
-    """Of two streams, one with drafts: what is left without them is the same."""
+    """Two streams, one with drafts: they have the same fields but for these."""
     for path, asked in (
         ("/v1/chat/completions", {"messages": MESSAGES}),
         ("/v1/completions", {"prompt": QUESTION}),
