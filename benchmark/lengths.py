@@ -1,4 +1,4 @@
-"""What each rule of the answer's length costs, for caps that are too long.
+"""The cost of each rule of the answer's length, for caps that are too long.
 
     python -m benchmark.lengths --json OUT.json
 
@@ -27,6 +27,7 @@ RULES: tuple[dict[str, Any], ...] = (
     {"length": "append"},
     {"length": "append", "append_blocks": 2},
     {"length": "rho_eos"},
+    {"length": "rho_eos", "length_step": 1},
     {"length": "daedal"},
 )
 AT_ONCE = 8

@@ -94,6 +94,43 @@ def random_case(
     )
 
 
+def has_blocks(case: Case, sampler_family: str) -> bool:
+    """Whether the answer of a case may change its length."""
+    if case.algorithm == "FastDLLM" and sampler_family == "Dream":
+        return "cache" in case.options
+    # Steps are shared out over an answer whose length is known.
+    return "steps" not in case.options
+
+
+def random_length(rng: random.Random) -> dict[str, Any]:
+    """A length rule with about half of its keys given.
+
+    A random model predicts few EOS and is sure of little, so the limits are low.
+    """
+    of_eos = {
+        "initial_length": rng.choice([1, 8, 20, 40]),
+        "length_step": rng.choice([1, 3, 8]),
+        "eos_check_tokens": rng.choice([1, 4, 32]),
+    }
+    rules: dict[str, dict[str, Any]] = {
+        "append": {"append_blocks": rng.choice([1, 2])},
+        "rho_eos": {
+            **of_eos,
+            "low_density": rng.choice([0.0, 0.001, 0.4]),
+            "high_density": rng.choice([0.0, 0.002, 0.6]),
+            "step_schedule": rng.choice(["exp", "linear", "const"]),
+        },
+        "daedal": {
+            **of_eos,
+            "start_eos_confidence": rng.choice([0.0, 0.002]),
+            "insert_confidence": rng.choice([0.02, 0.1, 0.5]),
+        },
+    }
+    rule = rng.choice(sorted(rules))
+    given = {key: value for key, value in rules[rule].items() if rng.random() < 0.7}
+    return {"length": rule, **given}
+
+
 def _template(
     rng: random.Random, length: int, tokens: list[int]
 ) -> tuple[int | None, ...]:

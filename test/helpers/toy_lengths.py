@@ -125,7 +125,7 @@ def _forward(
 
 
 def expected(family: str, request: Request) -> Answer:
-    """What the plain reference makes of a request."""
+    """The answer of the plain reference to a request."""
     options = dict(request.options)
     rule = options.pop("length")
     own = {key: options.pop(key) for key in DEFAULT_OPTIONS[rule] if key in options}

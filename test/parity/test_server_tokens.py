@@ -166,6 +166,16 @@ def test_mixed_in_crowds_of_16_arriving_at_random_times(setup: Setup) -> None:
     setup.server.wait_until_idle()
 
 
+def test_answers_that_find_their_length(setup: Setup) -> None:
+    """Every rule, alone and in crowds."""
+    cases = setup.growing_cases(1)[: 4 * setup.kind.cases]
+    answers = [setup.ask(case) for case in cases[:10]]
+    answers += crowd_of_16(setup, cases[10:], random.Random(5))
+    equal = [setup.check_growing(c, a) for c, a in zip(cases, answers, strict=True)]
+    assert sum(equal) >= len(cases) - 2, "too many cases within noise"
+    setup.server.wait_until_idle()
+
+
 @pytest.mark.parametrize("length", [200, 300])
 def test_long_answers(setup: Setup, length: int) -> None:
     for algorithm in ("FullAttnMultiBlock", "AdaBlock", "AdaptiveParallel"):

@@ -23,7 +23,7 @@ import torch
 from reference.cache import Forwards, Span
 from reference.memory import check_computed
 from reference.record import Forward, Result
-from reference.template import Part, Template, behind_given, fill_in
+from reference.template import Part, Template, behind_given, fill_in, run_forward
 
 # Unit of a random number: ("token" | "order", forwards run before, answer position).
 Uniform = Callable[[str, int, int], float]
@@ -99,7 +99,7 @@ class Canvas:
         self.ids, self.given = fill_in(
             prompt_ids, max_new_tokens, self.mask_id, template, part
         )
-        self.watch = part and part.watch
+        self.part = part
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -136,11 +136,7 @@ class Canvas:
         With a cache maybe of a part only, as needed to decode `span`. Algorithms of
         the whole canvas have none.
         """
-        if self.watch is not None:
-            self.watch.before(self)
-        logits = self.forwards.run(self.ids, span, self.masked())
-        if self.watch is not None:
-            self.watch.after(self, logits)
+        logits = run_forward(self, span)
         # A copy: the algorithms change it, and a recorded one is used again.
         return logits.to(torch.float64, copy=True)
 

@@ -50,7 +50,7 @@ import torch
 from reference.cache import Forwards, Span
 from reference.memory import LogitsFn, check_computed
 from reference.record import Block, Forward, Result
-from reference.template import Part, Template, behind_given, fill_in
+from reference.template import Part, Template, behind_given, fill_in, run_forward
 
 ENTROPY_EPS = 1e-12
 MAX_FORWARDS = 10_000
@@ -268,8 +268,7 @@ class _Canvas:
         self.ids, self.given = fill_in(
             prompt_ids, max_new_tokens, self.mask_id, template, part
         )
-        self.watch = part and part.watch
-        self.may_end = len(self.ids) - (part.padding if part else 0)
+        self.part = part
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -297,7 +296,8 @@ class _Canvas:
         The first EOS can move left from one call to the next.
         """
         ends_from = behind_given(self.given)
-        eos_at = first_eos(self.ids[: self.may_end], self.eos_id, ends_from)
+        end = len(self.ids) - (self.part.padding if self.part else 0)
+        eos_at = first_eos(self.ids[:end], self.eos_id, ends_from)
         if eos_at is None:
             return None
         for i in range(eos_at + 1, len(self.ids)):
@@ -312,12 +312,7 @@ class _Canvas:
         """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        if self.watch is not None:
-            self.watch.before(self)
-        logits = self.forwards.run(self.ids, span, self.masked())
-        if self.watch is not None:
-            self.watch.after(self, logits)
-        return logits
+        return run_forward(self, span)
 
     def commit(
         self,

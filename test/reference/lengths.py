@@ -2,9 +2,9 @@
 
 A canvas is decoded in parts. A part is a canvas of `reference.algorithms`: its prompt
 is all in front of it, its answer is what it starts with, masks and committed tokens. A
-rule of the length looks at the canvas after each forward that computed all of it. Where
-the rule changes the length, the part ends there and another one begins: at the start of
-the first block that has a mask, or at the end if none has. Blocks count from the part's
+rule of the length looks at the canvas after each forward that computed all of it. The
+part ends with a change of the length, and another one begins: at the start of the first
+block that has a mask, or at the end if none has. Blocks count from the part's
 start. The algorithm and its cache begin anew; forwards are counted on.
 
 - `append` (iLLaDA, arXiv 2606.25331): `append_blocks` blocks of masks at a time; when
@@ -140,7 +140,7 @@ class Decoder:
         self.max_forwards: int | None = options.get("max_forwards")
         self.measuring = rule == "daedal"
         self.answer = Answer([self.mask_id] * self._first_length())
-        # Of the last forward, if it computed the whole canvas.
+        # The last forward's, if it computed the whole canvas.
         self.probs: torch.Tensor | None = None
         self.change: Change | None = None
 

@@ -33,6 +33,16 @@ class Part:
     watch: Watch
 
 
+def run_forward(canvas: Any, span: tuple[int, int] | None) -> torch.Tensor:
+    """The usable logits (L, V) of a canvas's next forward, watched."""
+    if canvas.part is not None:
+        canvas.part.watch.before(canvas)
+    logits = canvas.forwards.run(canvas.ids, span, canvas.masked())
+    if canvas.part is not None:
+        canvas.part.watch.after(canvas, logits)
+    return logits
+
+
 def fill_in(
     prompt_ids: list[int],
     max_new_tokens: int,

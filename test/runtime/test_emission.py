@@ -70,6 +70,20 @@ def test_only_the_contiguous_prefix_goes_out(scheduler: FakeScheduler) -> None:
     assert not req.finished()
 
 
+def test_a_draft_is_due_without_a_token(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=9)
+    canvas = committed(req, -1, 2)
+    canvas.watch()
+    history = canvas.history
+    assert history is not None
+    history.note(1, np.array([-1]), np.array([4]), None)
+    assert not is_due(req), "nobody asked for drafts"
+    req.dllm_algo_state.is_drafted = True
+    assert is_due(req)
+    history.take_news()
+    assert not is_due(req)
+
+
 def test_an_eos_is_no_output(scheduler: FakeScheduler) -> None:
     req = scheduler.queue("one", length=9, ignore_eos=False)
     committed(req, 0, 5, 1, 2)

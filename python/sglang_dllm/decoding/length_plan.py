@@ -34,7 +34,7 @@ class LengthPlan(ABC):
 
     Attributes:
         block_size: tokens of a block.
-        cap: the longest answer. What a change pushes behind it is lost.
+        cap: the longest answer. A change that pushes positions behind it loses them.
     """
 
     block_size: int

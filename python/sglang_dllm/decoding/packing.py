@@ -72,7 +72,7 @@ class GroupCandidates:
 class ProbedPositions:
     """The P answer positions that a length rule measures in one group, packed.
 
-    Those of full windows alone: a smaller one does not compute the whole answer.
+    Canvases with smaller windows have none: these do not compute the whole answer.
 
     Attributes:
         canvas_index: ``(P,)`` int64, ascending.
@@ -216,7 +216,7 @@ class PackedForward:
         self.logits_indices = torch.cat(parts) if parts[1:] else parts[0]
 
     def probes_of(self, group: int, logits: Logits) -> Probes | None:
-        """What a length rule measures of one group; None where it has no such rule.
+        """The probes of one group; None where no length rule measures it.
 
         Args:
             group: index of the group.
