@@ -161,6 +161,10 @@ def requests(
     chosen = draw(kind(algorithm, family))
     length = draw(st.integers(1, 40))
     with_gaps = draw(st.booleans()) if gaps is None else gaps
+    if algorithm == "LLaDA" and draw(st.booleans()):
+        # Fewer steps than tokens, so that a step commits several.
+        least = -(-length // chosen.get("block_size", 32))
+        chosen["steps"] = draw(st.integers(least, least + 8))
     return Request(
         model=ToyModel(
             draw(st.integers(0, 2**20)),
