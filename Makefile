@@ -12,7 +12,7 @@ VENV := .venv$(if $(SGLANG),-$(SGLANG))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test test-quick test-gpu soak mutation lint format bench doctor clean
+.PHONY: serve test test-quick test-gpu test-page soak mutation lint format bench doctor clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +23,9 @@ $(READY): pyproject.toml
 serve: $(READY)
 	@$(BIN)/python -m sglang_dllm doctor
 	@echo
-	@echo "Starting on http://$(HOST):$(PORT). When it says 'ready to roll', ask it:"
+	@echo "Starting on http://$(HOST):$(PORT). When it says 'ready to roll', open"
+	@echo "  http://$(HOST):$(PORT)/dllm"
+	@echo "or ask it:"
 	@echo "  curl -s http://$(HOST):$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"demo\", \"max_tokens\": 64, \"messages\": [{\"role\": \"user\", \"content\": \"Tom has 23 apples. He buys 15 more. How many apples does Tom have?\"}]}'"
 	@echo
 	$(BIN)/sglang serve --model-path $(MODEL) --served-model-name demo \
@@ -35,7 +37,8 @@ serve: $(READY)
 WORKERS ?= 2
 TESTS ?= test
 test: $(READY)
-	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--ignore test/page
 
 # Core, engine, hooks, options and request checks: no server, under 90 s on two cores.
 QUICK := $(wildcard test/config test/decoding test/models test/runtime test/serving \
@@ -45,6 +48,23 @@ test-quick: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest test -m gpu
+
+# The page of a server in a headless Chromium. Debian's is installed where this may be:
+# for root, with apt-get. Without a Chromium the tests say so and are skipped.
+# SCREENSHOTS names a folder for pictures.
+SCREENSHOTS ?=
+CHROMIUM := chromium chromium-browser google-chrome google-chrome-stable
+test-page: $(READY)
+	@if ! command -v $(CHROMIUM) > /dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+			echo "Installing Debian's chromium"; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq \
+				--no-install-recommends chromium fonts-dejavu-core > /dev/null; \
+		fi; \
+		command -v $(CHROMIUM) > /dev/null || \
+			echo "This machine has no Chromium and may not install one"; \
+	fi
+	$(BIN)/python -m pytest test/page $(if $(SCREENSHOTS),--screenshots $(SCREENSHOTS))
 
 # A storm of random requests through one server, with prelaunch off and on.
 SOAK_MINUTES ?= 10

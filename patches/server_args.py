@@ -54,7 +54,11 @@ def _handle_missing_default_values(
 
 def _checked(server_args: Any) -> str | None:
     """The architecture of a launch that is ours, once its checkpoint is checked."""
-    from sglang_dllm.config.checkpoint import check_checkpoint, explain_unknown_model
+    from sglang_dllm.config.checkpoint import (
+        check_checkpoint,
+        explain_unknown_model,
+        refused_model,
+    )
     from sglang_dllm.config.launch_flags import require_algorithm
     from sglang_dllm.config.server import load_decode_config
     from sglang_dllm.decoding.registry import algorithms
@@ -62,7 +66,11 @@ def _checked(server_args: Any) -> str | None:
     from sglang_dllm.models.facts import FAMILIES, architecture_in
     from sglang_dllm.serving.sampling_defaults import check_preferred
     from sglang_dllm.upstream import compat
-    from sglang_dllm.upstream.launch import fields_of, is_of_another_plugin
+    from sglang_dllm.upstream.launch import (
+        fields_of,
+        is_known_to_sglang,
+        is_of_another_plugin,
+    )
 
     flags = compat.in_effect(server_args)
     algorithm = flags.dllm_algorithm
@@ -73,6 +81,8 @@ def _checked(server_args: Any) -> str | None:
     if fields is None or architecture not in FAMILIES:
         if architecture is None and is_ours:
             explain_unknown_model(flags.model_path)
+        elif is_ours and not is_known_to_sglang(algorithm):
+            raise refused_model(algorithm, architecture)
         return None
     if not is_ours and is_of_another_plugin(algorithm):
         return None
@@ -151,7 +161,10 @@ def _prepare_server_args(original: Callable[..., Any], argv: list[str]) -> Any:
         else:
             given.check()
             # SGLang's and transformers' errors about flags and configs.
-            with bad_input("", OSError, ValueError, AssertionError):
+            with (
+                bad_input("", ValueError, AssertionError),
+                bad_input(given.subject, OSError),
+            ):
                 server_args = original(given.known_argv)
                 if HOOKS.problem is None:
                     compat.resolve(server_args)

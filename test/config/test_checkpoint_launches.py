@@ -57,9 +57,18 @@ WRONG: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] =
     "no-config": (write_llada, without("config.json"), "has no config.json"),
     "no-weights": (write_llada, without("model.safetensors"), "no weights"),
     "no-tokenizer": (write_llada, without("tokenizer.json"), "there is no tokenizer"),
+    "quantization": (
+        write_llada,
+        with_fields(quantization_config={"quant_method": "foo"}),
+        "Unknown quantization method: foo",
+    ),
     "no-mask": (write_illada, without_mask, "mask_token_id=None"),
-    "no-theta": (write_illada, with_fields(rope_theta=None), "rope_theta"),
     "model-type": (write_dream, with_fields(model_type="odream"), "model_type="),
+}
+OTHERS = {
+    # Without the override, a DiffuLLaMA is an autoregressive Llama.
+    "another-model": "--dllm-algorithm='FullAttnMultiBlock' does not decode Llama",
+    "no-repository": "--model-path='nope/x', which is no folder here: ",
 }
 PREFERRED = "preferred"
 GOOD = "good"
@@ -84,18 +93,23 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     asked[PREFERRED] = (good, ("--preferred-sampling-params", given))
     asked[GOOD] = (f"{root}/link/", ())
     asked |= {name: (write(root / name), ()) for name, (write, _) in MASKS.items()}
+    asked["another-model"] = (write_diffullama(root / "llama"), ())
+    asked["no-repository"] = ("nope/x", ())
     arguments = [
         ["launch", "--model-path", str(path), "--device", "cpu", *ALGORITHM, *flags]
         for path, flags in asked.values()
     ]
-    found = run({"arguments": each, "plugins": None} for each in arguments)
+    launched = ({"arguments": each, "plugins": None} for each in arguments)
+    # No hub is asked for the folder that is not there.
+    found = run(launched, {"HF_HUB_OFFLINE": "1"})
     return dict(zip(asked, found, strict=True))
 
 
-@pytest.mark.parametrize("name", [*WRONG, PREFERRED])
+@pytest.mark.parametrize("name", [*WRONG, *OTHERS, PREFERRED])
 def test_one_line_and_status_2(name: str, launches: dict[str, dict[str, Any]]) -> None:
     found = launches[name]
-    reason = WRONG[name][2] if name in WRONG else "repetition_penalty=1.05"
+    reason = OTHERS.get(name, "repetition_penalty=1.05")
+    reason = WRONG[name][2] if name in WRONG else reason
     assert found["error"] == "SystemExit: 2"
     *_, line = found["stderr"].strip().splitlines()
     assert line.startswith("sglang-dllm: error: ")
@@ -107,6 +121,14 @@ def test_a_link_with_a_trailing_slash_is_served(
     launches: dict[str, dict[str, Any]],
 ) -> None:
     assert launches[GOOD]["error"] is None
+
+
+def test_a_cpu_takes_most_of_its_memory_and_a_pool_of_64_long_canvases(
+    launches: dict[str, dict[str, Any]],
+) -> None:
+    flags = launches[GOOD]["flags"]
+    assert flags["mem_fraction_static"] == 0.8
+    assert flags["max_total_tokens"] == 64 * 512
 
 
 @pytest.mark.parametrize("name", MASKS)

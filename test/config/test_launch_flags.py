@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmark.server import SGLANG
 from helpers.launch_probe import run
@@ -203,6 +204,8 @@ def test_the_launch_line_of_d3llm_is_accepted(form: str, tmp_path: Path) -> None
         "cuda_graph_max_bs_decode": 32,
         "disable_decode_cuda_graph": False,
         "tokenizer_path": str(folder),
+        "json_model_override_args": "{}",
+        "max_total_tokens": None if torch.cuda.is_available() else 32_768,
     }
 
 

@@ -17,7 +17,8 @@ from sglang_dllm.decoding.history import History, ranges
 from sglang_dllm.decoding.registry import algorithms
 
 PROMPT = (1, 2)
-MODEL = ToyModel(5)
+# An EOS comes often, so that rules fill what is behind it.
+MODEL = ToyModel(5, eos_bias=2.0)
 
 
 def make(
@@ -82,18 +83,19 @@ def test_each_commit_is_there_with_its_probability(
         assert last.forward == number and not last.taken_back
         found = zip(last.positions, last.tokens, last.logprobs, strict=True)
         for position, token, logprob in found:
-            assert shown[position] == -1
+            was_there = shown[position] != -1
             shown[position] = token
             if math.isnan(logprob):
                 assert token == EOS, "filled by a rule"
             else:
+                assert not was_there
                 wanted = table[position, token].item()
                 assert logprob == pytest.approx(wanted, abs=1e-9)
         if watched.done:
             break
     assert shown == watched.ids[len(PROMPT) :].tolist()
     decided = [p for one in history.steps for p in one.logprobs if not math.isnan(p)]
-    assert len(decided) == watched.num_committed
+    assert 0 < len(decided) <= watched.num_committed
     assert plain.history is None
     for _ in range(200):
         if plain.done:
@@ -130,6 +132,8 @@ def test_who_is_not_watched_pays_nothing() -> None:
     assert only.steering is None, "a captured step measures nothing"
     assert only.table().shape == (2, NUM_NUMBERS + 2 * 24)
     denoiser.remove([seen])
+    (only,) = denoiser._groups.values()
+    assert only.table().shape == (1, NUM_NUMBERS + 20)
     step(denoiser)
     (only,) = denoiser._groups.values()
     assert only.table().shape == (1, NUM_NUMBERS + 20)
@@ -161,12 +165,11 @@ def test_nan_logits_are_no_rule() -> None:
 
 def test_positions_that_are_masks_again() -> None:
     history = History()
-    masked = np.array([True, True, False])
-    history.note(1, masked, np.array([-1, 4, 5]), None)
-    history.note(1, np.array([True, False, False]), np.array([-1, 4, 5]), None)
+    history.note(1, np.array([-1, -1, 5]), np.array([-1, 4, 5]), None)
+    history.note(1, np.array([-1, 4, 5]), np.array([-1, 4, 5]), None)
     assert len(history.steps) == 1, "nothing happened"
     history.note_resize(2, 0, 4)
-    history.note(2, np.array([True, False, False]), np.array([7, 4, -1]), None, first=8)
+    history.note(2, np.array([-1, 4, 5]), np.array([7, 4, -1]), None, first=8)
     first, resized, last = history.steps
     assert (first.positions, first.tokens) == ([1], [4])
     assert resized.to_dict() == {

@@ -27,7 +27,8 @@ LONGEST = 24
 
 
 def requests_of(family: str, name: str, cache: str, **options: Any) -> list[Request]:
-    """Answers of several lengths; some end at an EOS, one at ``max_forwards``."""
+    """Answers of several lengths; some end at an EOS, one at ``max_forwards``. A part
+    of two of them is given."""
     own, algorithm = {"cache": cache} | options, algorithms()[name]
     unused = algorithm.unused_keys(facts_of(family).family, cache)
     if "block_size" in set(algorithm.options.model_fields) - unused:
@@ -41,6 +42,11 @@ def requests_of(family: str, name: str, cache: str, **options: Any) -> list[Requ
             name,
             own | ({"max_forwards": 4} if index == 3 else {}),
             ignore_eos=index == 4,
+            template=(
+                tuple(None if i % 7 < 4 else 4 for i in range(length))
+                if index in (2, 5)
+                else None
+            ),
         )
         for index, (num_prompt, length) in enumerate(sizes)
     ]

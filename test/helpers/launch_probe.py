@@ -30,7 +30,7 @@ from sglang_dllm.upstream.contract import Contract
 
 FLAGS = ("trust_remote_code", "attention_backend", "mem_fraction_static")
 FLAGS += ("cuda_graph_max_bs_decode", "disable_decode_cuda_graph", "tokenizer_path")
-FLAGS += ("json_model_override_args",)
+FLAGS += ("json_model_override_args", "max_total_tokens")
 
 
 def noted(module: Any, name: str, note: Callable[..., None]) -> None:

@@ -18,7 +18,11 @@ BY_ENTROPY = ("EntropyThreshold", "FullAttnMultiBlock")
 
 @dataclass(frozen=True)
 class Case:
-    """One request; ``options`` is its ``dllm`` object without the algorithm."""
+    """One request; ``options`` is its ``dllm`` object without the algorithm.
+
+    Attributes:
+        template: the answer where a part of it is given, None for a mask.
+    """
 
     prompt: tuple[int, ...]
     length: int
@@ -26,15 +30,26 @@ class Case:
     options: dict[str, Any]
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     ignore_eos: bool = False
+    template: tuple[int | None, ...] | None = None
+
+    @property
+    def num_masks(self) -> int:
+        return self.length if self.template is None else self.template.count(None)
 
     def sampling_params(self) -> dict[str, Any]:
         """As /generate takes them."""
+        options = {"algorithm": self.algorithm, **self.options}
+        given = self.template
+        if given is not None:
+            options["canvas"] = [
+                {"mask": 1} if token is None else {"ids": [token]} for token in given
+            ]
         params: dict[str, Any] = {
-            "max_new_tokens": self.length,
+            "max_new_tokens": self.length if given is None else None,
             "temperature": self.sampling.temperature,
             "skip_special_tokens": False,
             "ignore_eos": self.ignore_eos,
-            "custom_params": {"dllm": {"algorithm": self.algorithm, **self.options}},
+            "custom_params": {"dllm": options},
         }
         if not self.sampling.greedy:
             params["top_p"] = self.sampling.top_p
@@ -75,6 +90,7 @@ def random_case(
         options=options,
         sampling=sampling,
         ignore_eos=rng.random() < 0.3,
+        template=_template(rng, length, tokens) if rng.random() < 0.3 else None,
     )
 
 
@@ -113,6 +129,18 @@ def random_length(rng: random.Random) -> dict[str, Any]:
     rule = rng.choice(sorted(rules))
     given = {key: value for key, value in rules[rule].items() if rng.random() < 0.7}
     return {"length": rule, **given}
+
+
+def _template(
+    rng: random.Random, length: int, tokens: list[int]
+) -> tuple[int | None, ...]:
+    """Runs of masks and of text; one mask at least."""
+    found: list[int | None] = []
+    while len(found) < length:
+        run = rng.randint(1, 40)
+        found += rng.choices(tokens, k=run) if rng.random() < 0.5 else [None] * run
+    found[rng.randrange(length)] = None
+    return tuple(found[:length])
 
 
 def _cache(rng: random.Random, algorithm: str) -> dict[str, Any]:

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from helpers.toy_model import Memory, Request, facts_of, held, resolve
+from helpers.toy_model import (
+    Memory,
+    Request,
+    facts_of,
+    held,
+    resolve,
+    template_of,
+)
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.group import Group
@@ -75,6 +82,7 @@ class Decoder:
             request.prompt,
             request.length,
             self.denoiser.facts,
+            template=template_of(request.template),
             sampling=request.sampling,
             ignore_eos=request.ignore_eos,
             ends_at_eos=not request.ignore_eos,

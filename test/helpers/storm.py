@@ -105,15 +105,25 @@ class Storm:
         reason = answer["meta_info"]["finish_reason"]["type"]
         assert reason in ("stop", "length") or end.startswith("abort"), answer
         self._note(reason if reason == "abort" else end)
+        is_watched = "trace" in body["sampling_params"]["custom_params"]["dllm"]
+        if is_watched and reason != "abort":
+            self._note("watched")
+            steps = answer["meta_info"]["dllm"]["trace"]["steps"]
+            forwards = [step["forward"] for step in steps if "resized" not in step]
+            assert forwards == list(range(1, len(forwards) + 1))
         # A retracted canvas starts its cache anew, and may choose other tokens.
         if "cache" not in case.options or before == self.num_retractions:
             self._compare(index, answer["output_ids"], is_whole=reason != "abort")
 
     def _body(self, case: Case, is_stream: bool) -> dict[str, Any]:
+        number, params = next(self._ids), case.sampling_params()
+        if number % 4 == 0:
+            watch = {"trace": True, **({"stream": "draft"} if is_stream else {})}
+            params["custom_params"] = {"dllm": params["custom_params"]["dllm"] | watch}
         return {
-            "rid": f"storm-{self.seed}-{next(self._ids)}.",
+            "rid": f"storm-{self.seed}-{number}.",
             "input_ids": list(case.prompt),
-            "sampling_params": case.sampling_params(),
+            "sampling_params": params,
             "stream": is_stream,
         }
 

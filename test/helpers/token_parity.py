@@ -18,7 +18,7 @@ from helpers.random_settings import (
 )
 from helpers.toy_model import reference_sampling
 from reference.algorithms import nfe_at_visible, run
-from reference.decoding import Result
+from reference.decoding import Result, visible
 from reference.lengths import DEFAULT_OPTIONS, Answer, run_with_length
 from reference.models import ReferenceModel
 
@@ -94,6 +94,7 @@ class Oracle:
             options,
             reference_sampling(case.sampling),
             **self.facts_of(options),
+            template=case.template,
         )
 
     def growing_cases(self, seed: int) -> list[Case]:
@@ -105,7 +106,7 @@ class Oracle:
             for _ in range(3)
         ]
         return [
-            replace(case, options=case.options | random_length(rng))
+            replace(case, template=None, options=case.options | random_length(rng))
             for case in cases
             if has_blocks(case, self.kind.sampler_family)
         ]
@@ -151,8 +152,8 @@ class Oracle:
         """
         expected, eos = self.expected(case), self.model.eos_id
         ids, nfe = expected.ids, expected.nfe
-        if eos in ids and not case.ignore_eos:
-            ids = ids[: ids.index(eos)]
+        if not case.ignore_eos:
+            ids = visible(expected, eos)
             nfe = nfe_at_visible(expected, eos)
         if output_ids != ids or meta["num_forwards"] != nfe:
             closest = min(step.margin for step in expected.trace)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reference.canvas import Sampling
+from sglang_dllm.config.canvas_parts import CanvasParts
 from sglang_dllm.config.resolve import Decoding
 from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
@@ -74,7 +75,12 @@ def facts_of(family: str) -> ModelFacts:
 def resolve(family: str, request: Request) -> Decoding:
     server = parse_decode_config("FullAttnMultiBlock", FAMILY[family], {})
     options = {"algorithm": request.algorithm, **request.options}
-    return server.resolve(options).finalized(request.length, facts_of(family))
+    decoding, length = server.resolve(options), request.length
+    template = template_of(request.template)
+    if template is not None:
+        parts = CanvasParts(tuple(template), length)
+        length = parts.decoded_len(decoding.block_size)
+    return decoding.finalized(length, facts_of(family))
 
 
 def template_of(given: tuple[int | None, ...] | None) -> list[int] | None:

@@ -98,6 +98,23 @@ def test_an_unknown_error_names_its_process(launch: server.ServerLaunch) -> None
     assert launch.note.read() == End(1, reason)
 
 
+def test_a_pool_that_does_not_fit_is_a_wrong_flag(launch: server.ServerLaunch) -> None:
+    """SGLang's own error, in the words that this version has."""
+    from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+
+    with pytest.raises(SystemExit) as ended, reported("the scheduler"):
+        MemoryPoolConfig(max_total_num_tokens=0, mem_fraction_static=0.001)
+    assert ended.value.code == 2
+    found = launch.note.read()
+    assert found is not None and found.status == 2
+    assert found.reason.startswith("Not enough memory.")
+    assert "--mem-fraction-static" in found.reason
+    # A newer SGLang finds it before, and says so by another class.
+    with pytest.raises(SystemExit) as ended, reported("the scheduler"):
+        raise ValueError("no memory for the KV cache under --mem-fraction-static=0.1")
+    assert ended.value.code == 2
+
+
 def test_no_server_of_ours_no_note() -> None:
     assert EndNote.of_this_server() is None
     with pytest.raises(ConfigError), reported("the scheduler"):

@@ -6,15 +6,24 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI, Response
+from sglang.srt.utils.auth import add_api_key_middleware
 
 from helpers.browser import Browser, find_chromium
 from helpers.serving_harness import Server
+from sglang_dllm.config.server import parse_decode_config
+from sglang_dllm.models.facts import FAMILIES
+from sglang_dllm.serving.page import Page, algorithms_route
+from sglang_dllm.serving.routes import OwnPaths
 from sglang_dllm.trace import canvases, load_trace
 
 QUESTION = (
@@ -103,6 +112,7 @@ def test_two_settings_side_by_side_and_a_trace_on_the_disk(
     browser.run("document.querySelector('#compare').click()")
     ask(browser, max_tokens="64")
     browser.wait("!document.querySelector('#run').disabled", seconds=120)
+    browser.resize(1180, 930)
     time.sleep(0.6)  # The last token lands.
     browser.screenshot(picture("page_compared.png"))
     forwards = [
@@ -161,3 +171,67 @@ def test_a_refusal_and_markup_are_shown_as_text(
     assert browser.run("document.querySelectorAll('main img').length") == 0
     assert browser.run("document.title") != "hit"
     browser.errors.clear()  # The refusal is an error of the network, to the browser.
+
+
+@pytest.fixture
+def keyed() -> Iterator[str]:
+    """The address of the page behind a path and a key, with SGLang's check of keys.
+
+    No model runs: the route of chat answers with one draft and a trace.
+    """
+    trace = {"format": "sglang-dllm-trace", "version": 1, "answer_len": 2, "steps": []}
+    start = {"answer_len": 2, "pinned": [[1, 7, "given"]], "prompt_len": 1}
+    draft = {"steps": [{"forward": 1, "committed": [[0, 5, "a", None]]}]}
+    draft |= {"start": start, "masked": [], "answer_len": 2}
+    part = {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}
+    part |= {"dllm": {"draft": draft, "trace": trace | {"steps": draft["steps"]}}}
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def chat() -> Response:
+        return Response(f"data: {json.dumps(part)}\n\ndata: [DONE]\n\n")
+
+    family = FAMILIES["LLaDAModelLM"]
+    manager = SimpleNamespace(
+        served_model_name="keyed",
+        max_req_input_len=90,
+        tokenizer=SimpleNamespace(chat_template="x"),
+    )
+    checks: Any = SimpleNamespace(
+        manager=manager,
+        facts=SimpleNamespace(family=family),
+        decode=parse_decode_config("LLaDA", family, {}),
+    )
+    app.router.routes.append(algorithms_route(checks))
+    add_api_key_middleware(app, api_key="secret", admin_api_key=None)
+    whole = OwnPaths(Page(app))
+    config = uvicorn.Config(whole, port=0, root_path="/behind", log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/behind/dllm"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_key_and_a_path_of_a_proxy(browser: Browser, keyed: str) -> None:
+    browser.go(keyed)
+    problem = "document.querySelector('#problem').textContent"
+    assert "API key" in browser.wait(problem)
+    browser.errors.clear()  # The answer 401 is an error of the network.
+    browser.run(
+        "(key => { key.value = 'secret'; key.dispatchEvent(new Event('change')); })"
+        "(document.querySelector('#key'))"
+    )
+    browser.wait("!document.querySelector('#run').disabled")
+    assert browser.run(problem) == ""
+    ask(browser, max_tokens="2")
+    browser.wait("document.querySelectorAll('.cell.set').length === 2")
+    classes = browser.run(
+        "[...document.querySelectorAll('.cell')].map(x => x.className)"
+    )
+    assert "rule" in classes[0] and "pinned" in classes[1]

@@ -91,10 +91,18 @@ class Setup(Oracle):
         ids, meta = answer["output_ids"], answer["meta_info"]
         if not self.check(case, ids, meta):
             return False
-        expected = self.expected(case).ids
-        stops = self.model.eos_id in expected and not case.ignore_eos
-        assert meta["finish_reason"]["type"] == ("stop" if stops else "length")
-        assert meta["completion_tokens"] == len(ids)
+        is_whole = len(ids) == case.length
+        is_given = case.template is not None and case.template[-1] is not None
+        reason = "length" if is_whole and not is_given else "stop"
+        assert meta["finish_reason"]["type"] == reason
+        given = case.template or [None] * case.length
+        num_filled = given[: len(ids)].count(None)
+        assert meta["completion_tokens"] == num_filled
+        assert meta["prompt_tokens"] == len(case.prompt) + case.length - case.num_masks
+        if case.template is not None:
+            filled = [token for gap in meta["dllm"]["gaps"] for token in gap["ids"]]
+            pairs = zip(ids, given, strict=False)
+            assert filled == [token for token, wanted in pairs if wanted is None]
         assert meta["canvas_len"] == len(case.prompt) + case.length
         assert meta["dllm"]["algorithm"] == case.algorithm
         assert case.options.items() <= meta["dllm"].items()

@@ -119,6 +119,11 @@ class Canvas:
     def is_masked(self, i: int) -> bool:
         return self.ids[i] == self.mask_id and not self.given[i]
 
+    @property
+    def decoded_len(self) -> int:
+        """The answer up to its last mask, which may be less than all of it."""
+        return max(self.masked(), default=self.prompt_len - 1) + 1 - self.prompt_len
+
     def blocks(self, block_size: int) -> list[tuple[int, int]]:
         """(start, end) of each block of the answer; the last one may be short."""
         end = len(self.ids)

@@ -61,7 +61,7 @@ def fast_dllm(
 
     steps = options["steps"]
     if steps is None:
-        steps = -(-max_new_tokens // TOKENS_PER_STEP)
+        steps = -(-canvas.decoded_len // TOKENS_PER_STEP)
     shares = share(len(canvas.masked()), steps) if steps else []
     left = step = 0
     while candidates := canvas.masked():

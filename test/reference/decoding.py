@@ -42,7 +42,6 @@ are still candidates; they are filled again at the next iteration. Consequences:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -50,27 +49,11 @@ import torch
 
 from reference.cache import Forwards, Span
 from reference.memory import LogitsFn, check_computed
-from reference.record import Forward, Result
+from reference.record import Block, Forward, Result
 from reference.template import Part, Template, behind_given, fill_in, run_forward
 
 ENTROPY_EPS = 1e-12
 MAX_FORWARDS = 10_000
-
-
-@dataclass
-class Block:
-    """One block of the canvas. `active` is d3LLM's `is_complete`: fully activated."""
-
-    start: int
-    end: int
-    left: int  # masks remaining, as the loop believes: a stale commit can undercount
-    total: int
-    active: bool
-
-    @property
-    def progress(self) -> float:
-        # The prompt block of an empty prompt counts as decoded.
-        return 1 - self.left / self.total if self.total else 1.0
 
 
 def first_eos(ids: list[int], eos_id: int, ends_from: int = 0) -> int | None:
@@ -161,7 +144,7 @@ def multi_block(
                 blocks.append(new_block(next_block))
                 blocks[-1].active = last.progress >= decoded_token_threshold
                 next_block += 1
-        # Where no block is left to decode, the next one with masks is created at once:
+        # If no block is left to decode, the next one with masks is created at once:
         # blocks that are given whole need no forward.
         while not any(i < blocks[-1].end for i in masked):
             blocks.append(new_block(next_block))

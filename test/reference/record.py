@@ -41,3 +41,19 @@ class Result:
     full_refreshes: int = 0  # forwards of all rows, with a cache; 0 without
     # The rows each forward recomputed, counted from the canvas's start; None: all.
     windows: list[Window | None] = field(default_factory=list, repr=False)
+
+
+@dataclass
+class Block:
+    """One block of the canvas. `active` is d3LLM's `is_complete`: fully activated."""
+
+    start: int
+    end: int
+    left: int  # masks remaining, as the loop believes: a stale commit can undercount
+    total: int
+    active: bool
+
+    @property
+    def progress(self) -> float:
+        # The prompt block of an empty prompt counts as decoded.
+        return 1 - self.left / self.total if self.total else 1.0

@@ -101,7 +101,7 @@ def dream(
 ) -> Result:
     """No blocks: each step commits the best of the canvas, by a schedule of times."""
     canvas = Canvas(model, prompt_ids, max_new_tokens, sampling, options, **facts)
-    steps = max_new_tokens if options["steps"] is None else options["steps"]
+    steps = canvas.decoded_len if options["steps"] is None else options["steps"]
     alg, alg_temp = options["alg"], options["alg_temp"]
     # float32 on purpose, and torch's own linspace: the truncation below depends on it.
     times = torch.linspace(1, options["eps"], steps + 1, dtype=torch.float32)

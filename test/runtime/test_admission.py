@@ -28,6 +28,21 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("a fractional answer length", {"length": 2.5}, "max_new_tokens"),
     ("an answer longer than the pool", {"length": 100}, "does not fit"),
     ("an absurd answer length", {"length": 10**9}, "does not fit"),
+    ("a canvas of text", {"dllm": {"canvas": ["text"]}}, "canvas"),
+    ("a canvas that is no list", {"dllm": {"canvas": 5}}, "canvas"),
+    ("a canvas without a mask", {"dllm": {"canvas": [{"ids": [1]}]}}, "canvas"),
+    ("an absurd canvas", {"dllm": {"canvas": [{"mask": 10**12}]}}, "canvas"),
+    ("a canvas longer than the pool", {"dllm": {"canvas": [{"mask": 99}]}}, "not fit"),
+    (
+        "a token id of a canvas outside the vocabulary",
+        {"dllm": {"canvas": [{"ids": [11]}, {"mask": 1}]}},
+        "canvas",
+    ),
+    (
+        "a canvas that grows",
+        {"dllm": {"canvas": [{"mask": 1}], "length": "append"}},
+        "length",
+    ),
     ("a seed of many bits", {"sampling_seed": 1 << 70}, "sampling_seed"),
     (
         "a delimiter outside the vocabulary",

@@ -44,6 +44,17 @@ def committed(req: Any, *tokens: int) -> Canvas:
     return canvas
 
 
+def given(req: Any, *template: int, num_shown: int | None = None) -> Canvas:
+    """The canvas of a request that gives a part of it; each gap is filled with 0."""
+    canvas = Canvas.from_template(
+        [1], template, mask_id=3, eos_ids=(5,), num_shown=num_shown
+    )
+    canvas.ids[canvas.masked] = 0
+    canvas.masked[:] = False
+    req.dllm_algo_state = Denoising(canvas, DECODING, None, frozenset({5, 8}))
+    return canvas
+
+
 @pytest.fixture
 def scheduler() -> FakeScheduler:
     return FakeScheduler(tokenizer=Letters())
@@ -57,6 +68,20 @@ def test_only_the_contiguous_prefix_goes_out(scheduler: FakeScheduler) -> None:
     canvas.ids[3], canvas.masked[3] = 4, False
     assert emit(req) == 2 and list(req.output_ids) == [0, 1, 4, 2]
     assert not req.finished()
+
+
+def test_a_draft_is_due_without_a_token(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=9)
+    canvas = committed(req, -1, 2)
+    canvas.watch()
+    history = canvas.history
+    assert history is not None
+    history.note(1, np.array([-1]), np.array([4]), None)
+    assert not is_due(req), "nobody asked for drafts"
+    req.dllm_algo_state.is_drafted = True
+    assert is_due(req)
+    history.take_news()
+    assert not is_due(req)
 
 
 def test_an_eos_is_no_output(scheduler: FakeScheduler) -> None:
@@ -206,3 +231,43 @@ def test_a_request_may_have_its_own_interval(scheduler: FakeScheduler) -> None:
         state = start(req, scheduler, scheduler.engine)
         assert state.stream_interval == (3 if req is own else 5)
         assert req.sampling_params.stream_interval == 1
+
+
+def test_an_end_in_front_of_given_text_ends_nothing(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=5, ignore_eos=False)
+    canvas = given(req, -1, -1, -1, 7, -1)
+    canvas.ids[1:4] = [0, 5, 8]
+    assert emit(req) == 5 and list(req.output_ids) == [0, 5, 8, 7, 0]
+    assert end_of(req)[0] == "length"
+
+
+def test_an_eos_behind_given_text_ends_the_answer(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=6, ignore_eos=False)
+    canvas = given(req, -1, 7, -1, -1, -1, -1)
+    canvas.ids[1], canvas.ids[4] = 5, 5
+    assert emit(req) == 3 and list(req.output_ids) == [5, 7, 0]
+    assert end_of(req)[0] == "stop"
+
+
+def test_an_answer_that_ends_with_given_text_is_complete(
+    scheduler: FakeScheduler,
+) -> None:
+    req = scheduler.queue("one", length=3)
+    given(req, -1, 7, 2)
+    assert emit(req) == 3 and list(req.output_ids) == [0, 7, 2]
+    assert end_of(req)[0] == "stop"
+
+
+def test_text_behind_the_answer_is_not_handed_out(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=2)
+    given(req, -1, -1, 7, 7, num_shown=2)
+    assert emit(req) == 2 and list(req.output_ids) == [0, 0]
+    assert end_of(req)[0] == "stop"
+
+
+def test_a_stop_token_that_is_asked_for_ends_a_gap(scheduler: FakeScheduler) -> None:
+    req = scheduler.queue("one", length=3, stop_token_ids=[8], ignore_eos=False)
+    canvas = given(req, -1, -1, 7)
+    canvas.ids[1] = 8
+    assert emit(req) == 1
+    assert end_of(req)[0] == "stop"

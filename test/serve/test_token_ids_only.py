@@ -113,6 +113,32 @@ def test_increments_are_whole_and_each_has_the_counts(server: Server) -> None:
     assert chunks[-1]["meta_info"]["num_forwards"] == 64
 
 
+def test_drafts_come_as_increments_without_text(server: Server) -> None:
+    """No part repeats the steps of another, and all together are the trace."""
+    watch = {"dllm": {**ONE_BY_ONE["dllm"], "stream": "draft", "trace": True}}
+    params = {"max_new_tokens": 40, "ignore_eos": True, "custom_params": watch}
+    with requests.post(
+        f"{server.base_url}/generate",
+        json={"input_ids": PROMPT, "sampling_params": params, "stream": True},
+        stream=True,
+    ) as response:
+        lines = [x[6:] for x in response.iter_lines() if x.startswith(b"data: {")]
+    metas = [json.loads(line)["meta_info"] for line in lines]
+    steps = [step for meta in metas for step in meta["dllm"]["draft"]["steps"]]
+    assert [step["forward"] for step in steps] == list(range(1, 41))
+    assert {one[2] for step in steps for one in step["committed"]} == {None}
+    assert metas[-1]["dllm"]["trace"]["steps"] == steps
+    assert len(metas) > 40 / INTERVAL, "a draft is due before as many tokens are there"
+
+
+def test_the_page_is_behind_the_proxy_s_path(server: Server) -> None:
+    """The path of this server is the page's own, the hardest one there is."""
+    for path in ("/dllm", "/dllm/dllm"):
+        assert "<!doctype html>" in requests.get(server.base_url + path).text
+        found = requests.get(f"{server.base_url}{path}/algorithms")
+        assert found.json()["has_chat_template"] is False
+
+
 def test_facts_come_from_the_tokenizer_s_files(server: Server) -> None:
     """AdaBlock needs the id of a newline, which no flag names."""
     newline = AutoTokenizer.from_pretrained(demo_path()).encode("\n")

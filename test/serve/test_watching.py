@@ -50,7 +50,6 @@ class Redrawn:
         if "start" in draft:
             assert not self.cells
             self.cells = [None] * draft["start"]["answer_len"]
-        assert draft["steps"], "a part of a stream without news"
         for step in draft["steps"]:
             self._take(step)
         masked = [i for start, end in draft["masked"] for i in range(start, end)]
@@ -67,8 +66,9 @@ class Redrawn:
         assert step["forward"] == self.forward + 1
         self.forward += 1
         for position, token, text, confidence in step["committed"]:
-            assert self.cells[position] is None and isinstance(token, int)
+            assert isinstance(token, int)
             assert confidence is None or 0 <= confidence <= 1
+            assert confidence is None or self.cells[position] is None
             self.cells[position] = (text, confidence)
 
     @property

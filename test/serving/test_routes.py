@@ -13,7 +13,10 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from starlette.middleware import Middleware
 
+from sglang_dllm.config.server import parse_decode_config
+from sglang_dllm.models.facts import FAMILIES
 from sglang_dllm.serving.body import CHECKS
+from sglang_dllm.serving.page import Page, algorithms_route
 from sglang_dllm.serving.routes import (
     ANSWERED,
     MANAGEMENT,
@@ -79,12 +82,20 @@ def client(request: pytest.FixtureRequest) -> TestClient:
     async def url(request: Request) -> str:
         return str(request.url)
 
+    checks = SimpleNamespace(
+        manager=SimpleNamespace(
+            served_model_name="demo", max_req_input_len=90, tokenizer=None
+        ),
+        facts=SimpleNamespace(family=FAMILIES["DreamModel"]),
+        decode=parse_decode_config("Dream", FAMILIES["DreamModel"], {}),
+    )
+    app.router.routes.append(algorithms_route(checks))  # type: ignore[arg-type]
     app.user_middleware.append(Middleware(RefusedRoutes))
     key = getattr(request, "param", None)
     if key is not None:
         add_api_key_middleware(app, api_key=key, admin_api_key=None)
     build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: OwnPaths(build())  # type: ignore
+    app.build_middleware_stack = lambda: OwnPaths(Page(build()))  # type: ignore
     # As uvicorn does, the client of tests puts no root path before a path.
     return TestClient(app, root_path="/dllm")
 
@@ -118,6 +129,26 @@ def test_keys_are_asked_for_by_the_route_s_own_path(
     key = {"x-api-key": "k"}
     assert client.post(f"{prefix}/v1/messages", headers=key).json() == "reached"
     assert client.post(f"{prefix}/generate", headers=key).status_code == 401
+
+
+@pytest.mark.parametrize("client", [None, "k"], indirect=True)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_the_page_is_open_and_its_data_are_not(
+    client: TestClient, request: pytest.FixtureRequest, prefix: str
+) -> None:
+    """A person types the page's address, with which a browser sends no key."""
+    key = request.node.callspec.params["client"]
+    for path in ("/dllm", "/dllm/"):
+        page = client.get(prefix + path)
+        assert page.status_code == 200 and "<!doctype html>" in page.text
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert client.head(prefix + path).text == ""
+    found = client.get(f"{prefix}/dllm/algorithms")
+    assert found.status_code == (401 if key else 200)
+    bearer = {"Authorization": "Bearer k"}
+    found = client.get(f"{prefix}/dllm/algorithms", headers=bearer)
+    assert found.json()["default"] == "Dream"
+    assert client.post(f"{prefix}/dllm").status_code == (401 if key else 404)
 
 
 DENIAL = "websocket.http.response"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from operator import index
 from typing import Any
 
 CANVAS_KEY = "canvas"
@@ -13,16 +14,18 @@ CANVAS_KEY = "canvas"
 MASK = -1
 """A mask in a template; all other entries are token ids."""
 
+_MOST_MASKS = 1 << 24
+"""More than any context has."""
+
 
 @dataclass(frozen=True)
 class CanvasParts:
-    """What stands behind the prompt before the first forward.
+    """The tokens behind the prompt before the first forward.
 
     Attributes:
         template: the token ids of the answer, and of what is given behind it; ``MASK``
             for a mask.
-        num_shown: positions of the answer. What is behind them is read by the model and
-            not handed out.
+        num_shown: positions of the answer. The model alone reads what is behind them.
     """
 
     template: tuple[int, ...]
@@ -30,15 +33,19 @@ class CanvasParts:
 
     @classmethod
     def of(cls, parts: Iterable[Mapping[str, Any]]) -> CanvasParts:
-        """Of the form that a request carries to the scheduler, which ``parts`` makes.
+        """The canvas of ``parts``, the form that a request carries to the scheduler.
 
         A part is ``{"ids": [...]}`` or ``{"mask": n}``; the last one may have
         ``"shown": False``.
+
+        Raises:
+            Exception: of whatever class, where a part has another form.
         """
         template: list[int] = []
         num_shown = 0
         for part in parts:
-            template += part.get("ids") or [MASK] * part["mask"]
+            ids = part.get("ids")
+            template += map(index, ids) if ids else [MASK] * _count(part["mask"])
             if part.get("shown", True):
                 num_shown = len(template)
         return cls(tuple(template), num_shown)
@@ -64,10 +71,14 @@ class CanvasParts:
             start = end
         return found
 
-    @property
-    def decoded_len(self) -> int:
-        """Positions up to the last mask. No forward decides what is behind it."""
-        return self.gaps[-1][1]
+    def decoded_len(self, block_size: int) -> int:
+        """Positions up to the end of the last block with a mask.
+
+        No forward decides what is behind it, so options that depend on the answer's
+        length depend on this one.
+        """
+        _, last = self.gaps[-1]
+        return min(-(-last // block_size) * block_size, len(self.template))
 
     @property
     def num_given(self) -> int:
@@ -76,3 +87,10 @@ class CanvasParts:
     def num_masks(self, end: int) -> int:
         """Masks among the first ``end`` positions."""
         return self.template[:end].count(MASK)
+
+
+def _count(num: Any) -> int:
+    """A number of masks, of which a list is made."""
+    if type(num) is not int or not 0 < num <= _MOST_MASKS:
+        raise ValueError(f"{num!r} masks")
+    return num

@@ -33,6 +33,14 @@ def check_checkpoint(
     check_weights(server_args.model_path, server_args.load_format)
 
 
+def refused_model(algorithm: str, architecture: str | None) -> ConfigError:
+    """The error of one of our algorithms on a model that is not ours."""
+    return ConfigError(
+        f"--dllm-algorithm={algorithm!r} does not decode {architecture}; expected a "
+        f"model of one of the architectures {', '.join(FAMILIES)}"
+    )
+
+
 def explain_unknown_model(model_path: str) -> None:
     """Refuse a folder without a readable config.json.
 

@@ -69,6 +69,17 @@ class CommandLine:
         words = (word.partition("=") for word in self.argv)
         return [_RENAMED.get(flag, flag) + sep + value for flag, sep, value in words]
 
+    @property
+    def subject(self) -> str:
+        """The first words of a line about files that cannot be read.
+
+        A path that is no folder is taken as the name of a repository, and the hub's
+        message may not name it.
+        """
+        if self.model_path is None or Path(self.model_path).exists():
+            return ""
+        return f"--model-path={self.model_path!r}, which is no folder here"
+
     def check(self) -> None:
         """Refuse files that are not there.
 

@@ -190,7 +190,7 @@ def given_canvas(custom_params: Mapping[str, Any] | None) -> CanvasParts | None:
         return None
     try:
         return CanvasParts.of(parts)
-    except (TypeError, KeyError, AttributeError, IndexError):
+    except (TypeError, ValueError, KeyError, AttributeError):
         raise OptionError(CANVAS_KEY, parts, "ids and masks") from None
 
 

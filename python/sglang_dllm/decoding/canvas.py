@@ -272,11 +272,15 @@ class Canvas:
         """Commit EOS at answer positions that hold masks."""
         end = self.answer_start + at + num_eos
         places = slice(end - num_eos, end)
-        before = self.masked[places].copy()
+        before = self._known(places)
         self.ids[places], self.masked[places] = self.eos_ids[0], False
         if self.history is not None and num_eos:
             self.history.note(self.num_forwards, before, self.ids[places], None, at)
         self.num_padding += num_eos
+
+    def _known(self, places: slice) -> IdArray:
+        """Their tokens, -1 where masked."""
+        return np.where(self.masked[places], -1, self.ids[places])
 
     def _next_start(self) -> int:
         """The start of the first block with a mask, the end where none has one.
@@ -340,14 +344,9 @@ class Canvas:
                 NaN elsewhere. None where the group has no watched canvas.
         """
         if self.history is not None:
-            before, first = self.masked[self.prompt_len :], self.prompt_len
-            self.history.note(
-                progress.num_forwards,
-                before,
-                answer,
-                logprobs,
-                first - self.answer_start,
-            )
+            first = self.prompt_len - self.answer_start
+            before = self._known(slice(self.prompt_len, None))
+            self.history.note(progress.num_forwards, before, answer, logprobs, first)
         ran = progress.num_forwards > self.num_forwards
         self.measures = self.measures and not ran
         was_full = self.window == (0, len(self))

@@ -219,7 +219,7 @@ class Group:
         else:  # every canvas is measured only
             decision = Decision(inputs.positions > 0, inputs.positions)
         accepted = accept_all(inputs, decision)
-        self.logprobs = self._logprobs(inputs, accepted, decision)
+        logprobs = self._logprobs(inputs, accepted, decision)
         if self.length is not None and probes is not None:
             self.measured = self.length.measure(inputs, probes, accepted)
         self.batch.commit(
@@ -227,7 +227,13 @@ class Group:
         )
         if inputs.num_candidates:
             self.algorithm.on_commit(inputs, accepted, decision)
+        committed = self.batch.rows.ids
         self.choose_next_step()
+        if logprobs is not None:
+            # The algorithm may fill what is behind an EOS, committed or not.
+            is_kept = self.batch.rows.ids == committed
+            logprobs = logprobs.where(is_kept, torch.nan)
+        self.logprobs = logprobs
 
     def choose_next_step(self, commits: bool = True) -> None:
         """Ask the algorithm and the cache strategy for the next step.

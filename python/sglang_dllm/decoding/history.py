@@ -84,7 +84,7 @@ class History:
     def note(
         self,
         forward: int,
-        was_masked: BoolArray,
+        before: IdArray,
         answer: IdArray,
         logprobs: FloatArray | None,
         first: int = 0,
@@ -93,14 +93,13 @@ class History:
 
         Args:
             forward: forwards that were run so far.
-            was_masked: ``(A,)`` before the step.
-            answer: ``(A,)`` after it; negative where a position is masked.
+            before, answer: ``(A,)`` before the step and after it; negative where a
+                position is masked. A token that changed counts as committed again.
             logprobs: ``(A,)``; NaN where no forward decided. None: nowhere.
             first: answer position of the first entry of the arrays.
         """
-        is_masked = answer < 0
-        (found,) = np.nonzero(was_masked & ~is_masked)
-        (lost,) = np.nonzero(~was_masked & is_masked)
+        (found,) = np.nonzero((answer >= 0) & (answer != before))
+        (lost,) = np.nonzero((answer < 0) & (before >= 0))
         last = self.steps[-1].forward if self.steps else 0
         if forward == last and not len(found) and not len(lost):
             return

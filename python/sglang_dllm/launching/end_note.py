@@ -28,6 +28,9 @@ VARIABLE = "SGLANG_DLLM_END_NOTE"
 
 _MAX_CHARS = 600
 
+_MEMORY_FLAG = "--mem-fraction-static"
+"""SGLang's errors about a KV pool without room name this flag."""
+
 
 @dataclass(frozen=True)
 class End:
@@ -113,8 +116,8 @@ def reported(process: str) -> Iterator[None]:
         process: its name in the line.
 
     Raises:
-        SystemExit: for an error of ours. SGLang would log a traceback of any other
-            class. ``--log-level debug`` shows it.
+        SystemExit: for an error of ours, and for a KV pool that does not fit. SGLang
+            would log a traceback of any other class. ``--log-level debug`` shows it.
     """
     note = EndNote.of_this_server()
     if note is None:
@@ -127,6 +130,10 @@ def reported(process: str) -> Iterator[None]:
         note.write(End(WRONG_INPUT, one_line(error)))
         raise SystemExit(WRONG_INPUT) from None
     except Exception as error:
+        if _MEMORY_FLAG in str(error):
+            logger.debug("%s ends", process, exc_info=True)
+            note.write(End(WRONG_INPUT, one_line(error)))
+            raise SystemExit(WRONG_INPUT) from None
         kind = type(error).__name__
         reason = f"{process} (pid {os.getpid()}) failed: {kind}: {one_line(error)}"
         note.write(End(FAILURE, reason))

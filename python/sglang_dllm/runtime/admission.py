@@ -259,7 +259,9 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         decoding = decode.resolve(request).resolved(params.max_new_tokens, facts)
     else:
         _check_ids("canvas", [id for id in parts.template if id != MASK] or [0], facts)
-        decoding = decode.resolve_given(request).resolved(parts.decoded_len, facts)
+        decoding = decode.resolve_given(request)
+        decoded_len = parts.decoded_len(decoding.block_size)
+        decoding = decoding.resolved(decoded_len, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
     canvas = decoding.new_canvas(
@@ -282,7 +284,8 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
     )
-    decoded_len = canvas.answer_len if parts is None else parts.decoded_len
+    if parts is None:
+        decoded_len = canvas.answer_len
     group = engine.prepare(canvas, decoding.finalized(decoded_len, facts))
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.

@@ -17,7 +17,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
-from sglang_dllm.serving.canvas import CANVAS, canvas_of, infill_parts, with_canvas
+from sglang_dllm.serving.canvas import (
+    CANVAS,
+    canvas_of,
+    infill_parts,
+    with_canvas,
+)
 from sglang_dllm.serving.chat_like import (
     check_anthropic,
     check_count_tokens,
@@ -37,7 +42,7 @@ from sglang_dllm.serving.unsupported import (
     defaults_of,
     without_unsupported,
 )
-from sglang_dllm.serving.validation import CANVAS_FIELD, check_watching
+from sglang_dllm.serving.validation import check_watching
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,6 @@ def _with_suffix(body: dict[str, Any]) -> dict[str, Any]:
         return body
     if canvas_of(body.get("custom_params")) is not None:
         raise refused("suffix", suffix, f"nothing beside {CANVAS}")
-    CANVAS_FIELD.set("max_tokens and suffix")
     default = CompletionFields.model_fields["max_tokens"].default
     parts = infill_parts(body.get("max_tokens", default), suffix)
     return {**body, "custom_params": with_canvas(body.get("custom_params"), parts)}

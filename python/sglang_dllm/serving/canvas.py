@@ -9,6 +9,7 @@ answer (``"shown": false``), which is how OpenAI's ``suffix`` is served.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,10 @@ from sglang_dllm.serving.bad_request import refused
 from sglang_dllm.serving.fields import check_token_ids
 
 CANVAS = f"custom_params.{CUSTOM_PARAMS_KEY}.{CANVAS_KEY}"
+
+PART_FIELDS = ContextVar[tuple[str, ...]]("PART_FIELDS", default=())
+"""The fields in which a client gives the parts, for errors; empty for ``CANVAS``. A
+route sets it for the task of one request."""
 
 _PART = 'a string, {"text": ...}, {"ids": [...]} or {"mask": n}'
 _SPANS = "ascending spans [start, end] that do not overlap, with 0 <= start < end"
@@ -68,9 +73,9 @@ def read_canvas(
     if not isinstance(given, list) or not given:
         raise refused(CANVAS, given, f"a list of at least 1 part: {_PART}")
     template: list[int] = []
-    num_shown = 0
+    num_shown, names = 0, PART_FIELDS.get()
     for i, part in enumerate(given):
-        field = f"{CANVAS}[{i}]"
+        field = names[i] if names else f"{CANVAS}[{i}]"
         fields = {"text": part} if isinstance(part, str) else part
         if not isinstance(fields, dict):
             raise refused(field, part, _PART)
@@ -93,6 +98,10 @@ def read_canvas(
     return CanvasParts(tuple(template), num_shown)
 
 
+def _inside(field: str, key: str) -> str:
+    return f"{field}.{key}" if field.startswith(CANVAS) else field
+
+
 def _ids_of(
     field: str, part: dict[str, Any], tokenizer: Any, vocab_size: int, max_len: int
 ) -> list[int]:
@@ -104,22 +113,22 @@ def _ids_of(
     if not kinds:
         num = part["mask"]
         if type(num) is not int or not 1 <= num <= max_len:
-            raise refused(f"{field}.mask", num, f"an integer, 1 to {max_len}")
+            raise refused(_inside(field, "mask"), num, f"an integer, 1 to {max_len}")
         return [MASK] * num
     (kind,) = kinds
     if kind == "ids":
-        ids = _checked_ids(f"{field}.ids", part["ids"], vocab_size)
-        spans = _spans(f"{field}.mask", part.get("mask", []), len(ids))
+        ids = _checked_ids(_inside(field, "ids"), part["ids"], vocab_size)
+        spans = _spans(_inside(field, "mask"), part.get("mask", []), len(ids))
         return _masked(ids, [(i, i + 1) for i in range(len(ids))], spans)
     text = part["text"]
     if not isinstance(text, str) or not text:
-        raise refused(f"{field}.text", text, "a non-empty string")
+        raise refused(_inside(field, "text"), text, "a non-empty string")
     if tokenizer is None:
-        raise refused(f"{field}.text", text, "ids: the server has no tokenizer")
-    spans = _spans(f"{field}.mask", part.get("mask", []), len(text))
+        raise refused(_inside(field, "text"), text, "ids: the server has no tokenizer")
+    spans = _spans(_inside(field, "mask"), part.get("mask", []), len(text))
     if not spans:
         return list(tokenizer.encode(text, add_special_tokens=False))
-    ids, places = _places(f"{field}.mask", tokenizer, text)
+    ids, places = _places(_inside(field, "mask"), tokenizer, text)
     return _masked(ids, places, spans)
 
 

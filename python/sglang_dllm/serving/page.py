@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
@@ -12,7 +12,6 @@ from starlette.routing import Route
 
 from sglang_dllm.config.catalogue import catalogue
 from sglang_dllm.config.resolve import DEFAULT_MAX_NEW_TOKENS
-from sglang_dllm.serving.request_checks import RequestChecks
 from sglang_dllm.serving.routes import (
     ALGORITHMS,
     PAGE,
@@ -21,6 +20,9 @@ from sglang_dllm.serving.routes import (
     Scope,
     Send,
 )
+
+if TYPE_CHECKING:
+    from sglang_dllm.serving.request_checks import RequestChecks
 
 # The page talks to its own server alone. No text of a model can bring in a script.
 _HEADERS = {

@@ -27,7 +27,12 @@ from sglang_dllm.serving.body import (
     check_generate,
     explain_malformed,
 )
-from sglang_dllm.serving.canvas import canvas_of, check_length, read_canvas
+from sglang_dllm.serving.canvas import (
+    PART_FIELDS,
+    canvas_of,
+    check_length,
+    read_canvas,
+)
 from sglang_dllm.serving.copies import unfold_copies
 from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.sampling_defaults import (
@@ -98,8 +103,11 @@ class RequestChecks:
         path = request.scope["route"].path
         if self.manager.tokenizer is None:
             refuse_text(path, body)
+        is_completion = path == "/v1/completions" and isinstance(body, dict)
+        if is_completion and body.get("suffix"):
+            PART_FIELDS.set(("max_tokens", "suffix"))
         body = check_body(path, body, self.model)
-        if path == "/v1/completions":
+        if is_completion:
             body = self._with_canvas_len(body)
         named = [x for x in _LENGTH_FIELDS if isinstance(body, dict) and x in body]
         if named:

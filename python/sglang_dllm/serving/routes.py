@@ -114,7 +114,8 @@ def _with_own_path(scope: Scope) -> Scope:
     path, raw = scope["path"], scope.get("raw_path") or b""
     for _ in range(2):
         # The prefix may have the name of a route of ours.
-        if root and path.startswith(root + "/") and path not in (PAGE, ALGORITHMS):
+        is_ours = path.rstrip("/") in (PAGE, ALGORITHMS)
+        if root and path.startswith(root + "/") and not is_ours:
             path = path.removeprefix(root)
             raw = raw.removeprefix(root.encode())
     if not root or path in _WITH_LINKS:

@@ -27,7 +27,7 @@ from sglang_dllm.config.watching import Watching
 from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
-from sglang_dllm.serving.canvas import CANVAS, check_length
+from sglang_dllm.serving.canvas import CANVAS, PART_FIELDS, check_length
 from sglang_dllm.serving.fields import check_token_ids
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 LENGTH_FIELD = ContextVar("LENGTH_FIELD", default="max_new_tokens")
 """The field in which a client asks for the length of the answer, for errors. A route
 sets it for the task of one request."""
-
-CANVAS_FIELD = ContextVar("CANVAS_FIELD", default=CANVAS)
-"""The field with which a client gives a part of the answer, for errors."""
 
 _OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
@@ -165,7 +162,9 @@ def check_request(
     with _refusing(params.get("custom_params")):
         if getattr(decoding.options, "delimiter_ids", ()) is None:
             _require_newlines(facts)
-        answer_len = max_new_tokens if canvas is None else canvas.decoded_len
+        answer_len = max_new_tokens
+        if canvas is not None:
+            answer_len = canvas.decoded_len(decoding.block_size)
         decoding = decoding.resolved(answer_len, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
     check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
@@ -192,10 +191,10 @@ def _check_canvas_len(
 ) -> None:
     """Fill in the length of an answer that is given in part."""
     check_length(LENGTH_FIELD.get(), params.get("max_new_tokens"), canvas)
-    length = len(canvas.template)
+    length, field = len(canvas.template), " and ".join(PART_FIELDS.get()) or CANVAS
     if length > most:
         raise BadRequest(
-            f"{CANVAS_FIELD.get()}: the canvas has {length} tokens behind a prompt of "
+            f"{field}: the canvas has {length} tokens behind a prompt of "
             f"{prompt_len}; expected at most {most}; {limits.as_clients_say}"
         )
     params["max_new_tokens"] = canvas.num_shown

@@ -73,6 +73,16 @@ def _cached_config(server_args: Any) -> Any:
         return None
 
 
+def is_known_to_sglang(algorithm: str) -> bool:
+    """True if SGLang's table of algorithms has the name: its own, or a plugin's.
+
+    None of ours is in the table by its own name.
+    """
+    from sglang.srt.dllm.algorithm import algo_name_to_cls
+
+    return algorithm in algo_name_to_cls
+
+
 def is_of_another_plugin(algorithm: str | None) -> bool:
     """True if a plugin other than ours brought SGLang an algorithm of this name."""
     from sglang.srt.dllm.algorithm import algo_name_to_cls
