@@ -9,10 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import toy_lengths
+from helpers.sync_detector import SyncDetector
 from helpers.toy_lengths import Decoded, EndingModel, decode, expected
 from helpers.toy_model import EOS, MASK, Request, visible
 from reference.length_loops import daedal, rho_eos
 from sglang_dllm.decoding.canvas import SamplingOptions
+from sglang_dllm.decoding.denoiser import Denoiser
+from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.packing import PackedForward
 
 
 @pytest.mark.parametrize("rule", ["rho_eos", "daedal"])
@@ -158,3 +163,29 @@ def test_a_mixed_batch_gives_each_what_it_gets_alone(
     crowd = data.draw(st.lists(requests(family), min_size=2, max_size=7))
     for request, one in zip(crowd, decode(family, crowd), strict=True):
         check(family, request, one)
+
+
+@pytest.mark.parametrize("rule", ["rho_eos", "daedal"])
+def test_a_measured_step_asks_the_device_for_nothing(rule: str) -> None:
+    """The numbers of a rule come with the tokens of its step."""
+
+    class Watched(Denoiser):
+        def pack(self) -> PackedForward:
+            with SyncDetector():
+                return super().pack()
+
+        def commit(self, logits: Logits) -> None:
+            with SyncDetector():
+                super().commit(logits)
+
+    options = {"length": rule, "initial_length": 16, "block_size": 8}
+    crowd = [
+        Request(EndingModel(seed, 20), (1, 2), 40, "FastDLLM", options)
+        for seed in range(3)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_lengths, "Denoiser", Watched)
+        watched = decode("llada", crowd)
+    assert [one.answer for one in watched] == [
+        one.answer for one in decode("llada", crowd)
+    ]

@@ -230,14 +230,17 @@ def ada_block(
                 gaps += rank_gap(ends, order, 1)
         end = min(start + length, len(canvas.ids))
         candidates = canvas.masked(start, end)
+        # They count as candidates of this forward, wherever the block ends.
+        reach = start + max(window_size, options["block_size"])
+        seen = canvas.guesses(logits, canvas.masked(start, reach))
         while candidates:
             guesses = canvas.guesses(logits, candidates)
             accepted, rule_gaps = _by_threshold(
                 _confidences(guesses), options["threshold"]
             )
             gaps += rule_gaps + canvas.draw_gaps(guesses)
-            canvas.commit(accepted, guesses, logits, gaps)
-            gaps = []
+            canvas.commit(accepted, seen | guesses, logits, gaps)
+            gaps, seen = [], {}
             candidates = canvas.masked(start, end)
             if candidates:
                 logits = canvas.forward((start, end))

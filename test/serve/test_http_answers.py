@@ -127,7 +127,8 @@ def test_guidance_on_a_canvas_longer_than_half_of_the_pool(
 
 
 def test_the_default_canvas(demo_server: Server, client: OpenAI) -> None:
-    answer = demo_server.generate([5, 6, 7])
+    fixed = {"custom_params": {"dllm": {"length": "fixed"}}}
+    answer = demo_server.generate([5, 6, 7], **fixed)
     assert answer["meta_info"]["canvas_len"] == 3 + 256
     chat = demo_server.post("/v1/chat/completions", messages=MESSAGES).json()
     assert 1 <= chat["usage"]["completion_tokens"] + 1 <= 257
