@@ -74,7 +74,7 @@ KINDS = {
     ),
 }
 CHAT_KWARGS = {"a2d": [{}, {"enable_thinking": False}], "diffullama": []}
-"""Of the kinds whose template has such words, or that have no template."""
+"""Kinds whose template has such words, or that have no template."""
 
 
 @dataclass
