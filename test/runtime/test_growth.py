@@ -8,6 +8,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
 from helpers.fake_scheduler import FakeScheduler, end_of
+from sglang_dllm.decoding.length_plan import Resize
 
 BLOCK = {"block_size": 4, "steps": 2}
 GROWS = {**BLOCK, "length": "append"}
@@ -88,6 +89,19 @@ def test_the_youngest_is_set_aside_and_keeps_its_tokens() -> None:
     assert len(young.output_ids) >= 4
     scheduler.loop_to_end()
     assert list(old.output_ids) == list(young.output_ids) == unit_by_unit(0, 12)
+
+
+def test_a_canvas_that_has_ended_is_not_set_aside() -> None:
+    scheduler = FakeScheduler(slots=12)
+    old, young = (scheduler.queue(rid, 9, (1, 2), dllm=GROWS) for rid in "ab")
+    scheduler.loop(2)
+    canvas = young.dllm_algo_state.canvas
+    assert canvas.resize is not None
+    # A rule that shrinks may leave nothing.
+    canvas.resize = Resize(at=0, remove=4)
+    scheduler.loop_to_end()
+    assert end_of(young)[0] == "stop"
+    assert list(old.output_ids) == unit_by_unit(0, 9)
 
 
 def test_growth_waits_for_a_forward_with_room() -> None:

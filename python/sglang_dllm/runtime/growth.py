@@ -22,15 +22,16 @@ def resize_canvases(
     """Apply the changes of length that canvases wait for.
 
     The oldest goes first. A canvas that finds no slots, or no room in a forward, waits
-    and keeps what it has; the other canvases go on and free theirs. If none can go on,
-    the youngest is set aside: it gives its slots back and waits at the head of the
-    queue, with its tokens. Each canvas fits alone, so one of them always goes on.
+    and keeps what it has; the other canvases go on and free theirs. If all of them
+    wait, the youngest is set aside: it gives its slots back and waits at the head of
+    the queue, with its tokens. Each canvas fits alone, so one of them always goes on.
     """
     for req in running_batch.reqs:
         if req.dllm_algo_state.canvas.resize is not None:
             _resize(req, engine)
     waiting = _enter_grown(scheduler, engine, running_batch.reqs)
-    while waiting and not engine.canvases:
+    # One that neither waits nor is decoded has ended, and frees its slots in this round.
+    while waiting and len(waiting) == len(running_batch.reqs):
         _set_aside(running_batch.reqs[-1], scheduler, running_batch)
         waiting = _enter_grown(scheduler, engine, running_batch.reqs)
 
