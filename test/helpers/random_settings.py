@@ -36,16 +36,19 @@ class Case:
     def num_masks(self) -> int:
         return self.length if self.template is None else self.template.count(None)
 
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The options, and the canvas where a part of the answer is given."""
+        if self.template is None:
+            return self.options
+        canvas = [{"mask": 1} if x is None else {"ids": [x]} for x in self.template]
+        return {**self.options, "canvas": canvas}
+
     def sampling_params(self) -> dict[str, Any]:
         """As /generate takes them."""
-        options = {"algorithm": self.algorithm, **self.options}
-        given = self.template
-        if given is not None:
-            options["canvas"] = [
-                {"mask": 1} if token is None else {"ids": [token]} for token in given
-            ]
+        options = {"algorithm": self.algorithm, **self.all_options}
         params: dict[str, Any] = {
-            "max_new_tokens": self.length if given is None else None,
+            "max_new_tokens": self.length if self.template is None else None,
             "temperature": self.sampling.temperature,
             "skip_special_tokens": False,
             "ignore_eos": self.ignore_eos,

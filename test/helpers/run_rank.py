@@ -78,7 +78,7 @@ def start_ranks(jobs: Sequence[Job], folder: Path) -> list[subprocess.Popen[byte
 
 
 def outcomes_of(
-    ranks: list[subprocess.Popen[bytes]], folder: Path, timeout: float = 300
+    ranks: list[subprocess.Popen[bytes]], folder: Path, timeout: float = 450
 ) -> list[list[Outcome]]:
     """The outcomes of all jobs, by rank.
 
@@ -106,7 +106,7 @@ def decode(process: InProcess, cases: list[Case]) -> list[Answer]:
                     case.prompt,
                     case.length,
                     case.algorithm,
-                    case.options,
+                    case.all_options,
                     case.sampling,
                     case.ignore_eos,
                 )
