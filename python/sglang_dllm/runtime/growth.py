@@ -30,7 +30,7 @@ def resize_canvases(
         if req.dllm_algo_state.canvas.resize is not None:
             _resize(req, engine)
     waiting = _enter_grown(scheduler, engine, running_batch.reqs)
-    # One that neither waits nor is decoded has ended, and frees its slots in this round.
+    # Otherwise another one has ended, and frees its slots in this round.
     while waiting and len(waiting) == len(running_batch.reqs):
         _set_aside(running_batch.reqs[-1], scheduler, running_batch)
         waiting = _enter_grown(scheduler, engine, running_batch.reqs)
