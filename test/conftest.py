@@ -75,14 +75,15 @@ def pytest_terminal_summary(
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., Server]]:
     """``start_server(model_path, *flags, env=None)``: a server that is ready.
 
-    The same arguments give the same server as long as it lives. All are stopped at
-    the end of the run; a test that needs no server any longer may stop it before.
+    The same arguments give the same server as long as it lives. All are stopped at the
+    end of the file: servers that nobody asks any more fill the memory, and each later
+    start then reads its libraries from the disk.
     """
     servers: dict[object, Server] = {}
 
@@ -103,15 +104,18 @@ def start_server(
 
 
 @pytest.fixture(scope="session")
-def demo_server(start_server: Callable[..., Server]) -> Iterator[Server]:
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The embedded demo model under FullAttnMultiBlock, as `make serve` starts it.
 
-    No test may bring a traceback into its log, whichever tests share it.
+    It lives until the end of the run. No test may bring a traceback into its log,
+    whichever tests share it.
     """
-    server = start_server(
-        DEMO,
+    flags = (
         *("--dllm-algorithm", "FullAttnMultiBlock"),
         *("--served-model-name", "demo", "--enable-metrics"),
     )
+    server = Server(DEMO, flags, tmp_path_factory.mktemp("server") / "log")
+    server.wait_until_ready()
     yield server
+    server.stop()
     assert "Traceback" not in server.log.read_text(errors="replace")
