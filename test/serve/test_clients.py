@@ -204,8 +204,9 @@ def test_ollama_generates_without_a_template(
     demo_server: Server, client: OpenAI
 ) -> None:
     asked = {"model": "demo", "prompt": QUESTION, "raw": True, "stream": False}
-    raw = demo_server.post("/api/generate", **asked).json()
-    plain = client.completions.create(model="demo", prompt=QUESTION, max_tokens=256)
+    lengths = {"num_predict": 64}
+    raw = demo_server.post("/api/generate", **asked, options=lengths).json()
+    plain = client.completions.create(model="demo", prompt=QUESTION, max_tokens=64)
     assert raw["response"] == plain.choices[0].text
     loaded = demo_server.post("/api/generate", model="demo", stream=False).json()
     assert (loaded["response"], loaded["done_reason"]) == ("", "load")

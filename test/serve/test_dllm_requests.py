@@ -186,6 +186,7 @@ def test_the_effective_options_come_back(demo_server: Server) -> None:
     assert meta["meta_info"]["dllm"] == {
         "algorithm": "LocalLeap",
         "cache": "none",
+        "length": "fixed",
         "max_forwards": None,
         "block_size": 32,
         "anchor_threshold": 0.9,
