@@ -256,6 +256,7 @@ def test_a_third_party_adds_an_algorithm_and_seeds_outlive_a_restart(
     assert answer["dllm"] == {
         "algorithm": "LeftToRight",
         "cache": "none",
+        "length": "fixed",
         "max_forwards": None,
         "width": 1,
     }
