@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 TEST = Path(__file__).parents[1]
 ROOT = TEST.parent
@@ -39,3 +40,14 @@ def run_module(module: str, *args: str | Path, timeout: float = 400) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def leave() -> NoReturn:
+    """End this process as it is, its results written.
+
+    An ordered exit destroys the threads of gloo and of the loader in any order. Now and
+    then that aborts the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

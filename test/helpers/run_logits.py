@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmark.model_runner import load
+from helpers.other_process import leave
 
 
 @dataclass
@@ -129,3 +130,4 @@ def main(job: str, out: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from helpers.other_process import leave
 from helpers.run_logits import run_job
 
 GROUP_SIZE = 128
@@ -260,3 +261,4 @@ def main(job: str, out: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()

@@ -19,7 +19,7 @@ import torch
 
 from benchmark.in_process import InProcess
 from benchmark.server import free_port
-from helpers.other_process import environment
+from helpers.other_process import environment, leave
 from helpers.random_settings import Case
 from helpers.run_logits import run_batch
 from helpers.run_quantized import install_shadows
@@ -158,3 +158,4 @@ if __name__ == "__main__":
     from helpers import run_rank  # so that pickle finds its classes by this name
 
     run_rank.main(*sys.argv[1:])
+    leave()
