@@ -98,7 +98,7 @@ def random_case(
 
 
 def has_blocks(case: Case, sampler_family: str) -> bool:
-    """Whether the answer of a case may change its length."""
+    """True if the answer of a case may change its length."""
     if case.algorithm == "FastDLLM" and sampler_family == "Dream":
         return "cache" in case.options
     # Steps are shared out over an answer whose length is known.

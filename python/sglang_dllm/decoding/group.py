@@ -131,7 +131,7 @@ class Group:
 
     @cached_property
     def watched(self) -> list[bool]:
-        """Whether each canvas has a history."""
+        """One flag a canvas: True if it has a history."""
         return [canvas.history is not None for canvas in self.records]
 
     @cached_property
