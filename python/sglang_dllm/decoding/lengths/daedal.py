@@ -13,10 +13,11 @@ import torch
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.decision import StepInputs
-from sglang_dllm.decoding.length_plan import LengthPlan, Resize
+from sglang_dllm.decoding.length_plan import Resize
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.lengths.eos_confidence import (
     EosLengthOptions,
+    EosLengthPlan,
     eos_confidence,
     on_grid,
     per_canvas,
@@ -40,7 +41,7 @@ class DaedalOptions(EosLengthOptions):
 
 
 @dataclass
-class DaedalPlan(LengthPlan):
+class DaedalPlan(EosLengthPlan):
     """The host's part for one canvas.
 
     Attributes:
@@ -102,20 +103,15 @@ class Daedal(LengthRule[DaedalOptions]):
         was not accepted, infinity if there is none, and that candidate's position.
         """
         batch, index = inputs.batch, inputs.canvas_index
-        nums = [plan_of(canvas).options.eos_check_tokens for canvas in batch.records]
-        num = per_canvas(batch, "eos_check_tokens", nums)
         ahead = [canvas.prompt_len - canvas.answer_start for canvas in batch.records]
         found = predictions(probes, batch.facts.vocab_size)
-        confidence = eos_confidence(batch, probes, found, num)
+        confidence = eos_confidence(batch, probes, found)
         at = inputs.positions + per_canvas(batch, "ahead", ahead)[index]
         sure = on_grid(batch, probes, found.probabilities)[index, at]
         sure = torch.where(accepted | sure.isnan(), torch.inf, sure)
         is_lowest = first_best(-sure, index, len(batch))
         lowest = -best_of_group(-sure, index, len(batch))
-        where = torch.zeros_like(num).index_add(0, index, torch.where(is_lowest, at, 0))
+        where = at.new_zeros(len(batch)).index_add(
+            0, index, torch.where(is_lowest, at, 0)
+        )
         return torch.stack([confidence, lowest, where.double()], dim=1)
-
-
-def plan_of(canvas: Canvas) -> DaedalPlan:
-    assert isinstance(canvas.length, DaedalPlan)
-    return canvas.length

@@ -7,12 +7,15 @@ function for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import torch
 from pydantic import Field
 
+from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
+from sglang_dllm.decoding.length_plan import LengthPlan
 from sglang_dllm.decoding.lengths.base import LengthOptions, Probes
 from sglang_dllm.decoding.statistics import DRAW_ELEMENTS, row_chunks
 
@@ -34,6 +37,13 @@ class EosLengthOptions(LengthOptions):
     initial_length: PositionCount = 64
     length_step: PositionCount = 8
     eos_check_tokens: PositionCount = 32
+
+
+@dataclass
+class EosLengthPlan(LengthPlan):
+    """The host's part for one canvas."""
+
+    options: EosLengthOptions
 
 
 class Predictions(NamedTuple):
@@ -75,20 +85,15 @@ def per_canvas(batch: Batch, name: str, values: Sequence[int]) -> torch.Tensor:
     return found
 
 
-def eos_confidence(
-    batch: Batch,
-    probes: Probes,
-    found: Predictions,
-    num: torch.Tensor,
-) -> torch.Tensor:
-    """``(R,)`` float64: the predicted EOS from the canvas's end on, over ``num``.
+def eos_confidence(batch: Batch, probes: Probes, found: Predictions) -> torch.Tensor:
+    """``(R,)`` float64: the predicted EOS from the canvas's end on.
 
     The probabilities of the last positions whose best token is an EOS are summed, of
-    ``num`` positions at most. The sum is divided by ``num`` also where fewer are.
-
-    Args:
-        num: ``(R,)`` int64.
+    ``eos_check_tokens`` positions at most. The sum is divided by that number also where
+    fewer are.
     """
+    nums = [_plan_of(canvas).options.eos_check_tokens for canvas in batch.records]
+    num = per_canvas(batch, "eos_check_tokens", nums)
     is_eos = torch.zeros_like(found.tokens, dtype=torch.bool)
     for eos in batch.facts.eos_ids:
         is_eos |= found.tokens == eos
@@ -98,3 +103,8 @@ def eos_confidence(
     values = torch.where(is_eos, found.probabilities, 0.0)
     near_end = up_to_here <= num[:, None]
     return (on_grid(batch, probes, values) * near_end).sum(dim=1) / num
+
+
+def _plan_of(canvas: Canvas) -> EosLengthPlan:
+    assert isinstance(canvas.length, EosLengthPlan)
+    return canvas.length

@@ -15,12 +15,12 @@ from pydantic import Field
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.decision import StepInputs
-from sglang_dllm.decoding.length_plan import LengthPlan, Resize
+from sglang_dllm.decoding.length_plan import Resize
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.lengths.eos_confidence import (
     EosLengthOptions,
+    EosLengthPlan,
     eos_confidence,
-    per_canvas,
     predictions,
 )
 from sglang_dllm.decoding.options import Probability
@@ -51,7 +51,7 @@ class RhoEosOptions(EosLengthOptions):
 
 
 @dataclass
-class RhoEosPlan(LengthPlan):
+class RhoEosPlan(EosLengthPlan):
     """The host's part for one canvas. The length is left alone once it is the cap."""
 
     options: RhoEosOptions
@@ -114,12 +114,5 @@ class RhoEos(LengthRule[RhoEosOptions]):
     ) -> torch.Tensor:
         """``(R, 1)``: the density of EOS."""
         batch = inputs.batch
-        nums = [plan_of(canvas).options.eos_check_tokens for canvas in batch.records]
-        num = per_canvas(batch, "eos_check_tokens", nums)
         found = predictions(probes, batch.facts.vocab_size)
-        return eos_confidence(batch, probes, found, num)[:, None]
-
-
-def plan_of(canvas: Canvas) -> RhoEosPlan:
-    assert isinstance(canvas.length, RhoEosPlan)
-    return canvas.length
+        return eos_confidence(batch, probes, found)[:, None]
