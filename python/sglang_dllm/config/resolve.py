@@ -87,14 +87,14 @@ class DecodeConfig:
             raise OptionError("cache", kind, _one_of(CACHES))
         if length is None:
             raise OptionError("length", length_name, _one_of(LENGTHS))
-        cache_options = _parse(
+        cache_options = parse_options(
             cache.options, {key: merged[key] for key in cache_keys if key in merged}
         )
-        length_options = _parse(
+        length_options = parse_options(
             length.options, {key: merged[key] for key in length_keys if key in merged}
         )
         readers = {"cache", *CACHE_READERS, "length", *LENGTH_READERS}
-        parsed = _parse(
+        parsed = parse_options(
             algorithm.options,
             {key: value for key, value in merged.items() if key not in readers},
         )
@@ -176,7 +176,7 @@ def watching_of(custom_params: Mapping[str, Any] | None) -> Watching:
     """
     given = _given(custom_params)
     asked = {key: given[key] for key in Watching.model_fields if key in given}
-    return _parse(Watching, asked)
+    return parse_options(Watching, asked)
 
 
 def given_canvas(custom_params: Mapping[str, Any] | None) -> CanvasParts | None:
@@ -238,7 +238,13 @@ def _one_of(names: Mapping[str, Any]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def _parse(model: type[ModelT], options: Mapping[str, Any]) -> ModelT:
+def parse_options(model: type[ModelT], options: Mapping[str, Any]) -> ModelT:
+    """Options by their class.
+
+    Raises:
+        OptionError: a wrong type or value, or too many of those that exclude each
+            other.
+    """
     try:
         return model.model_validate(dict(options))
     except ValidationError as error:
