@@ -6,9 +6,9 @@
 - `confidence` is iLLaDA's scoring (arXiv 2606.25331).
 - `is_greedy` is LLaDA's `suffix_greedy_prediction`.
 
-A model takes ids (L,) int64 and gives *usable* logits (L, V): row i predicts position i.
-Random numbers come from the caller: `uniform(stream, step, position)` in [0, 1) with the
-streams "count" (the first number of masks of a group of samples) and "mask".
+A model takes ids (L,) int64 and gives *usable* logits (L, V): row i predicts position
+i. Random numbers come from the caller: `uniform(stream, step, position)` in [0, 1) with
+the streams "count" (the first number of masks of a group of samples) and "mask".
 """
 
 from __future__ import annotations

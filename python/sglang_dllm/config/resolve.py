@@ -35,6 +35,9 @@ OPEN_LENGTH = "append"
 CUSTOM_PARAMS_KEY = "dllm"
 """The key of a request's options: ``custom_params: {"dllm": {...}}``."""
 
+SCORE_KEY = "score"
+"""The key of the ``dllm`` object that asks for a score (``config.scoring``)."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -164,7 +167,7 @@ class DecodeConfig:
 def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options in a request's ``dllm`` object; null is a key left out."""
     given = _given(custom_params)
-    others = (CANVAS_KEY, *Watching.model_fields)
+    others = (CANVAS_KEY, SCORE_KEY, *Watching.model_fields)
     return {key: given[key] for key in given if key not in others}
 
 

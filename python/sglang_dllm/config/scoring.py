@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, parse_options
+from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, SCORE_KEY, parse_options
 from sglang_dllm.decoding.caches.base import CacheOptions
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.canvas import Canvas
@@ -16,9 +16,6 @@ from sglang_dllm.decoding.scoring.base import ScoringOptions, scored_canvas
 from sglang_dllm.decoding.scoring.registry import METHODS, default_method
 from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import Family, ModelFacts
-
-SCORE_KEY = "score"
-"""The key of a request's ``dllm`` object."""
 
 CONTINUATION = "continuation"
 

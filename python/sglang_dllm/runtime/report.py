@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_dllm.config.resolve import SCORE_KEY
+from sglang_dllm.config.scoring import Scoring
 from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.history import ranges
@@ -20,14 +22,21 @@ class RequestReport:
     """Reads the counters of a canvas each time an output is sent."""
 
     def __init__(
-        self, canvas: Canvas, decoding: Decoding, watching: Watching | None = None
+        self,
+        canvas: Canvas,
+        decoding: Decoding,
+        watching: Watching | None = None,
+        scoring: Scoring | None = None,
     ) -> None:
         """
         Args:
             canvas: with nothing decoded.
+            scoring: of a scored canvas.
         """
         self.canvas = canvas
         self.decoding = decoding.to_dict()
+        if scoring is not None:
+            self.decoding = {SCORE_KEY: scoring.to_dict()}
         self._watching = (watching or Watching()).to_dict()
         self._start = {
             "prompt_len": canvas.answer_start,
@@ -40,8 +49,11 @@ class RequestReport:
         return {CHANNEL: _OncePerOutput(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        canvas = self.canvas
+        canvas, score = self.canvas, {}
+        if canvas.scored is not None and canvas.done:
+            score = {SCORE_KEY: canvas.scored.to_dict()}
         return {
+            **score,
             "dllm": self.decoding,
             "max_forwards_reached": canvas.cut_short,
             "num_forwards": canvas.num_forwards,

@@ -61,7 +61,7 @@ class Scorer(Algorithm[OptionsT, StateT]):
     """
 
     options = ScoringOptions
-    state = ScoringState
+    state: ClassVar[type[TensorRows]] = ScoringState
     is_sum: ClassVar[bool] = True
 
     def for_length(self, options: OptionsT, num_tokens: int) -> OptionsT:
@@ -73,11 +73,11 @@ class Scorer(Algorithm[OptionsT, StateT]):
 
     def begin(self, batch: CanvasBatch[OptionsT, Any], options: OptionsT) -> StateT:
         state: Any = ScoringState(**begun(batch, options))
-        return state  # type: ignore[no-any-return]
+        return state
 
     def scores(self, batch: CanvasBatch[OptionsT, StateT]) -> torch.Tensor:
         state: Any = batch.state
-        return state.scores  # type: ignore[no-any-return]
+        return state.scores
 
     def on_commit(
         self, inputs: Inputs, accepted: torch.Tensor, decision: Decision

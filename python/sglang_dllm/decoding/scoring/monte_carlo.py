@@ -148,8 +148,9 @@ def mask_counts(
     found = []
     for group, first in enumerate(range(0, num_samples, batch_size)):
         size = min(batch_size, num_samples - first)
-        numbers = (torch.tensor([number]) for number in (seed, group, 0))
-        k = 1 + int(counter_uniform(*numbers, Stream.COUNT) * num_tokens)
+        of_seed, of_group, zero = torch.tensor([[seed], [group], [0]])
+        number = counter_uniform(of_seed, of_group, zero, Stream.COUNT)
+        k = 1 + int(number * num_tokens)
         # float32 as published: in float64 some counts differ by one.
         last = k + (size - 1) * (num_tokens / size)
         spread = torch.linspace(float(k), last, steps=size).round().long()
