@@ -119,7 +119,8 @@ class ServerLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise NotImplementedError(
             "loglikelihood_rolling: no published rule says how a diffusion model "
-            "scores a text without a context; tasks with loglikelihood or generate_until work"
+            "scores a text without a context; expected a task with loglikelihood or "
+            "generate_until"
         )
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

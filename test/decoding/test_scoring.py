@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.scores import expected_score
 from helpers.scripted_model import JUNK, ScriptedModel, peak
 from helpers.toy_model import (
     FAMILY,
@@ -23,23 +23,12 @@ from helpers.toy_model import (
     facts_of,
     run_canvases,
 )
-from reference import likelihood
 from sglang_dllm.config.scoring import Scoring
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.resolved import Decoding
-from sglang_dllm.decoding.sampling import Stream, counter_uniform
 from sglang_dllm.errors import OptionError
 
-STREAMS = {"count": Stream.COUNT, "mask": Stream.MASK}
 METHODS = ("mc", "chain", "confidence", "greedy")
-
-
-def uniform_of(seed: int) -> Callable[[str, int, int], float]:
-    def uniform(stream: str, step: int, position: int) -> float:
-        numbers = [torch.tensor([n]) for n in (seed, step, position)]
-        return float(counter_uniform(*numbers, STREAMS[stream]))
-
-    return uniform
 
 
 @dataclass(frozen=True)
@@ -58,27 +47,14 @@ class Question:
         return canvas, scoring.decoding
 
     def expected(self, family: str) -> dict[str, Any]:
-        model, prompt, target = (
+        return expected_score(
             self.model.shifted(family),
             list(self.prompt),
             list(self.target),
+            MASK,
+            self.score,
+            self.seed,
         )
-        cfg_scale = self.score.get("cfg_scale", 0.0)
-        method = self.score["method"]
-        common = (model, prompt, target, MASK)
-        if method == "greedy":
-            return {"is_greedy": likelihood.is_greedy(*common, cfg_scale=cfg_scale)}
-        if method == "mc":
-            total = likelihood.mc(
-                *common,
-                num_samples=self.score["num_samples"],
-                batch_size=self.score.get("batch_size", 16),
-                uniform=uniform_of(self.seed),
-                cfg_scale=cfg_scale,
-            )
-            return {"log_likelihood": total}
-        tokens = getattr(likelihood, method)(*common, cfg_scale=cfg_scale)
-        return {"log_likelihood": sum(tokens), "token_log_likelihoods": tokens}
 
 
 def scored(family: str, questions: list[Question], *others: Request) -> list[Canvas]:

@@ -58,7 +58,7 @@ class Denoising:
             has it.
         stop_ids: the tokens at which SGLang's own rules may end the request.
         stream_interval: a stream gets an output whenever it has so many new tokens.
-        is_drafted: a stream gets an output after each forward too.
+        report: says where a stream has more to send. None for a request without one.
     """
 
     canvas: Canvas
@@ -66,7 +66,7 @@ class Denoising:
     group: Group | None
     stop_ids: frozenset[int]
     stream_interval: int = 1
-    is_drafted: bool = False
+    report: RequestReport | None = None
 
     def resize(self, engine: DenoisingEngine) -> None:
         """Change the canvas's length as it asks for, and keep it until it has slots.
@@ -288,7 +288,11 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     watching = watching_of(params.custom_params)
     if watching.is_on:
         canvas.watch()
-    report = RequestReport(canvas, decoding, watching, scoring)
+    # The text of a gap behind another one comes later than the gap.
+    gaps = parts.gaps if parts is not None and req.stream else []
+    report = RequestReport(
+        canvas, decoding, watching, gaps if gaps[1:] else [], scoring
+    )
     req.customized_info = report.as_customized_info()
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
@@ -299,8 +303,8 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.
     params.stream_interval = 1
-    is_drafted = bool(req.stream) and watching.stream is not None
-    return Denoising(canvas, decoding, group, stop_ids, interval, is_drafted)
+    streamed = report if req.stream else None
+    return Denoising(canvas, decoding, group, stop_ids, interval, streamed)
 
 
 def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:
