@@ -46,10 +46,12 @@ def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
 
         from sglang_dllm.serving.page import Page, algorithms_route
         from sglang_dllm.serving.routes import OwnPaths, RefusedRoutes
+        from sglang_dllm.serving.score_route import score_route
 
         build = app.build_middleware_stack
         app.user_middleware.append(Middleware(RefusedRoutes))
-        app.router.routes.append(algorithms_route(checks))
+        # The first route of a path answers it.
+        app.router.routes[:0] = [algorithms_route(checks), score_route(checks)]
         # SGLang adds the check of keys later, and each one goes around the others.
         app.build_middleware_stack = lambda: OwnPaths(Page(build()))
     return found
