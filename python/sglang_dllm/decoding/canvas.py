@@ -95,6 +95,7 @@ class Canvas:
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
+        algorithm, cache: their names, for metrics and logs.
     """
 
     ids: IdArray
@@ -127,6 +128,8 @@ class Canvas:
     cut_short: bool = False
     num_emitted: int = 0
     history: History | None = None
+    algorithm: str = ""
+    cache: str = ""
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)
