@@ -16,6 +16,7 @@ from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.sampling import Stream, counter_uniform
+from sglang_dllm.decoding.token_edits import TokenEdits
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 MASK, EOS, TURN_END, NEWLINE, VOCAB = 3, 5, 6, 7, 11
@@ -66,6 +67,7 @@ class Request:
     ignore_eos: bool = False
     template: tuple[int | None, ...] | None = None
     """The answer's given ids, None for a mask; as long as the answer."""
+    edits: TokenEdits | None = None
 
 
 def facts_of(family: str) -> ModelFacts:
@@ -176,6 +178,7 @@ def reference_sampling(options: SamplingOptions) -> Sampling:
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
+        min_p=options.min_p,
         seed=options.seed,
         uniform=uniform,
     )

@@ -36,6 +36,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
     seed: int = 0
     uniform: Uniform | None = None  # None: a generator of our own, from `seed`
 
@@ -157,9 +158,7 @@ class Canvas:
             # First index of the maximum, said plainly: topk promises no tie order.
             token = int((allowed == best).nonzero()[0])
             return Guess(token, float(whole[token]), best - second, whole)
-        kept, filter_gaps = _filter(
-            allowed / sampling.temperature, sampling.top_p, sampling.top_k
-        )
+        kept, filter_gaps = _filter(allowed / sampling.temperature, sampling)
         probs = torch.softmax(kept, dim=-1)
         token, draw_gap = _invert(probs, self.uniform("token", position))
         confidence = whole[token] if self.family == "llada" else probs[token]
@@ -246,13 +245,16 @@ def rank_gap(values: dict[int, float], order: list[int], num_taken: int) -> list
 
 
 def _filter(
-    scaled: torch.Tensor, top_p: float, top_k: int
+    scaled: torch.Tensor, sampling: Sampling
 ) -> tuple[torch.Tensor, list[float]]:
     """scaled: (V,) logits over temperature -> same with dropped tokens at -inf."""
     values, order = scaled.sort(descending=True, stable=True)
     num_kept, gaps = len(values), []
+    top_p, top_k = sampling.top_p, sampling.top_k
+    probs = torch.softmax(values, dim=-1)
+    least = sampling.min_p * probs[0]
     if top_p < 1:
-        better = torch.softmax(values, dim=-1).cumsum(0)[:-1]
+        better = probs.cumsum(0)[:-1]
         # The best has nothing better, so it stays; the sums only grow.
         num_kept = 1 + int((better <= top_p).sum())
         gaps += (better - top_p).abs().tolist()
@@ -260,6 +262,9 @@ def _filter(
         num_kept = top_k
         if values[top_k - 1] > -torch.inf:
             gaps.append(float(values[top_k - 1] - values[top_k]))
+    if sampling.min_p > 0:
+        num_kept = min(num_kept, int((probs >= least).sum()))
+        gaps += (probs[1:] - least).abs().tolist()
     kept = torch.full_like(scaled, -torch.inf)
     kept[order[:num_kept]] = values[:num_kept]
     return kept, gaps

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
 from sglang_dllm.decoding.length_plan import LengthPlan, Resize
+
+if TYPE_CHECKING:
+    from sglang_dllm.decoding.token_edits import TokenEdits
 from sglang_dllm.decoding.scored import Scored
 
 
@@ -18,12 +21,14 @@ from sglang_dllm.decoding.scored import Scored
 class SamplingOptions:
     """How the token of a position is drawn.
 
-    Temperature 0 is the argmax. Statistics never see top-p and top-k.
+    Temperature 0 is the argmax. Statistics never see top-p, top-k and
+    min-p.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int = 0
 
     @property
@@ -96,6 +101,7 @@ class Canvas:
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
+        edits: what the request changes of the logits.
         scored: the continuation that it scores. None of a canvas that generates.
         algorithm, cache: their names, for metrics and logs.
     """
@@ -133,6 +139,7 @@ class Canvas:
     scored: Scored | None = None
     algorithm: str = ""
     cache: str = ""
+    edits: TokenEdits | None = None
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.token_edits import token_edits
 
 
 def edited(inputs: StepInputs[Any, Any]) -> StepInputs[Any, Any]:
@@ -12,4 +14,10 @@ def edited(inputs: StepInputs[Any, Any]) -> StepInputs[Any, Any]:
 
     The inputs as they are where no canvas of them has an edit.
     """
-    return inputs
+    edits = token_edits(inputs)
+    if not edits:
+        return inputs
+    logits = inputs.logits
+    for edit in edits:
+        logits = logits.edited(edit)
+    return replace(inputs, logits=logits)

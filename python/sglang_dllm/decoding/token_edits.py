@@ -112,6 +112,8 @@ def _table_of(batch: Batch) -> _Table:
         first.append(0 if edits is None else edits.min_tokens - gone)
         if edits is not None:
             rows.append(edits.rows(size).to(device, non_blocking=True))
-    index = (torch.tensor(values).to(device, non_blocking=True)
-             for values in (behind, before, first))
+    index = (
+        torch.tensor(values).to(device, non_blocking=True)
+        for values in (behind, before, first)
+    )
     return _Table(torch.cat(rows), *index)
