@@ -358,6 +358,6 @@ def test_the_model_class(demo_server: Server, monkeypatch: Any) -> None:
     assert text and "\n" not in text
     with pytest.raises(NotImplementedError, match="loglikelihood_rolling"):
         model.loglikelihood_rolling(instances("loglikelihood_rolling", ("a",)))
-    with pytest.raises(RuntimeError, match="400 .*method"):
+    with pytest.raises(RuntimeError, match=r"400 .*method"):
         bad = ServerLM(demo_server.base_url, method="sum")
         bad.loglikelihood(instances("loglikelihood", pairs[0]))
