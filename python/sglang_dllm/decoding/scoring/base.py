@@ -28,6 +28,9 @@ from sglang_dllm.decoding.tensor_rows import TensorRows
 from sglang_dllm.models.facts import ModelFacts
 
 
+Inputs: TypeAlias = StepInputs[Any, Any]
+
+
 class ScoringOptions(Options):
     cfg_scale: Annotated[
         float, Field(ge=0, le=100, description="a number, 0 to 100")
@@ -48,8 +51,10 @@ class ScoringState(TensorRows):
     cfg_scale: torch.Tensor
     scores: torch.Tensor
 
-
-Inputs: TypeAlias = StepInputs[Any, Any]
+    def add(self, inputs: Inputs, numbers: torch.Tensor) -> None:
+        """Add ``(N,)`` float64 to the scores of the candidates."""
+        at = inputs.canvas_index, inputs.positions
+        self.scores = self.scores.index_put(at, numbers, accumulate=True)
 
 
 class Scorer(Algorithm[OptionsT, StateT]):
@@ -83,9 +88,7 @@ class Scorer(Algorithm[OptionsT, StateT]):
         self, inputs: Inputs, accepted: torch.Tensor, decision: Decision
     ) -> None:
         """Note the numbers, the payload, of the candidates that are committed."""
-        scores, at = inputs.state.scores, (inputs.canvas_index, inputs.positions)
-        found = torch.where(accepted, decision.payload, scores[at])
-        inputs.state.scores = scores.index_put(at, found)
+        inputs.state.add(inputs, decision.payload.double().where(accepted, 0.0))
 
 
 def begun(batch: CanvasBatch[Any, Any], options: Any) -> dict[str, torch.Tensor]:
