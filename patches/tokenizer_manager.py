@@ -30,7 +30,8 @@ def _validate_one_request(
 
     checks = checks_of(self)
     if checks is not None and isinstance(obj, GenerateReqInput):
-        checks.check_prompt(obj.sampling_params, input_ids)
+        with checks.refusals.counted("prompt"):
+            checks.check_prompt(obj.sampling_params, input_ids)
     return original(self, obj, input_ids)
 
 
@@ -50,7 +51,8 @@ async def _generate_request(
     from sglang_dllm.serving.gaps import GapAnswers
     from sglang_dllm.serving.watched import EXTENSION, WatchedAnswers, extension_of
 
-    checks.check_arguments(obj)
+    with checks.refusals.counted("arguments"):
+        checks.check_arguments(obj)
     gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
     with checks.ids.replaced(obj) as client_ids:
         async for out in original(self, obj, request):

@@ -97,6 +97,7 @@ class Canvas:
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
         scored: the continuation that it scores. None of a canvas that generates.
+        algorithm, cache: their names, for metrics and logs.
     """
 
     ids: IdArray
@@ -130,6 +131,8 @@ class Canvas:
     num_emitted: int = 0
     history: History | None = None
     scored: Scored | None = None
+    algorithm: str = ""
+    cache: str = ""
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)

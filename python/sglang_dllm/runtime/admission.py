@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -59,6 +60,7 @@ class Denoising:
         stop_ids: the tokens at which SGLang's own rules may end the request.
         stream_interval: a stream gets an output whenever it has so many new tokens.
         report: says where a stream has more to send. None for a request without one.
+        began: when this was made, in seconds of ``time.monotonic``.
     """
 
     canvas: Canvas
@@ -67,6 +69,7 @@ class Denoising:
     stop_ids: frozenset[int]
     stream_interval: int = 1
     report: RequestReport | None = None
+    began: float = field(default_factory=time.monotonic)
 
     def resize(self, engine: DenoisingEngine) -> None:
         """Change the canvas's length as it asks for, and keep it until it has slots.
@@ -143,7 +146,8 @@ def admit(
         elif load.windows:
             break
         else:
-            _end(req, RequestError(f"a canvas of {len(canvas)} tokens does not fit"))
+            error = RequestError(f"a canvas of {len(canvas)} tokens does not fit")
+            _end(req, error, engine)
             ended.append(req)
     taken = {id(req) for req in (*admitted, *ended)}
     scheduler.waiting_queue = [r for r in scheduler.waiting_queue if id(r) not in taken]
@@ -210,7 +214,9 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
         return None
     if req.dllm_algo_state is None:
         # A third party's code may raise anything.
-        with Guard(lambda error: _end(req, error), engine.denoiser.agree) as guard:
+        with Guard(
+            lambda error: _end(req, error, engine), engine.denoiser.agree
+        ) as guard:
             req.dllm_algo_state = start(req, scheduler, engine)
         if guard.caught:
             return None
@@ -218,6 +224,7 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
     canvas: Canvas = req.dllm_algo_state.canvas
     if canvas.failure is not None:
         # It failed in the forward that was in flight when it was retracted.
+        logger.error("request %s failed: %s", req.rid, canvas.failure)
         req.finished_reason = failed(canvas.failure)
         return None
     return canvas
@@ -228,11 +235,12 @@ def failed(message: str) -> FINISH_ABORT:
     return FINISH_ABORT(message, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _end(req: Req, error: Exception) -> None:
+def _end(req: Req, error: Exception, engine: DenoisingEngine) -> None:
     """End a request that cannot start: 400 for a wrong field, 500 for a failure."""
     req.dllm_algo_state = None
     if isinstance(error, RequestError | ConfigError):
         logger.warning("request %s is refused: %s", req.rid, error)
+        engine.metrics.refused(error)
         req.finished_reason = FINISH_ABORT(
             text_of(error), HTTPStatus.BAD_REQUEST, "BadRequestError"
         )

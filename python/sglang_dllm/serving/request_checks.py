@@ -18,6 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sglang_dllm.config.canvas_parts import CanvasParts
+from sglang_dllm.config.refusals import Refusals
 from sglang_dllm.config.scoring import score_of
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
@@ -35,6 +36,7 @@ from sglang_dllm.serving.canvas import (
     read_canvas,
 )
 from sglang_dllm.serving.copies import unfold_copies
+from sglang_dllm.serving.fields import NAMES
 from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.sampling_defaults import (
     SamplingDefaults,
@@ -64,6 +66,9 @@ class RequestChecks:
         hf_config = config.hf_config
         self.manager = manager
         self.ids = RequestIds()
+        # SGLang makes the collector with --enable-metrics alone.
+        collector = getattr(manager, "metrics_collector", None)
+        self.refusals = Refusals(collector, NAMES)
         self.model = ServedModel(
             vocab_size=config.vocab_size,
             defaults=SamplingDefaults.of_server(

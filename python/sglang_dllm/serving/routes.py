@@ -83,8 +83,8 @@ MANAGEMENT = frozenset(
 """Routes of SGLang that change something and ask the model nothing."""
 
 
-PAGE, ALGORITHMS = "/dllm", "/dllm/algorithms"
-"""Routes of ours, which take no body (``serving.page``)."""
+PAGE, ALGORITHMS, STATE = "/dllm", "/dllm/algorithms", "/dllm/state"
+"""Routes of ours, which take no body (``serving.page``, ``serving.state``)."""
 
 _WITH_LINKS = ("/docs", "/redoc", "/openapi.json")
 """Pages of FastAPI whose links need the path that a proxy has put before them."""
@@ -114,7 +114,7 @@ def _with_own_path(scope: Scope) -> Scope:
     path, raw = scope["path"], scope.get("raw_path") or b""
     for _ in range(2):
         # The prefix may have the name of a route of ours.
-        is_ours = path.rstrip("/") in (PAGE, ALGORITHMS)
+        is_ours = path.rstrip("/") in (PAGE, ALGORITHMS, STATE)
         if root and path.startswith(root + "/") and not is_ours:
             path = path.removeprefix(root)
             raw = raw.removeprefix(root.encode())

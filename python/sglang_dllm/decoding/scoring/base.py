@@ -27,7 +27,6 @@ from sglang_dllm.decoding.statistics import DRAW_ELEMENTS, row_chunks
 from sglang_dllm.decoding.tensor_rows import TensorRows
 from sglang_dllm.models.facts import ModelFacts
 
-
 Inputs: TypeAlias = StepInputs[Any, Any]
 
 
