@@ -47,11 +47,14 @@ def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
 
         from sglang_dllm.serving.page import Page, algorithms_route
         from sglang_dllm.serving.routes import OwnPaths, RefusedRoutes
+        from sglang_dllm.serving.score_route import score_route
         from sglang_dllm.serving.state import state_route
 
         build = app.build_middleware_stack
         app.user_middleware.append(Middleware(RefusedRoutes))
-        app.router.routes += [algorithms_route(checks), state_route(checks)]
+        own = [algorithms_route(checks), state_route(checks), score_route(checks)]
+        # The first route of a path answers it.
+        app.router.routes[:0] = own
         # SGLang adds the check of keys later, and each one goes around the others.
         app.build_middleware_stack = lambda: OwnPaths(Page(build()))
     return found

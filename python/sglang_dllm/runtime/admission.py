@@ -30,6 +30,7 @@ from sglang_dllm.config.resolve import (
     request_options,
     watching_of,
 )
+from sglang_dllm.config.scoring import given_scoring
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
@@ -263,7 +264,10 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     _check_length(req, parts, scheduler)
     request = request_options(params.custom_params)
     decode = scheduler.dllm_config.decode
-    if parts is None:
+    scoring = given_scoring(params.custom_params, facts.family)
+    if scoring is not None:
+        decoding, decoded_len = scoring.decoding, len(scoring.continuation)
+    elif parts is None:
         decoding = decode.resolve(request).resolved(params.max_new_tokens, facts)
     else:
         _check_ids("canvas", [id for id in parts.template if id != MASK] or [0], facts)
@@ -272,16 +276,21 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         decoding = decoding.resolved(decoded_len, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
-    canvas = decoding.new_canvas(
-        req.origin_input_ids,
-        params.max_new_tokens,
-        facts,
-        template=None if parts is None else parts.template,
-        num_shown=None if parts is None else parts.num_shown,
-        sampling=_sampling(req, facts.vocab_size),
-        ignore_eos=params.ignore_eos,
-        ends_at_eos=not params.ignore_eos,
-    )
+    sampling = _sampling(req, facts.vocab_size)
+    if scoring is not None:
+        _check_ids("score.continuation", scoring.continuation, facts)
+        canvas = scoring.new_canvas(req.origin_input_ids, facts, sampling.seed)
+    else:
+        canvas = decoding.new_canvas(
+            req.origin_input_ids,
+            params.max_new_tokens,
+            facts,
+            template=None if parts is None else parts.template,
+            num_shown=None if parts is None else parts.num_shown,
+            sampling=sampling,
+            ignore_eos=params.ignore_eos,
+            ends_at_eos=not params.ignore_eos,
+        )
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
     watching = watching_of(params.custom_params)
@@ -289,7 +298,9 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         canvas.watch()
     # The text of a gap behind another one comes later than the gap.
     gaps = parts.gaps if parts is not None and req.stream else []
-    report = RequestReport(canvas, decoding, watching, gaps if gaps[1:] else [])
+    report = RequestReport(
+        canvas, decoding, watching, gaps if gaps[1:] else [], scoring
+    )
     req.customized_info = report.as_customized_info()
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sglang_dllm.config.resolve import SCORE_KEY
+from sglang_dllm.config.scoring import Scoring
 from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.history import ranges
@@ -32,14 +34,18 @@ class RequestReport:
         decoding: Decoding,
         watching: Watching | None = None,
         streamed_gaps: Sequence[Gap] = (),
+        scoring: Scoring | None = None,
     ) -> None:
         """
         Args:
             canvas: with nothing decoded.
             streamed_gaps: of which a stream tells as soon as each is final.
+            scoring: of a scored canvas.
         """
         self.canvas = canvas
         self.decoding = decoding.to_dict()
+        if scoring is not None:
+            self.decoding = {SCORE_KEY: scoring.to_dict()}
         watching = watching or Watching()
         self._watching = watching.to_dict()
         self._is_drafted = watching.stream is not None
@@ -55,8 +61,11 @@ class RequestReport:
         return {CHANNEL: _OncePerOutput(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        canvas = self.canvas
+        canvas, score = self.canvas, {}
+        if canvas.scored is not None and canvas.done:
+            score = {SCORE_KEY: canvas.scored.to_dict()}
         return {
+            **score,
             "dllm": self.decoding,
             "max_forwards_reached": canvas.cut_short,
             "num_forwards": canvas.num_forwards,
