@@ -55,7 +55,7 @@ def values(name: str, **labels: str) -> float | None:
 
 def test_a_client_cannot_add_labels() -> None:
     refusals = Refusals(SimpleNamespace(labels={"model_name": "m"}), {"steps"})
-    for text in ("steps=0 is not allowed", "my_field=1", "{}: no", ""):
+    for text in ("custom_params.steps=0 is not allowed", "my_field=1", "{}: no", ""):
         with pytest.raises(RequestError), refusals.counted("body"):
             raise RequestError(text)
     name, one = "sglang:dllm_refusals_total", {"model_name": "m", "stage": "body"}
@@ -69,7 +69,7 @@ def test_nothing_is_registered_or_counted_where_metrics_are_off() -> None:
     metrics.ended(canvas_of([5], 1))
     metrics.refused(RequestError("x"))
     metrics.took("host", 1)
-    metrics.active([canvas_of([5], 1)])
+    metrics.active([canvas_of([5], 1)], 0)
     assert values("sglang:dllm_active_canvases") is None
 
 

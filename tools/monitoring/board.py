@@ -38,7 +38,7 @@ PANELS = (
         "Canvases that are being decoded, and requests that wait for admission.",
         (
             Level("sglang:dllm_active_canvases", name="active"),
-            Level("sglang:num_queue_reqs", name="queued"),
+            Level("sglang:dllm_queued_requests", name="queued"),
         ),
     ),
     Panel(
