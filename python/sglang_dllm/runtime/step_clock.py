@@ -1,4 +1,4 @@
-"""Where the time of a round goes. It never waits for the device."""
+"""Measures the parts of a round. It never waits for the device."""
 
 from __future__ import annotations
 
