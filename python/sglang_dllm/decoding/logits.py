@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 
 from sglang_dllm.decoding.statistics import (
+    Logprobs,
     Statistic,
     fits_at_once,
     logprobs_of,
@@ -101,15 +102,15 @@ class Logits:
         return self._measured[statistic]
 
     def logprobs(
-        self, some: torch.Tensor, tokens: torch.Tensor, mask_id: int
-    ) -> torch.Tensor:
-        """``(n,)`` float64: of tokens ``(n,)`` at candidates ``(n,)``, one or more."""
-        return torch.cat(
-            [
-                logprobs_of(self._of(some[rows]), tokens[rows], mask_id)
-                for rows in row_chunks(len(some), self.vocab_size)
-            ]
-        )
+        self, some: torch.Tensor, tokens: torch.Tensor, mask_id: int, num_top: int = 0
+    ) -> Logprobs:
+        """Of tokens ``(n,)`` at candidates ``(n,)``, one or more, and of the best."""
+        parts = [
+            logprobs_of(self._of(some[rows]), tokens[rows], mask_id, num_top)
+            for rows in row_chunks(len(some), self.vocab_size)
+        ]
+        values, top_ids, top_values = map(torch.cat, zip(*parts, strict=True))
+        return values, top_ids, top_values
 
 
 def _memoised(of: LogitsOf, num_candidates: int, vocab_size: int) -> LogitsOf:
