@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ from sglang_dllm.decoding.block_steps import whole_canvas_step
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.options import Options
-from sglang_dllm.decoding.prediction import plain_prediction
+from sglang_dllm.decoding.prediction import plain_prediction, predict
 from sglang_dllm.decoding.sampling import (
     Stream,
     counter_uniform,
@@ -31,14 +33,14 @@ from sglang_dllm.decoding.sampling import (
     draw,
     filter_logits,
 )
-from sglang_dllm.decoding.statistics import MARGIN, Statistic
+from sglang_dllm.decoding.statistics import MARGIN, PROBABILITY, Statistic
 from sglang_dllm.decoding.tensor_rows import first_true
 
 
-def inputs_of(logits: torch.Tensor) -> StepInputs[Any, Any]:
+def inputs_of(logits: torch.Tensor, **others: Any) -> StepInputs[Any, Any]:
     """Logits of one canvas, all of whose positions are candidates."""
     length = len(logits)
-    canvas = Canvas.from_prompt([], length, mask_id=MASK, eos_ids=(EOS,))
+    canvas = Canvas.from_prompt([], length, mask_id=MASK, eos_ids=(EOS,), **others)
     batch = CanvasBatch.of(canvas, Options(), facts_of("llada"), "cpu")
     zero = torch.zeros(length, dtype=torch.int64)
     places = torch.arange(length)
@@ -183,3 +185,46 @@ def test_a_random_order_comes_from_the_seed(
 
     assert tokens(1) == tokens(1)
     assert tokens(1) != tokens(2)
+
+
+class FirstTwo:
+    """Proposes the token 3 for the first two candidates."""
+
+    candidates = torch.tensor([0, 1])
+
+    def tokens(self, logits: Logits) -> torch.Tensor:
+        assert logits(self.candidates).shape == (2, VOCAB)
+        return torch.tensor([3, 3])
+
+
+def test_edits_come_behind_changes_and_proposed_tokens_are_measured() -> None:
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(4, VOCAB, generator=generator)
+    bias = torch.zeros(VOCAB)
+    bias[5] = 100.0
+    plain = held(values)
+    edited = plain.edited(lambda logits, some: logits + bias, FirstTwo())
+    other = edited.changed(lambda some: edited.before_edits(some) * 2)
+    every = torch.arange(4)
+    assert torch.equal(edited.before_edits(every), values)
+    assert torch.equal(other(every), values * 2 + bias)
+    tokens, value = other.measure(PROBABILITY, MASK)
+    assert tokens.tolist() == [3, 3, 5, 5]
+    p = (values * 2 + bias).double().softmax(dim=-1)
+    torch.testing.assert_close(value, p[every, tokens])
+    # The model's own, whatever was asked for.
+    of_plain = plain.logprobs(every, tokens, MASK)
+    assert torch.equal(edited.logprobs(every, tokens, MASK), of_plain)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_prediction_takes_proposed_tokens_at_any_temperature(
+    temperature: float,
+) -> None:
+    sampling = SamplingOptions(temperature=temperature, seed=3)
+    logits = torch.zeros(4, VOCAB).index_fill_(1, torch.tensor([8]), 50.0)
+    inputs = inputs_of(logits, sampling=sampling)
+    proposed = inputs.logits.edited(lambda logits, some: logits, FirstTwo())
+    found = predict(replace(inputs, logits=proposed))
+    assert found.tokens.tolist() == [3, 3, 8, 8]
+    assert (found.value[:2] < 1e-20).all() and (found.value[2:] > 0.99).all()

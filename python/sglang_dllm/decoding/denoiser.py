@@ -16,6 +16,7 @@ import torch
 from sglang_dllm.decoding.agreement import Agree, alone
 from sglang_dllm.decoding.canvas import Canvas, IdArray, Progress
 from sglang_dllm.decoding.canvas_batch import Device
+from sglang_dllm.decoding.edits import edited
 from sglang_dllm.decoding.group import NUM_NUMBERS, Group, GroupKey
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
@@ -121,7 +122,7 @@ class Denoiser:
         for index, group in enumerate(groups):
             for canvas in group.records:
                 canvas.count_forward()
-            inputs = packed.inputs_of(index, group.batch, logits)
+            inputs = edited(packed.inputs_of(index, group.batch, logits))
             probes = packed.probes_of(index, logits)
             group.measure(inputs)
             with group.guard(self.agree) as guard:

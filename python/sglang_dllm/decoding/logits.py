@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 
 from sglang_dllm.decoding.statistics import (
+    DRAW_ELEMENTS,
     Logprobs,
     Statistic,
     fits_at_once,
@@ -25,8 +26,28 @@ LogitsOf = Callable[[Candidates], torch.Tensor]
 Head = Callable[[torch.Tensor], torch.Tensor]
 """From hidden states ``(n, H)`` to logits ``(n, V)``."""
 
+Edit = Callable[[torch.Tensor, Candidates], torch.Tensor]
+"""From logits ``(n, V)`` of some candidates to those that a client asked for.
+
+It does not write to its input. Rows in which nothing is asked stay bit-equal.
+"""
+
 Measured = tuple[torch.Tensor, torch.Tensor]
 """The tokens ``(N,)`` int64 and a statistic ``(N,)`` float64 of N candidates."""
+
+
+class Proposer(Protocol):
+    """Chooses the tokens of some candidates together, instead of one by one.
+
+    Attributes:
+        candidates: ``(K,)`` int64, ascending: which of the N candidates.
+    """
+
+    candidates: torch.Tensor
+
+    def tokens(self, logits: Logits) -> torch.Tensor:
+        """``(K,)`` int64: the tokens of these candidates, by all their logits."""
+        ...
 
 
 class HeadError(RuntimeError):
@@ -42,15 +63,28 @@ class Logits:
 
     The logits of all candidates of a batch would be the largest tensor of a server.
     Few enough of them (``fits_at_once``) are computed once and stay in memory.
+
+    Clients may edit logits (``edited``), and may have the tokens of some candidates
+    proposed together. Both come behind all that an algorithm does to the logits: an
+    algorithm makes other logits of those ``before_edits``, with ``changed``.
     """
 
-    def __init__(self, num_candidates: int, vocab_size: int, of: LogitsOf) -> None:
+    def __init__(
+        self,
+        num_candidates: int,
+        vocab_size: int,
+        of: LogitsOf,
+        edits: tuple[Edit, ...] = (),
+        proposer: Proposer | None = None,
+    ) -> None:
         """
         Args:
-            of: the logits of some candidates.
+            of: the logits of some candidates, before the edits.
+            edits: in their order.
         """
         self.num_candidates, self.vocab_size = num_candidates, vocab_size
-        self._of = of
+        self._of, self._edits, self._proposer = of, edits, proposer
+        self._proposed: torch.Tensor | None = None
         self._measured: dict[Statistic, Measured] = {}
 
     @classmethod
@@ -68,7 +102,14 @@ class Logits:
         return cls(num, vocab_size, _memoised(of, num, vocab_size))
 
     def __call__(self, some: Candidates) -> torch.Tensor:
-        """``(n, V)``: the logits of some candidates."""
+        """``(n, V)``: the logits of some candidates, with all edits."""
+        logits = self._of(some)
+        for edit in self._edits:
+            logits = edit(logits, some)
+        return logits
+
+    def before_edits(self, some: Candidates) -> torch.Tensor:
+        """``(n, V)``: the logits of some candidates as no client edited them."""
         return self._of(some)
 
     def part(self, first: int, num: int) -> Logits:
@@ -83,28 +124,75 @@ class Logits:
         return Logits(num, self.vocab_size, _memoised(of, num, self.vocab_size))
 
     def changed(self, of: LogitsOf) -> Logits:
-        """Other logits of the same candidates, of which nothing is known."""
-        return Logits(self.num_candidates, self.vocab_size, of)
+        """Other logits of the same candidates, which get the same edits.
+
+        Args:
+            of: makes them of those ``before_edits``.
+        """
+        num, size = self.num_candidates, self.vocab_size
+        return Logits(num, size, of, self._edits, self._proposer)
+
+    def edited(self, edit: Edit, proposer: Proposer | None = None) -> Logits:
+        """The same logits with one edit more, and with a proposer if there is one."""
+        return Logits(
+            self.num_candidates,
+            self.vocab_size,
+            self._of,
+            (*self._edits, edit),
+            proposer or self._proposer,
+        )
+
+    def with_proposed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens ``(N,)`` int64 of all candidates, the proposed ones in their places.
+
+        The tensor itself where nothing is proposed.
+        """
+        if self._proposer is None:
+            return tokens
+        if self._proposed is None:
+            self._proposed = self._proposer.tokens(self)
+        return tokens.index_put((self._proposer.candidates,), self._proposed)
 
     def measure(self, statistic: Statistic, mask_id: int) -> Measured:
         """The best token but the mask of each candidate, and a statistic.
 
-        The statistic is minus infinity where the logits have a NaN. There must be a
-        candidate. Nobody may write to the tensors.
+        A proposed token takes the place of the best one, and is measured. The statistic
+        is minus infinity where the logits have a NaN. There must be a candidate. Nobody
+        may write to the tensors.
         """
         if statistic not in self._measured:
             parts = [
-                measure(self._of(rows), mask_id, statistic)
+                measure(self(rows), mask_id, statistic)
                 for rows in row_chunks(self.num_candidates, self.vocab_size)
             ]
-            tokens, values = zip(*parts, strict=True)
-            self._measured[statistic] = torch.cat(tokens), torch.cat(values)
+            tokens, values = map(torch.cat, zip(*parts, strict=True))
+            if self._proposer is not None:
+                some = self._proposer.candidates
+                tokens = self.with_proposed(tokens)
+                value = self._value_of(statistic, some, tokens[some], mask_id)
+                values = values.index_put((some,), value)
+            self._measured[statistic] = tokens, values
         return self._measured[statistic]
+
+    def _value_of(
+        self, statistic: Statistic, some: torch.Tensor, tokens: torch.Tensor,
+        mask_id: int,
+    ) -> torch.Tensor:  # fmt: skip
+        """``(n,)`` float64: a statistic of given tokens ``(n,)`` of candidates."""
+        found = [
+            statistic.of(self(some[rows]).double().softmax(-1), tokens[rows], mask_id)
+            for rows in row_chunks(len(some), self.vocab_size, DRAW_ELEMENTS)
+        ]
+        value = torch.cat([tokens.new_empty(0, dtype=torch.float64), *found])
+        return value.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def logprobs(
         self, some: torch.Tensor, tokens: torch.Tensor, mask_id: int, num_top: int = 0
     ) -> Logprobs:
-        """Of tokens ``(n,)`` at candidates ``(n,)``, one or more, and of the best."""
+        """Of tokens ``(n,)`` at candidates ``(n,)``, one or more, and of the best.
+
+        No edit counts: they are the model's own.
+        """
         parts = [
             logprobs_of(self._of(some[rows]), tokens[rows], mask_id, num_top)
             for rows in row_chunks(len(some), self.vocab_size)

@@ -36,8 +36,9 @@ def predict(
     """Predict a token for each candidate and measure it.
 
     The token is the argmax of the logits without the mask token, or a draw where the
-    canvas has a temperature. Logits with a NaN measure as minus infinity, so that a
-    broken candidate is never accepted before a sound one and never blocks progress.
+    canvas has a temperature. A proposed token takes the place of both. Logits with a
+    NaN measure as minus infinity, so that a broken candidate is never accepted before a
+    sound one and never blocks progress.
 
     Args:
         statistic: reads the probabilities of a candidate.
@@ -60,6 +61,7 @@ def predict(
         logits = inputs.logits(some)
         p = distribution(logits, mask_id, temperature[part], top_p[part], top_k[part])
         tokens[some] = draw(p, uniform[part])
+        tokens = inputs.logits.with_proposed(tokens)
         if not of_drawn:
             p = logits.double().softmax(dim=-1)
         found = statistic.of(p, tokens[some], mask_id)

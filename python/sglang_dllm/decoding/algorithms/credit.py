@@ -116,7 +116,7 @@ class Credit(Algorithm[CreditOptions, CreditState]):
 
         def logits_of(some: Candidates) -> torch.Tensor:
             # A column without a token raises the row's first logit by nothing.
-            logits = inputs.logits(some).double()
+            logits = inputs.logits.before_edits(some).double()
             return logits.scatter_add(1, tokens[some], raised[some])
 
         found = confidence(replace(inputs, logits=inputs.logits.changed(logits_of)))

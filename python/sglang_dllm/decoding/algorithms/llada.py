@@ -152,7 +152,7 @@ def guided(inputs: Inputs) -> Logits:
     scale = inputs.per_candidate(inputs.state.cfg_scale)
 
     def logits_of(some: Candidates) -> torch.Tensor:
-        logits = inputs.logits(some).double()
+        logits = inputs.logits.before_edits(some).double()
         uncond = uncond_logits_of(some).double()
         by = scale[some, None]
         return torch.where(by > 0, uncond + (by + 1) * (logits - uncond), logits)
@@ -167,7 +167,7 @@ def without_eos(inputs: Inputs, inner: Logits) -> Logits:
     hidden = inputs.per_candidate(inputs.state.logits_eos_inf)
 
     def logits_of(some: Candidates) -> torch.Tensor:
-        logits = inner(some).clone()
+        logits = inner.before_edits(some).clone()
         for eos in inputs.facts.eos_ids:
             logits[:, eos].masked_fill_(hidden[some], -torch.inf)
         return logits

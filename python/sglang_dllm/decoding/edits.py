@@ -1,0 +1,15 @@
+"""The edits that requests make to the logits of their canvases, in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_dllm.decoding.decision import StepInputs
+
+
+def edited(inputs: StepInputs[Any, Any]) -> StepInputs[Any, Any]:
+    """The inputs of a step with the logits that their requests ask for.
+
+    The inputs as they are where no canvas of them has an edit.
+    """
+    return inputs
