@@ -36,6 +36,7 @@ from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.logprobs import begin_logprobs, send
 from sglang_dllm.runtime.report import RequestReport
 from sglang_dllm.runtime.schedule_batch import (
     fill_ids,
@@ -148,7 +149,7 @@ def admit(
     scheduler.waiting_queue = [r for r in scheduler.waiting_queue if id(r) not in taken]
     running_batch.reqs = running_batch.reqs + admitted
     if ended:
-        scheduler.output_streamer.stream_output(ended, False)
+        send(scheduler, ended)
     return admitted
 
 
@@ -279,6 +280,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     watching = watching_of(params.custom_params)
     if watching.is_on:
         canvas.watch()
+    begin_logprobs(req, canvas, facts.vocab_size)
     report = RequestReport(canvas, decoding, watching)
     req.customized_info = report.as_customized_info()
     stop_ids = _stop_ids(scheduler.tokenizer).union(
@@ -315,8 +317,8 @@ def _check_fields(req: Req) -> None:
             f"max_new_tokens={params.max_new_tokens!r} is not allowed; "
             "expected an integer, 1 or more"
         )
-    if req.return_logprob or req.grammar is not None:
-        raise RequestError("log probabilities and grammars are not supported")
+    if req.grammar is not None:
+        raise RequestError("grammars are not supported")
 
 
 def _check_length(req: Req, parts: CanvasParts | None, scheduler: Any) -> None:

@@ -72,6 +72,8 @@ class CanvasScheduleBatch(ScheduleBatch):
             False,
             owner.spec_algorithm,
         )
+        # A forward gives none to SGLang; emission writes those of the tokens.
+        batch.return_logprob = False
         return batch
 
     def _set_windows(
