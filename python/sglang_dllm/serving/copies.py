@@ -10,6 +10,9 @@ from typing import Any
 
 _SEEDS = 1 << 64
 
+_PER_PROMPT = ("extra_key", "return_logprob", "top_logprobs_num", "logprob_start_len")
+"""Fields of a request that may have a value for each prompt, all copies the same."""
+
 
 def unfold_copies(obj: Any) -> None:
     """Turn a GenerateReqInput with n above 1 into a batch, in place.
@@ -34,8 +37,10 @@ def unfold_copies(obj: Any) -> None:
     obj.sampling_params = [_copy(one, i) for one in params for i in range(num)]
     if isinstance(obj.rid, list):
         obj.rid = [f"{rid}_{i}" for rid in obj.rid for i in range(num)]
-    if isinstance(obj.extra_key, list):
-        obj.extra_key = _each(obj.extra_key, num)
+    for name in _PER_PROMPT:
+        value = getattr(obj, name)
+        if isinstance(value, list):
+            setattr(obj, name, _each(value, num))
 
 
 def _each(values: list[Any], num: int) -> list[Any]:
