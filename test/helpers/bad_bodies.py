@@ -49,7 +49,7 @@ OPENAI: list[tuple[str, Any]] = [
     *(("stream_options", bad) for bad in (5, {"include_usage": "yes"})),
     *(("model", bad) for bad in (5, ["a"])),
     *(("user", bad) for bad in (5, ["a"])),
-    *(("best_of", bad) for bad in (2, "1")),
+    *(("best_of", bad) for bad in (129, "1")),
     *(("min_tokens", bad) for bad in (1, "1", True)),
     *(("response_format", bad) for bad in ({"type": "json_object"}, SCHEMA, "text")),
     *(("top_logprobs", bad) for bad in (2, True, -1, 21)),

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
+from sglang_dllm.serving.best_of import check_best_of
 from sglang_dllm.serving.canvas import (
     CANVAS,
     canvas_of,
@@ -196,6 +197,7 @@ def _check_completion(body: dict[str, Any], model: ServedModel) -> dict[str, Any
     from sglang.srt.entrypoints.openai.protocol import CompletionRequest
 
     body = _check_openai(body, model, CompletionFields, CompletionRequest)
+    check_best_of(body)
     body = _with_suffix(completion_logprobs(body))
     prompt = body["prompt"]
     _check_ids("prompt", prompt, model.vocab_size)
@@ -325,15 +327,9 @@ def _check_ids(field: str, prompt: Any, vocab_size: int) -> None:
             check_token_ids(field, row, vocab_size)
 
 
-_PER_PROMPT = (
-    *("rid", "sampling_params", "extra_key"),
-    *("return_logprob", "top_logprobs_num", "logprob_start_len"),
-)
-
-
 def _check_per_prompt(data: Mapping[str, Any], num_prompts: int | None) -> None:
     """Lists of one value for each prompt need a list of as many prompts."""
-    for key in _PER_PROMPT:
+    for key in ("rid", "sampling_params", "extra_key"):
         value = data.get(key)
         if isinstance(value, list) and len(value) != num_prompts:
             raise BadRequest(

@@ -10,11 +10,8 @@ from typing import Any
 
 _SEEDS = 1 << 64
 
-_PER_PROMPT = ("extra_key", "return_logprob", "top_logprobs_num", "logprob_start_len")
-"""Fields of a request that may have a value for each prompt, all copies the same."""
 
-
-def unfold_copies(obj: Any) -> None:
+def unfold_copies(obj: Any, least: int = 1) -> None:
     """Turn a GenerateReqInput with n above 1 into a batch, in place.
 
     The answers keep SGLang's order: all copies of the first prompt come first. Copy i
@@ -24,10 +21,11 @@ def unfold_copies(obj: Any) -> None:
     Args:
         obj: its fields are checked, and its sampling parameters are a dict for a single
             prompt, otherwise a list of dicts.
+        least: so many answers are decoded for each prompt, if n is smaller.
     """
     is_single = isinstance(obj.sampling_params, dict)
     params = [obj.sampling_params] if is_single else obj.sampling_params
-    num = params[0].get("n") or 1
+    num = max(least, params[0].get("n") or 1)
     if num == 1:
         return
     if obj.text is not None:
@@ -37,10 +35,8 @@ def unfold_copies(obj: Any) -> None:
     obj.sampling_params = [_copy(one, i) for one in params for i in range(num)]
     if isinstance(obj.rid, list):
         obj.rid = [f"{rid}_{i}" for rid in obj.rid for i in range(num)]
-    for name in _PER_PROMPT:
-        value = getattr(obj, name)
-        if isinstance(value, list):
-            setattr(obj, name, _each(value, num))
+    if isinstance(obj.extra_key, list):
+        obj.extra_key = _each(obj.extra_key, num)
 
 
 def _each(values: list[Any], num: int) -> list[Any]:

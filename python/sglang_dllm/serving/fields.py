@@ -147,18 +147,10 @@ class GenerateFields(_Request):
     no_logs: _Bool = False
     background: _Bool = False
     return_prompt_token_ids: _Bool = False
-    return_logprob: Annotated[
-        bool | list[bool],
-        Field(description=f"true or false, or one for each prompt: {_EACH}"),
-    ] = False
-    top_logprobs_num: Annotated[
-        _Top | list[_Top],
-        Field(
-            description=f"an integer, 0 to {MAX_TOP_LOGPROBS}, or one for each prompt"
-        ),
-    ] = 0
+    return_logprob: _Logprobs = False
+    top_logprobs_num: _TopLogprobs = 0
     logprob_start_len: Annotated[
-        Literal[-1] | list[Literal[-1]],
+        Literal[-1],
         Field(description="-1: a prompt has none; /v1/score gives likelihoods"),
     ] = -1
     return_text_in_logprobs: _Bool = False
@@ -199,6 +191,7 @@ class CompletionFields(_OpenAI):
     max_tokens: _Count = 16
     suffix: _Str | None = None
     echo: _Bool = False
+    best_of: _Copies | None = None
     logprobs: Annotated[
         Literal[False] | _Top | None,
         Field(

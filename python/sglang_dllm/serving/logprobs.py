@@ -40,9 +40,8 @@ def check_native_logprobs(data: Mapping[str, Any]) -> None:
     Raises:
         BadRequest: naming field, value and range.
     """
-    asked, num_top = data.get("return_logprob"), data.get("top_logprobs_num")
-    nums = num_top if isinstance(num_top, list) else [num_top]
-    if any(nums) and not any(asked if isinstance(asked, list) else [asked]):
+    num_top = data.get("top_logprobs_num")
+    if num_top and not data.get("return_logprob"):
         raise refused("top_logprobs_num", num_top, "it with return_logprob=true")
 
 
