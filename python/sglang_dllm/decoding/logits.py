@@ -189,7 +189,7 @@ class Logits:
     def logprobs(
         self, some: torch.Tensor, tokens: torch.Tensor, mask_id: int, num_top: int = 0
     ) -> Logprobs:
-        """Of tokens ``(n,)`` at candidates ``(n,)``, one or more, and of the best.
+        """Measure tokens ``(n,)`` at candidates ``(n,)``, one or more, and the best.
 
         No edit counts: they are the model's own.
         """

@@ -83,14 +83,14 @@ def measure(
 
 
 Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Of n tokens: their log-probabilities ``(n,)`` float64, the ids ``(n, K)`` int64 of
+"""The log-probabilities ``(n,)`` float64 of n tokens, the ids ``(n, K)`` int64 of
 the best tokens, best first, and the log-probabilities ``(n, K)`` float64 of those."""
 
 
 def logprobs_of(
     logits: torch.Tensor, tokens: torch.Tensor, mask_id: int, num_top: int = 0
 ) -> Logprobs:
-    """Of tokens ``(N,)`` under logits ``(N, V)``, and of the ``num_top`` best tokens.
+    """Measure tokens ``(N,)`` under logits ``(N, V)``, and the ``num_top`` best ones.
 
     The mask token has no share. Minus infinity of a row with a NaN.
     """
