@@ -118,7 +118,7 @@ def test_native_requests_have_ids_and_text(demo_server: Server) -> None:
 
 def test_given_text_was_certain(demo_server: Server) -> None:
     """A stream of drafts has outputs without a token; each token keeps its own."""
-    canvas = ["The answer is ", {"gap": 6}, " apples"]
+    canvas = ["The answer is ", {"mask": 6}, " apples"]
     dllm = {"canvas": canvas, "stream": "draft"}
     params = {"custom_params": {"dllm": dllm}}
     body: dict[str, Any] = {
