@@ -8,7 +8,7 @@ Ours: the parsed body is checked on its way to FastAPI (``serving.request_checks
 prompts of a streamed /generate included, so that every refusal is a status 400. A
 path is the route's own, whatever a proxy has put before it, and routes that the model
 does not serve are refused (``serving.routes``). A page shows how canvases fill
-(``serving.page``).
+(``serving.page``), and a route tells the active ones (``serving.state``).
 Goes when: upstream validates strictly and checks a streamed /generate before it
 answers, as it does on the OpenAI routes.
 """
@@ -31,7 +31,8 @@ async def _json(original: Callable[..., Any], request: Any) -> Any:
     # Starlette calls this again for a body that it has read; it was checked then.
     if checks is None or hasattr(request, "_json"):
         return await original(request)
-    request._json = await checks.check_json(request, lambda: original(request))
+    with checks.refusals.counted("body"):
+        request._json = await checks.check_json(request, lambda: original(request))
     return request._json
 
 
@@ -46,10 +47,14 @@ def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
 
         from sglang_dllm.serving.page import Page, algorithms_route
         from sglang_dllm.serving.routes import OwnPaths, RefusedRoutes
+        from sglang_dllm.serving.score_route import score_route
+        from sglang_dllm.serving.state import state_route
 
         build = app.build_middleware_stack
         app.user_middleware.append(Middleware(RefusedRoutes))
-        app.router.routes.append(algorithms_route(checks))
+        own = [algorithms_route(checks), state_route(checks), score_route(checks)]
+        # The first route of a path answers it.
+        app.router.routes[:0] = own
         # SGLang adds the check of keys later, and each one goes around the others.
         app.build_middleware_stack = lambda: OwnPaths(Page(build()))
     return found

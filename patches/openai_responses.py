@@ -53,7 +53,8 @@ def _generate_with_builtin_tools(
 
     checks = checks_of(self.tokenizer_manager)
     if checks is not None:
-        checks.check_early(adapted_request)
+        with checks.refusals.counted("arguments"):
+            checks.check_early(adapted_request)
     return original(
         self,
         request_id,

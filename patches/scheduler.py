@@ -1,8 +1,11 @@
 """sglang.srt.managers.scheduler
 
-Upstream: a pause begins between two forwards, and weights may be updated during it.
+Upstream: a pause begins between two forwards, and weights may be updated during it. The
+internal state of a scheduler has launch flags and sizes.
 Ours: a forward may be in flight between two rounds; it is committed before the pause.
-Goes when: upstream lets a dLLM algorithm finish its work before a pause.
+The internal state has the active canvases too (``runtime.state``).
+Goes when: upstream lets a dLLM algorithm finish its work before a pause, and lets it
+add to the internal state.
 """
 
 from __future__ import annotations
@@ -25,6 +28,17 @@ def _pause_generation(
     return original(scheduler, recv_req)
 
 
+def _get_internal_state(
+    original: Callable[..., Any], scheduler: Any, recv_req: Any
+) -> Any:
+    found = original(scheduler, recv_req)
+    if is_ours(scheduler):
+        from sglang_dllm.runtime.state import STATE_KEY, state_of
+
+        found.internal_state[STATE_KEY] = state_of(scheduler)
+    return found
+
+
 HOOKS = (
     Hook(
         target="sglang.srt.managers.scheduler.Scheduler.pause_generation",
@@ -33,5 +47,13 @@ HOOKS = (
         "hidden states of the old model with the head of the new one",
         contract=("self", "recv_req"),
         remove_when="upstream lets a dLLM algorithm finish its work before a pause",
+    ),
+    Hook(
+        target="sglang.srt.managers.scheduler.Scheduler.get_internal_state",
+        fn=_get_internal_state,
+        why="the process that answers HTTP cannot see which canvases are active, and "
+        "how far they are",
+        contract=("self", "recv_req"),
+        remove_when="upstream lets a dLLM algorithm add to the internal state",
     ),
 )

@@ -110,15 +110,27 @@ def _before_launch(launch: Any, server_args: Any, flags: Any) -> None:
         )
 
     app.add_middleware(
-        Doorkeeper, launch=launch, is_up=is_up, on_startup=partial(_on_startup, launch)
+        Doorkeeper,
+        launch=launch,
+        is_up=is_up,
+        on_startup=partial(_on_startup, launch, flags.host, flags.port),
     )
 
 
-def _on_startup(launch: Any) -> None:
+def _on_startup(launch: Any, host: str, port: int) -> None:
     """Take the signals in the event loop; uvicorn has set its own handlers by now."""
     import asyncio
     import signal
 
+    from sglang_dllm.launching.address import check_address
+    from sglang_dllm.launching.end_note import WRONG_INPUT, End, one_line
+
+    try:
+        # Somebody may have taken the port while the model was loaded. uvicorn would
+        # end only when SGLang's first request has timed out.
+        check_address(host, port)
+    except ConfigError as error:
+        launch.end(End(WRONG_INPUT, one_line(error)))
     from sglang.srt.entrypoints.http_server import get_global_state
 
     launch.watch.complete()

@@ -30,7 +30,8 @@ def _validate_one_request(
 
     checks = checks_of(self)
     if checks is not None and isinstance(obj, GenerateReqInput):
-        checks.check_prompt(obj.sampling_params, input_ids)
+        with checks.refusals.counted("prompt"):
+            checks.check_prompt(obj.sampling_params, input_ids)
     return original(self, obj, input_ids)
 
 
@@ -46,17 +47,18 @@ async def _generate_request(
         async for out in original(self, obj, request):
             yield out
         return
-    from sglang_dllm.runtime.report import into_meta_info
+    from sglang_dllm.runtime.report import final_gaps, into_meta_info
     from sglang_dllm.serving.gaps import GapAnswers
     from sglang_dllm.serving.watched import EXTENSION, WatchedAnswers, extension_of
 
-    checks.check_arguments(obj)
+    with checks.refusals.counted("arguments"):
+        checks.check_arguments(obj)
     gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
     with checks.ids.replaced(obj) as client_ids:
         async for out in original(self, obj, request):
             for response in out if isinstance(out, list) else [out]:
                 meta_info = response["meta_info"]
-                new_gaps = gaps.add(response)
+                new_gaps = gaps.add(response, final_gaps(meta_info))
                 watched.add(meta_info, into_meta_info(meta_info))
                 if new_gaps is not None:
                     meta_info["dllm"] = {**meta_info.get("dllm", {}), "gaps": new_gaps}

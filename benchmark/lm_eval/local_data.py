@@ -17,6 +17,15 @@ from datasets import Dataset
 
 def problems(data: str | None = None, **_: Any) -> dict[str, Dataset]:
     """The test split: rows of ``question`` and ``answer``."""
+    return _split(data, "question", "answer")
+
+
+def choices(data: str | None = None, **_: Any) -> dict[str, Dataset]:
+    """The test split: rows of ``question``, ``choices`` and the right ``label``."""
+    return _split(data, "question", "choices", "label")
+
+
+def _split(data: str | None, *keys: str) -> dict[str, Dataset]:
     file = data or os.environ.get("GSM8K_DATA")
     if not file:
         raise SystemExit(
@@ -25,7 +34,5 @@ def problems(data: str | None = None, **_: Any) -> dict[str, Dataset]:
     text = Path(file).read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     return {
-        "test": Dataset.from_list(
-            [{"question": row["question"], "answer": row["answer"]} for row in rows]
-        )
+        "test": Dataset.from_list([{key: row[key] for key in keys} for row in rows])
     }

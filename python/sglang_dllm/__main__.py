@@ -1,4 +1,4 @@
-"""``python -m sglang_dllm doctor``, ``demo-path``, ``download-model``, ``replay``."""
+"""``python -m sglang_dllm``: doctor, demo-path, download-model, replay, lm-eval."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def main(argv: list[str] | None = None) -> int:
         "--speed", type=_speed, default=10.0, help="forwards a second; default: 10"
     )
     player.add_argument("--step", action="store_true", help="wait for Enter instead")
+    commands.add_parser(
+        "lm-eval", help="lm-eval's own command line, with --model sglang_dllm"
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["lm-eval"]:
+        from sglang_dllm.lm_eval_model import run
+
+        return run(argv[1:])
     args = parser.parse_args(argv)
     if args.command == "demo-path":
         from sglang_dllm.demo import demo_path

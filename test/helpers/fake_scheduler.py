@@ -22,6 +22,7 @@ from helpers.toy_engine import FACTS, ToyEngine
 from helpers.upstream_shapes import retract
 from sglang_dllm.config.resolve import DecodeConfig
 from sglang_dllm.runtime import rounds
+from sglang_dllm.runtime.round_log import RoundLog
 
 
 class FakeScheduler:
@@ -65,7 +66,9 @@ class FakeScheduler:
             needs_full_prefill=True, decode=DecodeConfig(FACTS.family, "LLaDA", {})
         )
         self.tp_worker = SimpleNamespace(
-            dllm_algorithm=SimpleNamespace(engine_of=lambda scheduler: self.engine),
+            dllm_algorithm=SimpleNamespace(
+                engine_of=lambda scheduler: self.engine, round_log=RoundLog(1)
+            ),
             model_runner=SimpleNamespace(
                 model_config=SimpleNamespace(vocab_size=FACTS.vocab_size)
             ),

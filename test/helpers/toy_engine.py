@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -95,9 +96,17 @@ class Ended:
 
     def __init__(self) -> None:
         self.counts: Counter[int] = Counter()
+        self.num_active = 0
+        self.refusals: list[str] = []
 
     def ended(self, canvas: Canvas) -> None:
         self.counts[id(canvas)] += 1
+
+    def active(self, canvases: Sequence[Canvas]) -> None:
+        self.num_active = len(canvases)
+
+    def refused(self, error: Exception) -> None:
+        self.refusals.append(str(error))
 
 
 class ToyEngine:

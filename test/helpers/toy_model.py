@@ -111,24 +111,24 @@ def held(table: torch.Tensor) -> Logits:
 
 def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
     """All requests in one batch, until each canvas is full."""
+    return run_canvases(family, [], requests)
+
+
+def run_canvases(
+    family: str,
+    made: Sequence[tuple[ToyModel, Canvas, Decoding]],
+    requests: Sequence[Request],
+) -> list[Canvas]:
+    """Canvases that a test has made, then those of requests, in one batch."""
     facts = facts_of(family)
     denoiser, canvases = Denoiser(facts), []
     memories: dict[tuple[int, bool], Memory] = {}
-    for request in requests:
-        decoding = resolve(family, request)
-        canvas = decoding.new_canvas(
-            request.prompt,
-            request.length,
-            facts,
-            template=template_of(request.template),
-            sampling=request.sampling,
-            ignore_eos=request.ignore_eos,
-        )
+    made = [*made, *(canvas_of(family, request) for request in requests)]
+    for model, canvas, decoding in made:
         denoiser.join(denoiser.prepare(canvas, decoding))
         canvases.append(canvas)
         for is_uncond in (False, True):
-            memory = Memory(request.model, len(canvas))
-            memories[id(canvas), is_uncond] = memory
+            memories[id(canvas), is_uncond] = Memory(model, len(canvas))
     denoiser.sync()
     denoiser.remove([canvas for canvas in canvases if canvas.done])
     while denoiser.canvases:
@@ -148,6 +148,20 @@ def decode(family: str, requests: Sequence[Request]) -> list[Canvas]:
         assert not any(canvas.failure for canvas in canvases)
         denoiser.remove([canvas for canvas in canvases if canvas.done])
     return canvases
+
+
+def canvas_of(family: str, request: Request) -> tuple[ToyModel, Canvas, Decoding]:
+    """The canvas of a request, and how it is decoded."""
+    decoding = resolve(family, request)
+    canvas = decoding.new_canvas(
+        request.prompt,
+        request.length,
+        facts_of(family),
+        template=template_of(request.template),
+        sampling=request.sampling,
+        ignore_eos=request.ignore_eos,
+    )
+    return request.model, canvas, decoding
 
 
 def reference_sampling(options: SamplingOptions) -> Sampling:

@@ -62,6 +62,24 @@ def test_a_port_whose_server_has_just_ended_is_free() -> None:
     check_address(LOCAL, port)
 
 
+LISTENS_LATE = """
+import socket, sys
+from sglang_dllm.launching import server
+from sglang_dllm.patches.server_processes import _on_startup
+with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    _on_startup(server.begin(), *taken.getsockname())
+"""
+
+
+def test_a_port_that_is_taken_while_the_model_loads_ends_the_launch() -> None:
+    command = [sys.executable, "-c", LISTENS_LATE]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert "another process listens on 127.0.0.1" in found.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("host", "port", "words"),
     [

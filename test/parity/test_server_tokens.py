@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from helpers.random_settings import ALGORITHMS, Case
+from helpers.scores import expected_score
 from helpers.serving_harness import Server
 from helpers.tiny_a2d_checkpoints import QWEN_TOKENS, write_a2d_qwen3
 from helpers.tiny_checkpoints import (
@@ -190,6 +192,44 @@ def test_a_prompt_of_mask_tokens_stays_as_it_is(setup: Setup) -> None:
         answer = setup.ask(case)
         assert setup.check_answer(case, answer)
         assert mask not in answer["output_ids"]
+
+
+def test_scores_beside_generation(setup: Setup) -> None:
+    """Sums within 1e-4 of the plain references, and tokens as without scores."""
+    rng, mask = random.Random(6), setup.model.mask_id
+    letters = [token for token in range(32, 90) if token != mask]
+    scores: list[dict[str, Any]] = [
+        {"method": "chain"},
+        {"method": "confidence"},
+        {"method": "greedy"},
+        {"method": "mc", "num_samples": 5, "batch_size": 4},
+        {"method": "mc", "num_samples": 3, "cfg_scale": 1.5},
+    ]
+    asked = [
+        (score, rng.choices(letters, k=4), rng.choices(letters, k=num), seed)
+        for seed, score in enumerate(scores)
+        for num in (1, 9)
+    ]
+    case = Case((65, 66), 40, "FullAttnMultiBlock", {}, ignore_eos=True)
+
+    def ask(one: tuple[dict[str, Any], list[int], list[int], int]) -> dict[str, Any]:
+        score, prompt, target, seed = one
+        dllm = {"score": {**score, "continuation": target}}
+        return setup.server.generate(
+            prompt, sampling_seed=seed, custom_params={"dllm": dllm}
+        )
+
+    with ThreadPoolExecutor(16) as pool:
+        generated = pool.submit(setup.ask, case)
+        answers = list(pool.map(ask, asked))
+    assert generated.result()["output_ids"] == setup.ask(case)["output_ids"]
+    for (score, prompt, target, seed), answer in zip(asked, answers, strict=True):
+        found = answer["meta_info"]["score"]
+        expected = expected_score(setup.model, prompt, target, mask, score, seed)
+        for key, value in expected.items():
+            assert found[key] == pytest.approx(value, abs=1e-4), (score, key)
+        assert answer["output_ids"] == []
+    setup.server.wait_until_idle()
 
 
 def test_yaml_gives_the_defaults(setup: Setup) -> None:

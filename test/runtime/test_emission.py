@@ -11,9 +11,16 @@ import pytest
 from helpers.fake_scheduler import FakeScheduler, end_of
 from helpers.toy_engine import FACTS
 from sglang_dllm.config.resolve import DecodeConfig
+from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.runtime.admission import Denoising, start
 from sglang_dllm.runtime.emission import emit, is_due
+from sglang_dllm.runtime.report import (
+    CHANNEL,
+    RequestReport,
+    final_gaps,
+    into_meta_info,
+)
 
 DECODING = DecodeConfig(FACTS.family, "LLaDA", {}).resolve({})
 prelaunched = pytest.mark.parametrize("prelaunch", [False, True])
@@ -78,10 +85,27 @@ def test_a_draft_is_due_without_a_token(scheduler: FakeScheduler) -> None:
     assert history is not None
     history.note(1, np.array([-1]), np.array([4]), None)
     assert not is_due(req), "nobody asked for drafts"
-    req.dllm_algo_state.is_drafted = True
+    watching = Watching(stream="draft")
+    req.dllm_algo_state.report = RequestReport(canvas, DECODING, watching)
     assert is_due(req)
     history.take_news()
     assert not is_due(req)
+
+
+def test_a_gap_is_due_when_it_is_final_though_its_text_is_not(
+    scheduler: FakeScheduler,
+) -> None:
+    req = scheduler.queue("one", length=9)
+    canvas = committed(req, -1, 2, -1, 4, 5)
+    report = RequestReport(canvas, DECODING, None, [(0, 1), (3, 5), (5, 9)])
+    assert not is_due(req), "the answer is not streamed"
+    req.dllm_algo_state.report = report
+    assert is_due(req)
+    meta_info = {CHANNEL: report.as_customized_info()[CHANNEL][0:0]}
+    assert final_gaps(meta_info) == [[1, [4, 5]]]
+    assert not is_due(req), "it was sent"
+    into_meta_info(meta_info)
+    assert "final_gaps" not in meta_info and meta_info["num_forwards"] == 0
 
 
 def test_an_eos_is_no_output(scheduler: FakeScheduler) -> None:

@@ -281,6 +281,7 @@ def test_the_algorithm_builds_its_engine_once(monkeypatch: pytest.MonkeyPatch) -
         return SimpleNamespace(run_round=lambda: built.append("round"), model=ran)
 
     monkeypatch.setattr(dllm_algorithm, "build_engine", build)
+    monkeypatch.setattr(dllm_algorithm, "build_round_log", lambda scheduler: None)
     config = SimpleNamespace(block_size=1, mask_id=3, first_done_first_out_mode=True)
     algorithm = dllm_algorithm.FullAttnAlgorithm(config)
     with pytest.raises(AssertionError, match="has started"):

@@ -11,6 +11,7 @@ import random
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -163,7 +164,10 @@ def scrape(server: Server) -> dict[str, float]:
     """Prometheus samples by name, labels left out."""
     text = requests.get(f"{server.base_url}/metrics", timeout=30).text
     samples = re.findall(r"^(sglang:\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in samples}
+    total: Counter[str] = Counter()
+    for name, value in samples:
+        total[name] += float(value)
+    return total
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "prelaunch"])

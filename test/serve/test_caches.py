@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -53,7 +54,11 @@ def ask(
 def counters(server: Server) -> dict[str, float]:
     text = requests.get(f"{server.base_url}/metrics", timeout=30).text
     found = re.findall(r"^sglang:dllm_(\w+)_total\{.*\} (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found}
+    total: Counter[str] = Counter()
+    for name, value in found:
+        # One series for each algorithm and cache.
+        total[name] += float(value)
+    return total
 
 
 @pytest.mark.parametrize("cache", ALL_CACHES)

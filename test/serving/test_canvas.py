@@ -320,6 +320,17 @@ def test_a_stream_has_each_gap_once_when_it_is_final(incremental: bool) -> None:
     assert seen == [(first, " 23"), (second, " 15")]
 
 
+def test_a_stream_has_a_gap_that_is_final_before_its_text() -> None:
+    canvas = two_gaps()
+    start, end = canvas.gaps[1]
+    gaps = answers(canvas, stream=True)
+    final = [[1, FILLED[start:end]]]
+    early = gaps.add(output(FILLED[:2], ended=False), final)
+    assert early == [gap(canvas, 1, " 15")]
+    last = gaps.add(output(FILLED), [[0, FILLED[slice(*canvas.gaps[0])]], *final])
+    assert last == [gap(canvas, 0, " 23")]
+
+
 def test_an_answer_that_ends_early_has_the_gaps_that_it_reached() -> None:
     canvas = two_gaps()
     start, _ = canvas.gaps[0]

@@ -36,16 +36,20 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("models.stored_dtype", *_CORE),
     ),
     "launching": ("launching", "errors"),
-    "serving": ("serving", "config", "models.tokenizers", "upstream.compat", *_CORE),
-    "runtime": (
-        *("runtime", "attention", "config", "models.tokenizers", "upstream.compat"),
+    "grammar": ("grammar", "decoding.structure.automaton", "errors"),
+    "serving": (
+        *("serving", "config", "grammar", "models.tokenizers", "upstream.compat"),
         *_CORE,
+    ),
+    "runtime": (
+        *("runtime", "attention", "config", "grammar", "models.tokenizers"),
+        *("upstream.compat", *_CORE),
     ),
     "platform": ("platform", "models.linear", "upstream.compat", "errors"),
     "upstream": ("upstream", *_BASE),
 }
 WITHOUT_SGLANG = ("config", "models/facts.py", "errors.py")
-WITHOUT_SGLANG += ("decoding", "kernels", "attention")
+WITHOUT_SGLANG += ("decoding", "grammar", "kernels", "attention")
 MAY_IMPORT_PATCHES = ("plugin.py", "__main__.py", "doctor.py")
 # Folders of test/ whose modules are no tests.
 HELPERS = ("helpers", "reference")

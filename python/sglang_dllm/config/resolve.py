@@ -35,6 +35,9 @@ OPEN_LENGTH = "append"
 CUSTOM_PARAMS_KEY = "dllm"
 """The key of a request's options: ``custom_params: {"dllm": {...}}``."""
 
+SCORE_KEY = "score"
+"""The key of the ``dllm`` object that asks for a score (``config.scoring``)."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -87,14 +90,14 @@ class DecodeConfig:
             raise OptionError("cache", kind, _one_of(CACHES))
         if length is None:
             raise OptionError("length", length_name, _one_of(LENGTHS))
-        cache_options = _parse(
+        cache_options = parse_options(
             cache.options, {key: merged[key] for key in cache_keys if key in merged}
         )
-        length_options = _parse(
+        length_options = parse_options(
             length.options, {key: merged[key] for key in length_keys if key in merged}
         )
         readers = {"cache", *CACHE_READERS, "length", *LENGTH_READERS}
-        parsed = _parse(
+        parsed = parse_options(
             algorithm.options,
             {key: value for key, value in merged.items() if key not in readers},
         )
@@ -164,7 +167,7 @@ class DecodeConfig:
 def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options in a request's ``dllm`` object; null is a key left out."""
     given = _given(custom_params)
-    others = (CANVAS_KEY, *Watching.model_fields)
+    others = (CANVAS_KEY, SCORE_KEY, *Watching.model_fields)
     return {key: given[key] for key in given if key not in others}
 
 
@@ -176,7 +179,7 @@ def watching_of(custom_params: Mapping[str, Any] | None) -> Watching:
     """
     given = _given(custom_params)
     asked = {key: given[key] for key in Watching.model_fields if key in given}
-    return _parse(Watching, asked)
+    return parse_options(Watching, asked)
 
 
 def given_canvas(custom_params: Mapping[str, Any] | None) -> CanvasParts | None:
@@ -238,7 +241,13 @@ def _one_of(names: Mapping[str, Any]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def _parse(model: type[ModelT], options: Mapping[str, Any]) -> ModelT:
+def parse_options(model: type[ModelT], options: Mapping[str, Any]) -> ModelT:
+    """Options by their class.
+
+    Raises:
+        OptionError: a wrong type or value, or too many of those that exclude each
+            other.
+    """
     try:
         return model.model_validate(dict(options))
     except ValidationError as error:

@@ -115,6 +115,13 @@ class Algorithm(ABC, Generic[OptionsT, StateT]):
     def decide(self, inputs: StepInputs[OptionsT, StateT]) -> Decision:
         """Decide on the candidates of all canvases in a few tensor operations."""
 
+    def scores(self, batch: CanvasBatch[OptionsT, StateT]) -> torch.Tensor | None:
+        """``(R, A)`` float64: the numbers that the host gets of the answer's tokens.
+
+        None of an algorithm that generates.
+        """
+        return None
+
     def on_commit(
         self,
         inputs: StepInputs[OptionsT, StateT],

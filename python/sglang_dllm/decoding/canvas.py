@@ -11,6 +11,7 @@ import torch
 
 from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
 from sglang_dllm.decoding.length_plan import LengthPlan, Resize
+from sglang_dllm.decoding.scored import Scored
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Canvas:
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
+        scored: the continuation that it scores. None of a canvas that generates.
+        algorithm, cache: their names, for metrics and logs.
     """
 
     ids: IdArray
@@ -127,6 +130,9 @@ class Canvas:
     cut_short: bool = False
     num_emitted: int = 0
     history: History | None = None
+    scored: Scored | None = None
+    algorithm: str = ""
+    cache: str = ""
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)

@@ -185,10 +185,20 @@ class CanvasBatch(Generic[OptionsT, StateT]):
 
         Args:
             where: ``(R, A)`` bool.
-            tokens: ``(R, 1)`` int64: the token of each canvas.
+            tokens: ``(R, 1)`` int64: the token of each canvas; or ``(R, A)``.
         """
         self.rows.ids = torch.where(where, tokens, self.rows.ids)
         self.rows.masked = self.rows.masked & ~where
+
+    def show(self, masked: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Replace the answers by given tokens under other masks.
+
+        Args:
+            masked: ``(R, A)`` bool; False behind a shorter answer.
+            tokens: ``(R, A)`` int64.
+        """
+        self.rows.ids = tokens.masked_fill(masked, self.facts.mask_id)
+        self.rows.masked = masked
 
     def commit(
         self,

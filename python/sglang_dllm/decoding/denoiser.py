@@ -168,6 +168,9 @@ class Denoiser:
                 answer = answer[: canvas.answer_len]
                 numbers_of_rule = measured.view(np.float64).tolist()
                 canvas.update(answer, progress, numbers_of_rule, logprobs)
+                if canvas.scored is not None:
+                    bits = row[len(row) - group.batch.max_answer_len :]
+                    canvas.scored.note(bits[: canvas.answer_len].view(np.float64))
                 self._check(canvas, answer)
 
     def _check(self, canvas: Canvas, answer: IdArray) -> None:

@@ -278,6 +278,7 @@ class Group:
 
         The numbers of ``Progress``, the bits of ``measured``, and the answer, -1 where
         masked. The bits of ``logprobs`` follow: A more columns where they are.
+        The last A are the bits of ``Algorithm.scores``, where there are some.
         """
         rows, step = self.batch.rows, self.batch.step
         assert step is not None, "no step is chosen"
@@ -298,6 +299,9 @@ class Group:
             missing = (0, answers.shape[1] - width, 0, len(answers) - num_rows)
             known = torch.nn.functional.pad(self.logprobs, missing, value=torch.nan)
             parts.append(known.view(torch.int64))
+        scores = self.algorithm.scores(self.batch)
+        if scores is not None:
+            parts.append(scores.view(torch.int64))
         return torch.cat(parts, dim=1)
 
     def finish(self) -> None:

@@ -101,6 +101,8 @@ class Decoding:
             length=self.length.plan(self.length_options, cap, self.block_size),
             max_forwards=self.options.max_forwards,
             num_shown=num_shown,
+            algorithm=self.algorithm.name,
+            cache=self.cache.name,
         )
         if canvas.length is not None:
             canvas.begin()

@@ -18,6 +18,8 @@ class Stream(IntEnum):
 
     TOKEN = 1
     ORDER = 2
+    MASK = 3
+    COUNT = 4
 
 
 def counter_uniform(
@@ -29,11 +31,11 @@ def counter_uniform(
     """Uniform numbers in [0, 1) from a counter-based generator (SplitMix64 rounds).
 
     Args:
-        seed, step, position: ``(N,)`` int64.
+        seed, step, position: ``(N,)`` int64, or shapes that broadcast.
         stream: what the numbers are for; streams are independent.
 
     Returns:
-        ``(N,)`` float64.
+        float64 of their shape.
     """
     state = _mix(seed)
     state = _mix(state ^ _mix(step + 1))

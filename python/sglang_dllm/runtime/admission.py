@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +30,7 @@ from sglang_dllm.config.resolve import (
     request_options,
     watching_of,
 )
+from sglang_dllm.config.scoring import given_scoring
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
@@ -57,7 +59,8 @@ class Denoising:
             has it.
         stop_ids: the tokens at which SGLang's own rules may end the request.
         stream_interval: a stream gets an output whenever it has so many new tokens.
-        is_drafted: a stream gets an output after each forward too.
+        report: says where a stream has more to send. None for a request without one.
+        began: when this was made, in seconds of ``time.monotonic``.
     """
 
     canvas: Canvas
@@ -65,7 +68,8 @@ class Denoising:
     group: Group | None
     stop_ids: frozenset[int]
     stream_interval: int = 1
-    is_drafted: bool = False
+    report: RequestReport | None = None
+    began: float = field(default_factory=time.monotonic)
 
     def resize(self, engine: DenoisingEngine) -> None:
         """Change the canvas's length as it asks for, and keep it until it has slots.
@@ -142,7 +146,8 @@ def admit(
         elif load.windows:
             break
         else:
-            _end(req, RequestError(f"a canvas of {len(canvas)} tokens does not fit"))
+            error = RequestError(f"a canvas of {len(canvas)} tokens does not fit")
+            _end(req, error, engine)
             ended.append(req)
     taken = {id(req) for req in (*admitted, *ended)}
     scheduler.waiting_queue = [r for r in scheduler.waiting_queue if id(r) not in taken]
@@ -209,7 +214,9 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
         return None
     if req.dllm_algo_state is None:
         # A third party's code may raise anything.
-        with Guard(lambda error: _end(req, error), engine.denoiser.agree) as guard:
+        with Guard(
+            lambda error: _end(req, error, engine), engine.denoiser.agree
+        ) as guard:
             req.dllm_algo_state = start(req, scheduler, engine)
         if guard.caught:
             return None
@@ -217,6 +224,7 @@ def canvas_of(req: Req, scheduler: Any, engine: DenoisingEngine) -> Canvas | Non
     canvas: Canvas = req.dllm_algo_state.canvas
     if canvas.failure is not None:
         # It failed in the forward that was in flight when it was retracted.
+        logger.error("request %s failed: %s", req.rid, canvas.failure)
         req.finished_reason = failed(canvas.failure)
         return None
     return canvas
@@ -227,11 +235,12 @@ def failed(message: str) -> FINISH_ABORT:
     return FINISH_ABORT(message, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _end(req: Req, error: Exception) -> None:
+def _end(req: Req, error: Exception, engine: DenoisingEngine) -> None:
     """End a request that cannot start: 400 for a wrong field, 500 for a failure."""
     req.dllm_algo_state = None
     if isinstance(error, RequestError | ConfigError):
         logger.warning("request %s is refused: %s", req.rid, error)
+        engine.metrics.refused(error)
         req.finished_reason = FINISH_ABORT(
             text_of(error), HTTPStatus.BAD_REQUEST, "BadRequestError"
         )
@@ -255,7 +264,10 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     _check_length(req, parts, scheduler)
     request = request_options(params.custom_params)
     decode = scheduler.dllm_config.decode
-    if parts is None:
+    scoring = given_scoring(params.custom_params, facts.family)
+    if scoring is not None:
+        decoding, decoded_len = scoring.decoding, len(scoring.continuation)
+    elif parts is None:
         decoding = decode.resolve(request).resolved(params.max_new_tokens, facts)
     else:
         _check_ids("canvas", [id for id in parts.template if id != MASK] or [0], facts)
@@ -264,22 +276,31 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         decoding = decoding.resolved(decoded_len, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
-    canvas = decoding.new_canvas(
-        req.origin_input_ids,
-        params.max_new_tokens,
-        facts,
-        template=None if parts is None else parts.template,
-        num_shown=None if parts is None else parts.num_shown,
-        sampling=_sampling(req, facts.vocab_size),
-        ignore_eos=params.ignore_eos,
-        ends_at_eos=not params.ignore_eos,
-    )
+    sampling = _sampling(req, facts.vocab_size)
+    if scoring is not None:
+        _check_ids("score.continuation", scoring.continuation, facts)
+        canvas = scoring.new_canvas(req.origin_input_ids, facts, sampling.seed)
+    else:
+        canvas = decoding.new_canvas(
+            req.origin_input_ids,
+            params.max_new_tokens,
+            facts,
+            template=None if parts is None else parts.template,
+            num_shown=None if parts is None else parts.num_shown,
+            sampling=sampling,
+            ignore_eos=params.ignore_eos,
+            ends_at_eos=not params.ignore_eos,
+        )
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
     watching = watching_of(params.custom_params)
     if watching.is_on:
         canvas.watch()
-    report = RequestReport(canvas, decoding, watching)
+    # The text of a gap behind another one comes later than the gap.
+    gaps = parts.gaps if parts is not None and req.stream else []
+    report = RequestReport(
+        canvas, decoding, watching, gaps if gaps[1:] else [], scoring
+    )
     req.customized_info = report.as_customized_info()
     stop_ids = _stop_ids(scheduler.tokenizer).union(
         params.stop_token_ids or (), req.eos_token_ids or ()
@@ -290,8 +311,8 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     interval = params.stream_interval or scheduler.stream_interval
     # SGLang sends all that it is given; ``emission.is_due`` decides.
     params.stream_interval = 1
-    is_drafted = bool(req.stream) and watching.stream is not None
-    return Denoising(canvas, decoding, group, stop_ids, interval, is_drafted)
+    streamed = report if req.stream else None
+    return Denoising(canvas, decoding, group, stop_ids, interval, streamed)
 
 
 def _check_ids(field: str, ids: Sequence[int], facts: ModelFacts) -> None:

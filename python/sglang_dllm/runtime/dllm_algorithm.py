@@ -16,6 +16,8 @@ from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.graphs import compile_kernels, model_graphs
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
+from sglang_dllm.runtime.round_log import RoundLog
+from sglang_dllm.runtime.step_clock import StepClock
 from sglang_dllm.runtime.window_forward import ModelParts
 from sglang_dllm.upstream.compat import in_effect
 
@@ -30,11 +32,13 @@ class FullAttnAlgorithm(DllmAlgorithm):
     # A newer SGLang ends a launch that names this class for another model.
     supported_architectures = tuple(FAMILIES)
     _engine: DenoisingEngine | None = None
+    round_log: RoundLog
 
     def engine_of(self, scheduler: Any) -> DenoisingEngine:
         """The engine of the scheduler that owns this object."""
         if self._engine is None:
             self._engine = build_engine(scheduler)
+            self.round_log = build_round_log(scheduler)
         return self._engine
 
     def run(
@@ -49,6 +53,13 @@ class FullAttnAlgorithm(DllmAlgorithm):
         self._engine.run_round()
         in_graph = self._engine.model.in_graph
         return LogitsProcessorOutput(None), [], None, None, in_graph
+
+
+def build_round_log(scheduler: Any) -> RoundLog:
+    """The log of rounds. One tensor-parallel rank writes it, as SGLang's own."""
+    interval: int = in_effect(scheduler.server_args).decode_log_interval
+    is_first = scheduler.metrics_collector_context.is_stats_logging_rank
+    return RoundLog(interval if is_first else 0)
 
 
 def build_engine(scheduler: Any) -> DenoisingEngine:
@@ -66,7 +77,9 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
     graphs = model_graphs(runner, flags, facts, config.decode.resolve({}))
     if graphs is None and scheduler.device == "cuda":
         compile_kernels(ModelParts.of(runner), facts)
-    metrics = Metrics(scheduler.metrics_collector)
+    # Tensor-parallel ranks do the same, and one of them counts it.
+    is_counting = scheduler.metrics_collector_context.current_scheduler_metrics_enabled
+    metrics = Metrics(scheduler.metrics_collector if is_counting else None)
     prelaunch = config.decode.prelaunch
     if prelaunch is None:
         # On a CPU a launch is the forward itself and would only delay the tokens.
@@ -78,4 +91,5 @@ def build_engine(scheduler: Any) -> DenoisingEngine:
         metrics,
         config.decode.steps_per_round,
         prelaunch,
+        StepClock(metrics, str(scheduler.device)) if metrics.is_on else None,
     )

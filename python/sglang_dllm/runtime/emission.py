@@ -62,15 +62,14 @@ def is_due(req: Req) -> bool:
     A stream gets its first tokens at once, then whenever as many as its interval are
     there: all of them. A round may commit several tokens, so a count that must be a
     multiple of the interval, as in SGLang 0.5.17, would hardly ever be met. A stream of
-    drafts is due after each forward.
+    drafts is due after each forward, and one with gaps when a gap is final.
     """
     num_new = len(req.output_ids) - req.send_token_offset
     is_first = req.send_token_offset == 0 and num_new > 0
     state: Denoising = req.dllm_algo_state
     if req.finished() or is_first or num_new >= state.stream_interval:
         return True
-    history = state.canvas.history
-    return state.is_drafted and history is not None and history.has_news
+    return state.report is not None and state.report.has_news
 
 
 def _check_end(req: Req, stop: int | None) -> None:

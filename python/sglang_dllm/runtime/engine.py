@@ -17,6 +17,7 @@ from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.models.facts import ModelFacts
+from sglang_dllm.runtime.step_clock import NoClock
 
 
 class ModelForward(Protocol):
@@ -57,9 +58,13 @@ class ModelForward(Protocol):
 
 
 class Metrics(Protocol):
-    """Counts requests that ended."""
+    """Counts requests that ended or were refused, and shows the active canvases."""
 
     def ended(self, canvas: Canvas) -> None: ...
+
+    def active(self, canvases: Sequence[Canvas]) -> None: ...
+
+    def refused(self, error: Exception) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class DenoisingEngine:
         steps_per_round: the most steps of one round.
         prelaunch: whether a round ends with the launch of the next round's first
             forward. The device then runs it while the scheduler hands out tokens.
+        clock: measures the parts of a step.
+        num_canvas_forwards: forwards of single canvases since the start.
         in_flight: None while no forward runs.
         canvases: all that were admitted and neither released nor parked. A canvas
             that failed stays here until it is released.
@@ -100,12 +107,15 @@ class DenoisingEngine:
         metrics: Metrics,
         steps_per_round: int = 1,
         prelaunch: bool = False,
+        clock: NoClock | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.model = model
         self.metrics = metrics
         self.steps_per_round = steps_per_round
         self.prelaunch = prelaunch
+        self.clock = clock or NoClock()
+        self.num_canvas_forwards = 0
         self.in_flight: InFlight | None = None
         self.canvases: list[Canvas] = []
         self._arrivals: list[Group] = []
@@ -139,6 +149,7 @@ class DenoisingEngine:
                 is not the fault of an algorithm, and the device may be unusable after
                 it, so it ends the scheduler as with every other model.
         """
+        self.clock.round_begins()
         if self.in_flight is None and self._arrivals:
             self._join_arrivals()
             self.denoiser.sync()
@@ -150,20 +161,24 @@ class DenoisingEngine:
             self.finish_in_flight()
         if self.prelaunch and self._can_go_on():
             self._launch()
+        self.clock.round_ends()
 
     def finish_in_flight(self) -> None:
         """Commit the forward in flight, if there is one, and choose the next step."""
         if self.in_flight is None:
             return
         logits, self.in_flight = self.in_flight.logits, None
+        self.num_canvas_forwards += len(self.denoiser.canvases)
         if logits is None:
             self.denoiser.commit_captured()
         else:
             self.denoiser.commit(logits)
         # The logits may be large, and the next forward needs their memory.
         del logits
+        self.clock.decided()
         self._join_arrivals()
         self.denoiser.sync()
+        self.clock.synced()
 
     def resize(self, canvas: Canvas, decoding: Decoding) -> Group | None:
         """Take a canvas out and change its length, as it asks for.
@@ -224,6 +239,8 @@ class DenoisingEngine:
         self.finish_in_flight()
         leaving = set(map(id, canvases))
         self.canvases = [c for c in self.canvases if id(c) not in leaving]
+        if not self.canvases:
+            self.clock.rests()
         arrivals, self._arrivals = self._arrivals, []
         waiting = {}
         for group in arrivals:
@@ -247,10 +264,11 @@ class DenoisingEngine:
         )
 
     def _launch(self) -> None:
+        self.clock.step_begins()
         group = self.denoiser.only_group()
         if group is not None and self.model.launch_step(group):
             self.in_flight = InFlight(None)
-            return
-        packed = self.denoiser.pack()
-        logits = self.model.launch(packed)
-        self.in_flight = InFlight(logits)
+        else:
+            packed = self.denoiser.pack()
+            self.in_flight = InFlight(self.model.launch(packed))
+        self.clock.launched()

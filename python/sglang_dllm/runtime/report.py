@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sglang_dllm.config.resolve import SCORE_KEY
+from sglang_dllm.config.scoring import Scoring
 from sglang_dllm.config.watching import Watching
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.history import ranges
@@ -15,20 +18,38 @@ CHANNEL = "dllm_report"
 _NEWS = "news"
 """Key of the last report of an output of a watched canvas: its new steps."""
 
+_GAPS = "final_gaps"
+"""Key of the last report of an output of a streamed canvas with several gaps."""
+
+Gap = tuple[int, int]
+"""A run of masks, as a half-open range of answer positions."""
+
 
 class RequestReport:
     """Reads the counters of a canvas each time an output is sent."""
 
     def __init__(
-        self, canvas: Canvas, decoding: Decoding, watching: Watching | None = None
+        self,
+        canvas: Canvas,
+        decoding: Decoding,
+        watching: Watching | None = None,
+        streamed_gaps: Sequence[Gap] = (),
+        scoring: Scoring | None = None,
     ) -> None:
         """
         Args:
             canvas: with nothing decoded.
+            streamed_gaps: of which a stream tells as soon as each is final.
+            scoring: of a scored canvas.
         """
         self.canvas = canvas
         self.decoding = decoding.to_dict()
-        self._watching = (watching or Watching()).to_dict()
+        if scoring is not None:
+            self.decoding = {SCORE_KEY: scoring.to_dict()}
+        watching = watching or Watching()
+        self._watching = watching.to_dict()
+        self._is_drafted = watching.stream is not None
+        self._gaps, self._num_final = streamed_gaps, 0
         self._start = {
             "prompt_len": canvas.answer_start,
             "answer_len": len(canvas) - canvas.answer_start,
@@ -40,8 +61,11 @@ class RequestReport:
         return {CHANNEL: _OncePerOutput(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        canvas = self.canvas
+        canvas, score = self.canvas, {}
+        if canvas.scored is not None and canvas.done:
+            score = {SCORE_KEY: canvas.scored.to_dict()}
         return {
+            **score,
             "dllm": self.decoding,
             "max_forwards_reached": canvas.cut_short,
             "num_forwards": canvas.num_forwards,
@@ -51,6 +75,28 @@ class RequestReport:
             "tokens_cached": canvas.tokens_cached,
             "full_refreshes": canvas.full_refreshes,
         }
+
+    @property
+    def has_news(self) -> bool:
+        """True if a stream has something to send, with or without a token."""
+        history = self.canvas.history
+        if self._is_drafted and history is not None and history.has_news:
+            return True
+        return len(self._final_gaps()) > self._num_final
+
+    def take_gaps(self) -> list[list[Any]]:
+        """The index and the token ids of each gap that is final."""
+        found = self._final_gaps()
+        self._num_final = len(found)
+        return found
+
+    def _final_gaps(self) -> list[list[Any]]:
+        canvas, found = self.canvas, []
+        for index, (start, end) in enumerate(self._gaps):
+            places = slice(canvas.answer_start + start, canvas.answer_start + end)
+            if not canvas.masked[places].any():
+                found.append([index, canvas.ids[places].tolist()])
+        return found
 
     def take_news(self) -> dict[str, Any] | None:
         """The steps that no output has had yet. None if nobody watches the canvas.
@@ -85,7 +131,7 @@ class _OncePerOutput:
     SGLang slices the list by the tokens of each output that it sends, and once more
     where a stream has only what is new. This one answers a slice with one report for
     each token, all the same, and with one for an output without a token. The last one
-    of a watched canvas has its news too.
+    has the news of a watched canvas and the final gaps too.
     """
 
     def __init__(self, report: RequestReport) -> None:
@@ -93,10 +139,22 @@ class _OncePerOutput:
 
     def __getitem__(self, span: slice) -> list[dict[str, Any]]:
         reports = [self.report.to_dict()] * max(1, span.stop - span.start)
-        news = self.report.take_news()
+        news, gaps = self.report.take_news(), self.report.take_gaps()
         if news is not None:
             reports[-1] = {**reports[-1], _NEWS: news}
+        if gaps:
+            reports[-1] = {**reports[-1], _GAPS: gaps}
         return reports
+
+
+def final_gaps(meta_info: Mapping[str, Any]) -> list[list[Any]]:
+    """The gaps of a streamed canvas that are final: index and token ids of each.
+
+    Gaps that an earlier part of the stream had are among them.
+    """
+    reports = meta_info.get(CHANNEL) or [{}]
+    found: list[list[Any]] = (reports[-1] or {}).get(_GAPS, [])
+    return found
 
 
 def into_meta_info(meta_info: dict[str, Any]) -> list[dict[str, Any]]:
@@ -116,7 +174,8 @@ def into_meta_info(meta_info: dict[str, Any]) -> list[dict[str, Any]]:
     if _NEWS in reports[-1]:
         news = [report[_NEWS] for report in reports if report and _NEWS in report]
     meta_info.update(reports[-1])
-    meta_info.pop(_NEWS, None)
+    for key in (_NEWS, _GAPS):
+        meta_info.pop(key, None)
     forwards = meta_info["num_forwards"]
     tokens = meta_info.get("completion_tokens", 0)
     meta_info["tokens_per_forward"] = tokens / forwards if forwards else 0.0

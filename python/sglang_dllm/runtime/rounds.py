@@ -7,6 +7,7 @@ their canvas fits.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -18,6 +19,8 @@ from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.growth import resize_canvases
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
 from sglang_dllm.upstream.compat import is_update_open, report_round
+
+logger = logging.getLogger(__name__)
 
 
 def engine_of(scheduler: Any) -> DenoisingEngine:
@@ -42,6 +45,7 @@ def next_round(
     if admitted:
         set_time_batch(admitted, "set_forward_entry_time")
     if not running_batch.reqs:
+        engine.metrics.active(())
         return None
     # Updates that come in many calls leave the graphs dropped.
     after_weights_change(scheduler)
@@ -56,6 +60,7 @@ def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> Non
         num_new = emit(req)
         failure = req.dllm_algo_state.canvas.failure
         if failure is not None and not req.finished():
+            logger.error("request %s failed: %s", req.rid, failure)
             req.finished_reason = failed(failure)
         num_tokens += num_new
         if is_due(req):
@@ -69,6 +74,15 @@ def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> Non
         result.can_run_cuda_graph,
         running if running.reqs else batch,
         num_tokens,
+    )
+    engine = engine_of(scheduler)
+    engine.metrics.active(engine.canvases)
+    scheduler.tp_worker.dllm_algorithm.round_log.add(
+        reporter.forward_ct_decode,
+        num_tokens,
+        engine.num_canvas_forwards,
+        len(running.reqs),
+        len(scheduler.waiting_queue),
     )
     # SGLang keeps this batch as last_batch. A retracting pause and the memory check
     # walk both it and running_batch, and would free and count our requests twice.

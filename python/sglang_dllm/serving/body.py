@@ -37,6 +37,7 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
+from sglang_dllm.serving.scoring import refuse_score
 from sglang_dllm.serving.unsupported import (
     all_tokens,
     defaults_of,
@@ -223,6 +224,7 @@ def _check_openai(
     if body.get("stream_options") is not None and not body.get("stream"):
         raise refused("stream_options", body["stream_options"], "it with stream=true")
     check_watching(body, is_streamed=bool(body.get("stream")))
+    refuse_score(body)
     if body.pop("include_stop_str_in_output", False):
         # vLLM's name of it.
         body["no_stop_trim"] = True
@@ -276,6 +278,8 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         return found
     for one in params if isinstance(params, list) else [params]:
         check_watching(one, is_streamed=bool(data.get("stream")))
+        if data.get("stream"):
+            refuse_score(one, "with stream=false")
     return {**found, "sampling_params": params}
 
 

@@ -324,3 +324,14 @@ def check_token_ids(field: str, token_ids: list[int], vocab_size: int) -> None:
                 f"{field}: token id {token} is outside the vocabulary; "
                 f"expected 0 to {vocab_size - 1}"
             )
+
+
+NAMES = frozenset(
+    name
+    for model in (
+        *(NativeSampling, GenerateFields, CompletionFields, ChatFields),
+        *(MessageFields, ResponseFields, AnthropicFields),
+    )
+    for name in model.model_fields
+)
+"""The fields of all routes."""

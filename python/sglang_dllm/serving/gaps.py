@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sglang_dllm.config.canvas_parts import CanvasParts
+from sglang_dllm.config.canvas_parts import MASK, CanvasParts
 from sglang_dllm.serving.canvas import canvas_of
 
 
@@ -22,8 +22,14 @@ class GapAnswers:
         self._manager, self._obj = manager, obj
         self._answers: dict[str, _Answer | None] | None = None
 
-    def add(self, response: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    def add(
+        self, response: Mapping[str, Any], final: Sequence[Sequence[Any]] = ()
+    ) -> list[dict[str, Any]] | None:
         """Correct the counts of an output, in place, and find its new gaps.
+
+        Args:
+            final: index and token ids of gaps that are final, in a stream that may not
+                have their text yet.
 
         Returns:
             The gaps that became final with this output: token ids, text, and the range
@@ -32,7 +38,7 @@ class GapAnswers:
         if self._answers is None:
             self._answers = self._of_request()
         answer = self._answers.get(response["meta_info"]["id"])
-        return None if answer is None else answer.add(response)
+        return None if answer is None else answer.add(response, final)
 
     def _of_request(self) -> dict[str, _Answer | None]:
         rids, params = self._obj.rid, self._obj.sampling_params
@@ -64,11 +70,13 @@ class _Answer:
             name: params.get(name, True)
             for name in ("skip_special_tokens", "spaces_between_special_tokens")
         }
-        self._gaps = canvas.gaps
+        self._gaps = dict(enumerate(canvas.gaps))
         self._ids: list[int] = []
         self._text_len = 0
 
-    def add(self, response: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def add(
+        self, response: Mapping[str, Any], final: Sequence[Sequence[Any]]
+    ) -> list[dict[str, Any]]:
         meta_info, ids = response["meta_info"], response.get("output_ids") or []
         # SGLang goes on to write to its list.
         self._ids = [*self._ids, *ids] if self._is_delta else list(ids)
@@ -82,12 +90,24 @@ class _Answer:
             meta_info["prompt_tokens"] += canvas.num_given
         has_ended = meta_info.get("finish_reason") is not None
         found = []
-        while self._gaps:
-            start, end = self._gaps[0]
-            if end > num and not (has_ended and start <= num):
-                break
-            self._gaps.pop(0)
-            found.append(self._gap(start, min(end, num), has_ended))
+        for index, (start, end) in list(self._gaps.items()):
+            if end <= num or (has_ended and start <= num):
+                del self._gaps[index]
+                found.append(self._gap(start, min(end, num), has_ended))
+        for index, token_ids in final:
+            if index in self._gaps and not has_ended:
+                found.append(self._early(*self._gaps.pop(index), token_ids))
+        return found
+
+    def _early(self, start: int, end: int, token_ids: Sequence[int]) -> dict[str, Any]:
+        """A gap whose text comes later. The given text in front of it is known."""
+        found = {"start": start, "end": end, "ids": list(token_ids)}
+        if self._tokenizer is not None:
+            template = self._canvas.template[:start]
+            masks = [at for at, token in enumerate(template) if token == MASK]
+            given = list(template[masks[-1] + 1 :])
+            before = self._decode(given)
+            found["text"] = self._decode([*given, *token_ids])[len(before) :]
         return found
 
     def _gap(self, start: int, end: int, has_ended: bool) -> dict[str, Any]:
@@ -104,5 +124,8 @@ class _Answer:
         return found
 
     def _text(self, end: int) -> str:
-        text: str = self._tokenizer.decode(self._ids[:end], **self._decoding)
+        return self._decode(self._ids[:end])
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(token_ids), **self._decoding)
         return text

@@ -18,6 +18,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sglang_dllm.config.canvas_parts import CanvasParts
+from sglang_dllm.config.refusals import Refusals
+from sglang_dllm.config.scoring import score_of
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 from sglang_dllm.models.tokenizers import tokenizer_of
@@ -34,11 +36,13 @@ from sglang_dllm.serving.canvas import (
     read_canvas,
 )
 from sglang_dllm.serving.copies import unfold_copies
+from sglang_dllm.serving.fields import NAMES
 from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.sampling_defaults import (
     SamplingDefaults,
     generation_config_of,
 )
+from sglang_dllm.serving.scoring import check_score, prepare_scores
 from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
     LENGTH_FIELD,
@@ -62,6 +66,9 @@ class RequestChecks:
         hf_config = config.hf_config
         self.manager = manager
         self.ids = RequestIds()
+        # SGLang makes the collector with --enable-metrics alone.
+        collector = getattr(manager, "metrics_collector", None)
+        self.refusals = Refusals(collector, NAMES)
         self.model = ServedModel(
             vocab_size=config.vocab_size,
             defaults=SamplingDefaults.of_server(
@@ -154,6 +161,7 @@ class RequestChecks:
         }
         found = check_generate(fields, self.model.vocab_size)
         given = found.get("sampling_params", {})
+        given = prepare_scores(obj, given, self.manager.tokenizer)
         prompts = obj.text if obj.text is not None else obj.input_ids
         if isinstance(given, list):
             obj.sampling_params = [self._with_defaults(one) for one in given]
@@ -195,6 +203,9 @@ class RequestChecks:
             args.max_running_requests,
             args.allow_auto_truncate,
         )
+        if score_of(params.get("custom_params")) is not None:
+            check_score(params, input_ids, limits, self.facts)
+            return
         check_request(params, input_ids, limits, self.decode, self.facts, canvas)
 
     def _prefer(self, params: dict[str, Any], key: str) -> None:

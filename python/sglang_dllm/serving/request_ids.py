@@ -7,12 +7,15 @@ here. No such id begins another one, and none is used twice.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sglang_dllm.serving.bad_request import refused
+
+_OURS = re.compile(r"^[0-9a-f]{32}-")
 
 
 class RequestIds:
@@ -77,6 +80,11 @@ class RequestIds:
     def sglang_ids(self, rid: str) -> list[str]:
         """The ids under which SGLang knows a request. An unknown id stays as it is."""
         return self._in_flight.get(rid, [rid])
+
+
+def client_id(rid: str) -> str:
+    """The client's id in an id of SGLang's: the rest behind what was put before it."""
+    return _OURS.sub("", rid)
 
 
 def _is_batch(prompts: Any) -> bool:

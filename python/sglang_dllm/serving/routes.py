@@ -22,6 +22,7 @@ ANSWERED = MappingProxyType(
         "/generate": "SGLang's own",
         "/invocations": "SageMaker: a body of `/v1/chat/completions`",
         "/vertex_generate": "Vertex AI: a list of prompts of `/generate`",
+        "/v1/score": "log-likelihoods of items behind a query",
         "/api/chat": "Ollama chat",
         "/api/generate": "Ollama completions",
         "/api/show": "Ollama: facts of the model",
@@ -44,7 +45,6 @@ REFUSED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "/v1/embeddings": (_CHAT, _NO_SCORES),
         "/v1/classify": (_CHAT, _NO_SCORES),
         "/v1/rerank": (_CHAT, _NO_SCORES),
-        "/v1/score": (_CHAT, _NO_SCORES),
         "/v1/decisions": (_CHAT, _NO_SCORES),
         "/v1/systemone": (_CHAT, _NO_SCORES),
         "/v1/audio/transcriptions": (_CHAT, "the model takes text only"),
@@ -83,8 +83,8 @@ MANAGEMENT = frozenset(
 """Routes of SGLang that change something and ask the model nothing."""
 
 
-PAGE, ALGORITHMS = "/dllm", "/dllm/algorithms"
-"""Routes of ours, which take no body (``serving.page``)."""
+PAGE, ALGORITHMS, STATE = "/dllm", "/dllm/algorithms", "/dllm/state"
+"""Routes of ours, which take no body (``serving.page``, ``serving.state``)."""
 
 _WITH_LINKS = ("/docs", "/redoc", "/openapi.json")
 """Pages of FastAPI whose links need the path that a proxy has put before them."""
@@ -114,7 +114,7 @@ def _with_own_path(scope: Scope) -> Scope:
     path, raw = scope["path"], scope.get("raw_path") or b""
     for _ in range(2):
         # The prefix may have the name of a route of ours.
-        is_ours = path.rstrip("/") in (PAGE, ALGORITHMS)
+        is_ours = path.rstrip("/") in (PAGE, ALGORITHMS, STATE)
         if root and path.startswith(root + "/") and not is_ours:
             path = path.removeprefix(root)
             raw = raw.removeprefix(root.encode())

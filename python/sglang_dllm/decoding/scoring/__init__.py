@@ -1,0 +1,1 @@
+"""The methods that score a given continuation: it is revealed, nothing is drawn."""
