@@ -58,7 +58,7 @@ class Stage:
         return _PATH.sub(f"{self.root}/", text)
 
     def environment(self) -> dict[str, str]:
-        """What a process of the image sees, and nothing of the machine's own."""
+        """The variables of a process of the image, and none of the machine's own."""
         env = {name: self.moved(value) for name, value in self.env.items()}
         return {
             "PATH": f"{self.root}/.tools:{Path(sys.executable).parent}",
