@@ -108,7 +108,7 @@ QUESTION = "Tom has 23 apples. He buys 15 more. How many apples does Tom have?"
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 450
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text(errors="replace")[-3000:]
         try:
