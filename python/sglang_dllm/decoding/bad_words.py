@@ -1,7 +1,7 @@
 """Words of several tokens that an answer does not have, on positions in any order.
 
-A canvas is filled in any order, so that any token of a word may be the last one to come.
-Two rules keep a word out:
+A canvas is filled in any order: any token of a word may be the last one to come. Two
+rules keep a word out:
 
 - The one token that a word still lacks is minus infinity at its position.
 - A forward that commits two or more tokens of a word together commits all but the last

@@ -57,6 +57,12 @@ _TopLogprobs = Annotated[
     _Top, Field(description=f"an integer, 0 to {MAX_TOP_LOGPROBS}: alternatives")
 ]
 _Logprobs = Annotated[bool, Field(description=f"true or false: {_EACH}")]
+_MinP = Annotated[
+    float, Field(ge=0, le=1, allow_inf_nan=False, description="a number, 0 to 1")
+]
+_Least = Annotated[
+    int, Field(ge=0, le=_INT32_MAX, description="an integer, 0 to max_tokens")
+]
 _Str = Annotated[str, Field(description="a string")]
 _Name = Annotated[
     str,
@@ -96,6 +102,11 @@ class _Sampling(_Fields):
     temperature: _Temperature = 0
     top_p: _TopP = 1
     top_k: _TopK = -1
+    min_p: _MinP = 0
+    # token_fields.py checks these three.
+    logit_bias: Any = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
     stop: _Stops | None = None
     stop_token_ids: _StopIds | None = None
     ignore_eos: _Bool = False
@@ -108,6 +119,7 @@ class NativeSampling(_Sampling):
     """``sampling_params`` of /generate and of the Python engine."""
 
     max_new_tokens: _Count | None = None
+    min_new_tokens: _Least = 0
     sampling_seed: _Int64 | None = None
     stream_interval: _Count | None = None
     spaces_between_special_tokens: _Bool = True
@@ -166,6 +178,7 @@ class _StreamOptions(_Fields):
 
 class _OpenAI(_Request, _Sampling):
     model: _Str = ""
+    min_tokens: _Least = 0
     user: _Str | None = None
     seed: _Int64 | None = None
     stream_options: (
@@ -269,6 +282,7 @@ class ResponseFields(_Request):
     temperature: _Temperature = 0
     top_p: _TopP = 1
     top_k: _TopK = -1
+    min_p: _MinP = 0
     stop: _Stops | None = None
     background: _Bool = False
     store: _Bool = True
