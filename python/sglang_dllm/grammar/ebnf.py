@@ -207,7 +207,7 @@ class _Reader:
                 high = self.character()
             ranges.append((low, high))
         self.at += 1
-        return Characters(_complement(ranges) if negated else tuple(ranges))
+        return Characters(tuple(complement(ranges) if negated else ranges))
 
     def character(self) -> int:
         sign = self.text[self.at]
@@ -226,7 +226,8 @@ class _Reader:
         return ord(_ESCAPES.get(sign, sign or "\\"))
 
 
-def _complement(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def complement(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges of all other characters."""
     found, start = [], 0
     for low, high in sorted(ranges):
         if low > start:
@@ -234,4 +235,4 @@ def _complement(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         start = max(start, high + 1)
     if start <= LAST_CHARACTER:
         found.append((start, LAST_CHARACTER))
-    return tuple(found)
+    return found

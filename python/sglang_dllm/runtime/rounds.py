@@ -46,7 +46,7 @@ def next_round(
     if admitted:
         set_time_batch(admitted, "set_forward_entry_time")
     if not running_batch.reqs:
-        engine.metrics.active(())
+        engine.metrics.active((), len(scheduler.waiting_queue))
         return None
     # Updates that come in many calls leave the graphs dropped.
     after_weights_change(scheduler)
@@ -77,7 +77,7 @@ def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> Non
         num_tokens,
     )
     engine = engine_of(scheduler)
-    engine.metrics.active(engine.canvases)
+    engine.metrics.active(engine.canvases, len(scheduler.waiting_queue))
     scheduler.tp_worker.dllm_algorithm.round_log.add(
         reporter.forward_ct_decode,
         num_tokens,

@@ -1,0 +1,109 @@
+"""The forms that a request may ask for, and their automata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import xgrammar
+
+from sglang_dllm.decoding.structure.automaton import TokenAutomaton
+from sglang_dllm.grammar import json_text
+from sglang_dllm.grammar.byte_automaton import ByteAutomaton, byte_automaton
+from sglang_dllm.grammar.ebnf import Choice, Rule, Rules, Text, read_rules
+from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.json_schema import read_schema
+from sglang_dllm.grammar.regex import read_regex
+from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
+
+Kind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+MAX_TEXT_LENGTH = 65_536
+"""Characters of the text of a form."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """
+    Attributes:
+        text: the JSON of a schema, the expression, a JSON list of texts, or the EBNF;
+            empty for any JSON object.
+    """
+
+    kind: Kind
+    text: str = ""
+
+
+@lru_cache(maxsize=128)
+def read_form(form: Form) -> ByteAutomaton:
+    """The automaton over bytes.
+
+    Takes a second at most: a form that needs more is refused.
+
+    Raises:
+        FormError: the form is wrong, too large, or not served.
+    """
+    if len(form.text) > MAX_TEXT_LENGTH:
+        raise FormError(f"it has more than {MAX_TEXT_LENGTH} characters")
+    return byte_automaton(_rules(form))
+
+
+def compile_form(form: Form, vocabulary: Vocabulary) -> TokenAutomaton:
+    """The automaton over the tokens of a vocabulary. It may take seconds.
+
+    Raises:
+        FormError: as ``read_form``; or it is too large, or no tokens have the form.
+    """
+    return token_automaton(read_form(form), vocabulary)
+
+
+def vocabulary_of(tokenizer: Any, eos_ids: Iterable[int], size: int) -> Vocabulary:
+    """The texts of a tokenizer's tokens. Special and added tokens have none.
+
+    Args:
+        tokenizer: of transformers.
+        size: of the model's vocabulary.
+    """
+    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
+    tokens: list[bytes | None] = list(info.decoded_vocab)
+    special = {*info.special_token_ids, *tokenizer.all_special_ids}
+    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+    for token in special:
+        if token < len(tokens):
+            tokens[token] = None
+    return Vocabulary(tokens, list(eos_ids), size)
+
+
+def _rules(form: Form) -> Rules:
+    match form.kind:
+        case "json_schema":
+            return read_schema(form.text)
+        case "json_object":
+            return {**json_text.ANY_RULES, "root": Rule("any object")}
+        case "regex":
+            return {"root": read_regex(form.text)}
+        case "choice":
+            return {"root": Choice(tuple(map(Text, _texts(form.text))))}
+        case "ebnf":
+            return _ebnf(form.text)
+
+
+def _texts(text: str) -> list[str]:
+    found = json.loads(text)
+    is_list = isinstance(found, list) and found
+    if not is_list or not all(isinstance(one, str) and one for one in found):
+        raise FormError("expected a list of at least 1 non-empty string")
+    return list(found)
+
+
+def _ebnf(text: str) -> Rules:
+    try:
+        grammar = xgrammar.Grammar.from_ebnf(text)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        raise FormError(f"it is no EBNF: {reason}") from None
+    return read_rules(str(grammar))
