@@ -17,6 +17,7 @@ from sglang_dllm.runtime.admission import admit, failed, leave, park_retracted
 from sglang_dllm.runtime.emission import emit, is_due
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.growth import resize_canvases
+from sglang_dllm.runtime.logprobs import send
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
 from sglang_dllm.upstream.compat import is_update_open, report_round
 
@@ -138,7 +139,7 @@ def _hand_out(scheduler: Any, running_batch: ScheduleBatch, reqs: list[Req]) -> 
     ended = [req for req in reqs if req.finished()]
     for req in ended:
         req.time_stats.set_completion_time()
-    scheduler.output_streamer.stream_output(reqs, False)
+    send(scheduler, reqs)
     if ended:
         leave(ended, scheduler, engine_of(scheduler))
         running_batch.reqs = [r for r in running_batch.reqs if not r.finished()]
