@@ -144,7 +144,7 @@ GENERATE: list[tuple[str, Any]] = [
 NATIVE: list[tuple[str, Any]] = [
     *(("max_new_tokens", bad) for bad in (0, -1, BIG, 2**40, 1.5, "4", True)),
     *(("sampling_seed", bad) for bad in (1.5, "1", True, BIG, 2**63)),
-    *(("min_new_tokens", bad) for bad in (1, True, "", {}, [])),
+    *(("min_new_tokens", bad) for bad in (-1, True, "", {}, [])),
     *((field, bad) for field, bad in (("use_beam_search", True), ("typical_p", 0.5))),
     ("json_schema", "{}"),
     ("structural_tag", "x"),

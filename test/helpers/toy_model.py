@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from reference.canvas import Sampling
+from reference.edits import NONE, Edits
 from sglang_dllm.config.canvas_parts import CanvasParts
 from sglang_dllm.config.resolve import Decoding
 from sglang_dllm.config.server import parse_decode_config
@@ -181,6 +183,20 @@ def reference_sampling(options: SamplingOptions) -> Sampling:
         min_p=options.min_p,
         seed=options.seed,
         uniform=uniform,
+    )
+
+
+def reference_edits(edits: TokenEdits | None) -> Edits:
+    """The same edits for the references."""
+    if edits is None:
+        return NONE
+    return Edits(
+        logit_bias={token: by for token, by in edits.bias if by > -math.inf},
+        allowed=None if edits.allowed is None else set(edits.allowed),
+        banned={token for token, by in edits.bias if by == -math.inf},
+        min_tokens=edits.min_tokens,
+        ends=set(edits.ends),
+        words=[list(word) for word in edits.words],
     )
 
 

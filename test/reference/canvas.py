@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from reference.cache import Forwards, Span
+from reference.edits import NONE, Edits
 from reference.memory import check_computed
 from reference.record import Forward, Result
 from reference.template import Part, Template, behind_given, fill_in, run_forward
@@ -81,6 +82,7 @@ class Canvas:
         delimiter_ids: Iterable[int] | None = None,
         template: Template | None = None,
         part: Part | None = None,
+        edits: Edits = NONE,
     ) -> None:
         """options: the algorithm's, read here for `max_forwards` and the cache."""
 
@@ -100,7 +102,7 @@ class Canvas:
         self.ids, self.given = fill_in(
             prompt_ids, max_new_tokens, self.mask_id, template, part
         )
-        self.part = part
+        self.part, self.edits = part, edits
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -149,6 +151,7 @@ class Canvas:
     def guess(self, row: torch.Tensor, position: int) -> Guess:
         """row: (V,) float64 -> x0 and its confidence at one position."""
         check_computed(row, position)
+        row = self.edits.row(self, row, position)
         sampling = self.sampling
         whole = torch.softmax(row, dim=-1)
         allowed = row.clone()
@@ -183,11 +186,12 @@ class Canvas:
         guesses: dict[int, Guess],
         logits: torch.Tensor,
         gaps: Iterable[float],
-    ) -> None:
+    ) -> list[int]:
         """Write x0 at the chosen positions, or everywhere in the last forward.
 
         `guesses` has all candidates; the last forward of `max_forwards` guesses the
         other masks from `logits`. `gaps` are those of the choice of positions.
+        Returns the positions that were written: words may have kept some back.
         """
         candidates = list(guesses)
         gaps = list(gaps)
@@ -196,11 +200,14 @@ class Canvas:
             chosen, gaps = candidates, []
             rest = [i for i in candidates if i not in guesses]
             guesses = guesses | self.guesses(logits, rest)
-        chosen = sorted(chosen)
+        is_last = self.nfe == self.max_forwards
+        tokens = {i: guesses[i].token for i in chosen}
+        tokens = self.edits.kept(self, tokens, logits, is_last)
+        chosen = sorted(tokens)
         if not all(map(self.is_masked, chosen)):
             raise AssertionError(f"not masked: one of {chosen}")
         for i in chosen:
-            self.ids[i] = guesses[i].token
+            self.ids[i] = tokens[i]
             self.written_by[i] = self.nfe - 1
             gaps.append(guesses[i].gap)
 
@@ -215,6 +222,7 @@ class Canvas:
                 margin=min(gaps, default=float("inf")),
             )
         )  # fmt: skip
+        return chosen
 
     def result(self) -> Result:
         answer = slice(self.prompt_len, None)

@@ -79,8 +79,8 @@ def with_word_ids(
     Raises:
         BadRequest: a word has no tokens, or there is no tokenizer.
     """
-    given = custom_params or {}
-    options = given.get(CUSTOM_PARAMS_KEY)
+    given: dict[str, Any] = custom_params or {}
+    options: Any = given.get(CUSTOM_PARAMS_KEY)
     asked = options.get("bad_words") if isinstance(options, dict) else None
     if not asked:
         return custom_params
