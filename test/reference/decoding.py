@@ -316,7 +316,8 @@ class _Canvas:
         """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        return self.edits.rows(self, run_forward(self, span))
+        self.unedited = run_forward(self, span)
+        return self.edits.rows(self, self.unedited)
 
     def commit(
         self,
@@ -335,7 +336,7 @@ class _Canvas:
         `contests`: groups whose position of lowest entropy was chosen for progress.
         """
         tokens = {i: self._best(logits[i]) for i in chosen}
-        tokens = self.edits.kept(self, tokens, logits, is_last)
+        tokens = self.edits.kept(self, tokens, self.unedited, is_last)
         committed = sorted(tokens)
         stale = [i for i in committed if not self.is_masked(i)]
         mask_argmax: list[int] = []

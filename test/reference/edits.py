@@ -1,4 +1,4 @@
-"""What a request changes of the logits, by docs/sampling.md: plain lists and scalars."""
+"""What a request changes of the logits (docs/sampling.md): plain lists and scalars."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Edits:
         return row
 
     def rows(self, canvas: Any, logits: torch.Tensor) -> torch.Tensor:
-        """logits: (L, V) of a canvas -> the same after the edits, at its masks."""
+        """logits: (L, V) of a canvas -> the same after the edits."""
         logits = logits.clone()
-        for i in canvas.masked():
+        for i in range(canvas.prompt_len, len(canvas.ids)):
             logits[i] = self.row(canvas, logits[i], i)
         return logits
 
@@ -50,7 +50,7 @@ class Edits:
         """What a forward commits of the chosen tokens, by position.
 
         The last token of each word that they complete together waits, or becomes
-        another one in the last forward.
+        another one in the last forward. `logits` are those before the edits.
         """
         waits = set()
         for position in tokens:
