@@ -12,6 +12,7 @@ import torch
 from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
 from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 from sglang_dllm.decoding.scored import Scored
+from sglang_dllm.decoding.structure.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Canvas:
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
         scored: the continuation that it scores. None of a canvas that generates.
+        structure: the form that its answer must have. None: any.
         algorithm, cache: their names, for metrics and logs.
     """
 
@@ -131,6 +133,7 @@ class Canvas:
     num_emitted: int = 0
     history: History | None = None
     scored: Scored | None = None
+    structure: Structure | None = None
     algorithm: str = ""
     cache: str = ""
     answer_start: int = field(init=False)
