@@ -188,7 +188,8 @@ def _programme(
     records: list[Canvas], device: torch.device
 ) -> tuple[Programme, torch.Tensor]:
     """The programme of structured canvases, and the part ``(R,)`` of each canvas."""
-    parts, row_of = [], []
+    parts: list[Part] = []
+    row_of = []
     for canvas in records:
         row_of.append(-1 if canvas.structure is None else len(parts))
         if canvas.structure is not None:
