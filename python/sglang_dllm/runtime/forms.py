@@ -86,16 +86,16 @@ def use_automata(scheduler: Any, facts: ModelFacts) -> None:
 
     A server without a tokenizer has no backend, and its manager refuses forms.
     """
-    manager = scheduler.grammar_manager
-    if manager.grammar_backend is not None:
-        manager.grammar_backend = AutomatonBackend(scheduler.tokenizer, facts)
+    grammars = scheduler.grammar_manager
+    if grammars.grammar_backend is not None:
+        grammars.grammar_backend = AutomatonBackend(scheduler.tokenizer, facts)
 
 
 def take_compiled(scheduler: Any) -> None:
     """Move the requests whose automaton is there, or wrong, to the waiting queue."""
-    manager = scheduler.grammar_manager
-    if manager.has_waiting_grammars():
-        for req in manager.get_ready_grammar_requests():
+    grammars = scheduler.grammar_manager
+    if grammars.has_waiting_grammars():
+        for req in grammars.get_ready_grammar_requests():
             scheduler._add_request_to_queue(req)
 
 
