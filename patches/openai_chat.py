@@ -1,7 +1,7 @@
 """sglang.srt.entrypoints.openai: chat and completions
 
 Upstream: an answer and the parts of a stream have the fields that SGLang knows. A part
-without new text is not sent.
+without new text is not sent, nor are the log-probabilities of its tokens.
 Ours: the history of a watched canvas comes in an object ``dllm`` beside ``choices``
 (``serving.watched``): in each part of a stream of drafts, and in answers with a trace.
 All other answers pass as they are.
@@ -29,11 +29,13 @@ async def _generate_stream_content(
     from sglang_dllm.serving.watched import extension_of, with_extension
 
     extension = extension_of(content["meta_info"]) if _is_ours(self) else None
+    logprobs = kwargs.get("choice_logprobs") if _is_ours(self) else None
     async for chunk in original(self, content, index, request, *args, **kwargs):
+        logprobs = None  # SGLang puts them into its first part, if it sends one.
         if extension is not None:
             chunk, extension = with_extension(chunk, extension), None
         yield chunk
-    if extension is not None:
+    if extension is not None or logprobs is not None:
         from sglang.srt.entrypoints.openai.sse_utils import build_sse_content
 
         chunk = build_sse_content(
@@ -42,8 +44,18 @@ async def _generate_stream_content(
             model=request.model,
             index=index,
             content="",
+            logprobs=logprobs,
         )
-        yield with_extension(chunk, extension)
+        yield chunk if extension is None else with_extension(chunk, extension)
+
+
+def _process_logprobs_tokens(
+    original: Callable[..., Any],
+    self: Any,
+    logprobs: Any,
+    use_token_index: bool = False,
+) -> Any:
+    return original(self, logprobs, use_token_index or _is_ours(self))
 
 
 async def _generate_completion_stream(
@@ -89,9 +101,19 @@ HOOKS = (
         target=f"{_CHAT}._generate_stream_content",
         fn=_generate_stream_content,
         why="a stream of drafts sends a part for each change of its canvas, also where "
-        "no text is final yet",
+        "no text is final yet; log-probabilities of tokens without text are dropped",
         contract=None,
         remove_when=_REMOVE_WHEN,
+    ),
+    Hook(
+        target=f"{_CHAT}._process_logprobs_tokens",
+        fn=_process_logprobs_tokens,
+        why="a part of a stream with several tokens has the alternatives of its first "
+        "one for all",
+        contract=("self", "logprobs", "use_token_index"),
+        remove_when="SGLang 0.5.17 is no longer supported",
+        unless=f"{_CHAT}._build_token_logprobs_from_raw",
+        replaced_by={"0.5.23": "SGLang takes the alternatives of each token"},
     ),
     Hook(
         target=f"{_COMPLETION}._generate_completion_stream",

@@ -5,10 +5,11 @@ Sampling fields that its dLLMs ignore pass without a word. An abort ends every r
 whose id begins with the named one; n answers share one seed.
 Ours: a request is checked before it is queued, and its options are resolved
 (``serving.request_checks``). Each of n answers is a request of its own
-(``serving.copies``), under an id of its own (``serving.request_ids``). The denoising
-report of a response becomes plain fields of its meta_info (``runtime.report``), and so
-do the history of a watched canvas (``serving.watched``) and the filled gaps of a
-canvas that the request gave in part (``serving.gaps``), whose tokens are counted then.
+(``serving.copies``), under an id of its own (``serving.request_ids``), and the best of
+several may come back alone (``serving.best_of``). The denoising report of a response
+becomes plain fields of its meta_info (``runtime.report``), and so do the history of a
+watched canvas (``serving.watched``) and the filled gaps of a canvas that the request
+gave in part (``serving.gaps``), whose tokens are counted then.
 Goes when: upstream has a per-model request validator and scalar customized_info, and
 its aborts name one request.
 """
@@ -48,9 +49,11 @@ async def _generate_request(
             yield out
         return
     from sglang_dllm.runtime.report import final_gaps, into_meta_info
+    from sglang_dllm.serving.best_of import BestAnswers
     from sglang_dllm.serving.gaps import GapAnswers
     from sglang_dllm.serving.watched import EXTENSION, WatchedAnswers, extension_of
 
+    best = BestAnswers(obj)
     with checks.refusals.counted("arguments"):
         checks.check_arguments(obj)
     gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
@@ -64,7 +67,7 @@ async def _generate_request(
                     meta_info["dllm"] = {**meta_info.get("dllm", {}), "gaps": new_gaps}
                 EXTENSION.set(extension_of(meta_info))
                 meta_info["id"] = client_ids.get(meta_info["id"], meta_info["id"])
-            yield out
+            yield best.of(out)
 
 
 def _abort_request(

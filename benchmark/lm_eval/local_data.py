@@ -33,6 +33,5 @@ def _split(data: str | None, *keys: str) -> dict[str, Dataset]:
         )
     text = Path(file).read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    return {
-        "test": Dataset.from_list([{key: row[key] for key in keys} for row in rows])
-    }
+    kept = [{key: row[key] for key in keys} for row in rows]
+    return {"test": Dataset.from_list(kept)}

@@ -44,7 +44,7 @@ from sglang_dllm.runtime.graph_memory import (
 
 _ALGORITHM = "FullAttnMultiBlock"
 _CPU_SHARE = 0.8
-"""Of the free memory, for weights and KV pool: as ``platform.cpu``."""
+"""The share of the free memory for weights and KV pool, as in ``platform.cpu``."""
 _GIB = 2**30
 
 
@@ -67,7 +67,7 @@ def report_checkpoint(args: argparse.Namespace, out: TextIO) -> int:
     """Print one line for each check, or JSON. Returns 0, or 1 if it would not load.
 
     Args:
-        args: the flags of ``doctor``. Those without a value have None.
+        args: the flags of ``doctor``. A flag that was not given is None.
     """
     logging.disable(logging.WARNING)
     try:

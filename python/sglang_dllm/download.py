@@ -207,7 +207,7 @@ def _fetch(url: str, path: Path) -> None:
             status = getattr(error, "code", None)
             reason = _first_line(error)
             if status == 416:
-                # What is there is no beginning of the file, or all of it.
+                # The part is the whole file, or longer; the hash will say it.
                 part.replace(path)
                 return
             if status is not None and status < 500 and status != 429:

@@ -196,6 +196,6 @@ def run(argv: Sequence[str]) -> int:
     """lm-eval's command line, which knows ``--model sglang_dllm`` then."""
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv = ["lm-eval", *argv]
+    sys.argv[:] = ["lm-eval", *argv]
     cli_evaluate()
     return 0

@@ -123,14 +123,14 @@ def test_who_is_not_watched_pays_nothing() -> None:
     denoiser.sync()
     step(denoiser)
     (only,) = denoiser._groups.values()
-    assert only.logprobs is None and only.steering is not None
+    assert only.revealed is None and only.steering is not None
     assert only.table().shape == (1, NUM_NUMBERS + 20)
     seen, arrival = make(denoiser, 24, "FullAttnMultiBlock")
     step(denoiser, arrival)
     step(denoiser)
     (only,) = denoiser._groups.values()
     assert only.steering is None, "a captured step measures nothing"
-    assert only.table().shape == (2, NUM_NUMBERS + 2 * 24)
+    assert only.table().shape == (2, NUM_NUMBERS + 24)
     denoiser.remove([seen])
     (only,) = denoiser._groups.values()
     assert only.table().shape == (1, NUM_NUMBERS + 20)
@@ -159,7 +159,7 @@ def test_nan_logits_are_no_rule() -> None:
     """A row with a NaN has the least confidence; only a rule has none."""
     logits = held(torch.tensor([[0.0, torch.nan, 0.0], [0.0, 0.0, 0.0]]))
     some = torch.tensor([0, 1])
-    found = logits.logprobs(some, torch.tensor([0, 0]), mask_id=2)
+    found, _, _ = logits.logprobs(some, torch.tensor([0, 0]), mask_id=2)
     assert found.tolist() == [-math.inf, pytest.approx(-math.log(2))]
 
 

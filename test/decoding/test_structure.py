@@ -114,18 +114,16 @@ def structured(family: str, request: Request, regex: str) -> Any:
     return request.model, canvas, decoding
 
 
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {},
-    {"cache": "dual", "block_size": 4},
-    {"cache": "prefix", "block_size": 2},
-    {"max_forwards": 2},
+SETTINGS: tuple[tuple[dict[str, Any], float], ...] = (
+    ({}, 0.0),
+    ({"cache": "dual", "block_size": 4}, 0.8),
+    ({"max_forwards": 2}, 0.8),
 )
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("algorithm", sorted(algorithms()))
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize(("options", "temperature"), SETTINGS, ids=str)
 def test_every_algorithm_gives_valid_answers(
     family: str, algorithm: str, temperature: float, options: dict[str, Any]
 ) -> None:
@@ -155,7 +153,6 @@ def test_every_algorithm_gives_valid_answers(
 def test_certain_tokens_cost_no_forward_of_their_own() -> None:
     """The second token follows from the first, and EOS from both."""
     form = automaton_of("xxxxx")
-    request = Request(ToyModel(1), (1,), 8, "LowConfidence", {"steps": 8})
     request = Request(ToyModel(1), (1,), 8, sorted(algorithms())[0], {})
     model, canvas, decoding = structured("llada", request, FORMS[0])
     canvas.structure = Structure(form)

@@ -18,7 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmark.server import SGLANG
+
 PIP = Path(__file__).parent / "image_pip.py"
+OF_BASE = ("lscpu",)
+"""Programs of the base images that a server runs. Debian's essential packages have
+them. A compiler is not among them."""
 _PATH = re.compile(r"(?<![\w$}/.:-])/(?=[a-z])")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -53,11 +58,10 @@ class Stage:
         return _PATH.sub(f"{self.root}/", text)
 
     def environment(self) -> dict[str, str]:
-        """What a process of the image sees, and nothing of the machine's own."""
+        """The variables of a process of the image, and none of the machine's own."""
         env = {name: self.moved(value) for name, value in self.env.items()}
-        tools = f"{self.root}/.tools:{Path(sys.executable).parent}"
         return {
-            "PATH": f"{tools}:/usr/bin:/bin",
+            "PATH": f"{self.root}/.tools:{Path(sys.executable).parent}",
             "PYTHONPATH": str(self.root / "site"),
             "TMPDIR": str(self.root / "tmp"),
             **env,
@@ -99,9 +103,18 @@ class Build:
         root = self._folder / str(len(self.stages))
         for name in ("opt", "tmp", "site", ".tools"):
             (root / name).mkdir(parents=True)
-        pip = root / ".tools" / "pip"
-        pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PIP}" "{root}" "$@"\n')
-        pip.chmod(0o755)
+        for name, call in (
+            ("pip", f'"{PIP}" "{root}"'),
+            # An environment may have moved, and its scripts then name another Python.
+            ("sglang", f'-c "{SGLANG}"'),
+        ):
+            tool = root / ".tools" / name
+            tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
+            tool.chmod(0o755)
+        for name in OF_BASE:
+            found = shutil.which(name)
+            assert found, f"this machine has no {name}"
+            (root / ".tools" / name).symlink_to(found)
         stage = Stage(root, base)
         self.stages.append(stage)
         if alias:
@@ -137,10 +150,12 @@ class Build:
         return self._context / source
 
     def _do_run(self, rest: str, values: Mapping[str, str]) -> None:
+        environment = self.image.environment()
+        environment["PATH"] += ":/usr/bin:/bin"
         done = subprocess.run(
             ["/bin/sh", "-ec", self.image.moved(rest)],
             cwd=self.image.at(""),
-            env={**values, **self.image.environment()},
+            env={**values, **environment},
             capture_output=True,
             text=True,
         )

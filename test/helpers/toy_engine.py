@@ -102,7 +102,7 @@ class Ended:
     def ended(self, canvas: Canvas) -> None:
         self.counts[id(canvas)] += 1
 
-    def active(self, canvases: Sequence[Canvas]) -> None:
+    def active(self, canvases: Sequence[Canvas], num_queued: int) -> None:
         self.num_active = len(canvases)
 
     def refused(self, error: Exception) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from sglang.srt.utils.auth import add_api_key_middleware
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -25,6 +26,7 @@ from sglang_dllm.launching.address import check_address
 from sglang_dllm.launching.doorkeeper import Doorkeeper
 from sglang_dllm.launching.end_note import End, EndNote, bad_input, one_line, reported
 from sglang_dllm.launching.processes import Gone, Watch
+from sglang_dllm.serving.routes import OwnPaths
 
 LOCAL = "127.0.0.1"
 
@@ -244,6 +246,23 @@ def test_health_is_answered_before_sglang(launch: server.ServerLaunch) -> None:
     assert client(launch).get("/health").text == ""
     assert client(launch).get("/health_generate").text.startswith("SGLang")
     assert client(launch, is_up=lambda: False).get("/health").status_code == 503
+
+
+@pytest.mark.parametrize("prefix", ["", "/dllm", "/dllm/dllm"])
+def test_probes_need_no_key_behind_the_path_of_a_proxy(
+    launch: server.ServerLaunch, prefix: str
+) -> None:
+    routes = [Route(path, _answer) for path in ("/health", "/health_generate", "/x")]
+    app: Any = Starlette(routes=routes)
+    add_api_key_middleware(app, api_key="secret", admin_api_key=None)
+    given: Any = {"is_up": lambda: True, "on_startup": lambda: None}
+    app.add_middleware(Doorkeeper, launch=launch, **given)
+    door = TestClient(OwnPaths(app), root_path="/dllm")
+    assert door.get(f"{prefix}/x").status_code == 401
+    assert door.get(f"{prefix}/health").text == ""
+    assert door.get(f"{prefix}/health_generate").text == "SGLang: /health_generate"
+    launch.on_signal(15)
+    assert door.get(f"{prefix}/health").status_code == 503
 
 
 def test_health_generates_where_the_user_wants_it(

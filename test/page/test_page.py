@@ -151,6 +151,18 @@ def test_two_settings_side_by_side_and_a_trace_on_the_disk(
     browser.wait("document.querySelector('.panel .problem').textContent.length > 0")
 
 
+def test_active_canvases_are_listed(browser: Browser, demo_server: Server) -> None:
+    open_page(browser, demo_server)
+    browser.run("document.querySelector('#state').open = true")
+    line = "document.querySelector('#state .line').textContent"
+    browser.wait(f"{line} === '0 active, 0 in the queue'")
+    ask(browser, algorithm="LLaDA", max_tokens="256")
+    row = browser.wait("document.querySelector('#state tr')?.textContent")
+    assert "LLaDA" in row and "of 256 tokens" in row
+    browser.run("document.querySelector('#stop').click()")
+    browser.wait(f"{line} === '0 active, 0 in the queue'")
+
+
 def test_a_refusal_and_markup_are_shown_as_text(
     browser: Browser, demo_server: Server, tmp_path: Path
 ) -> None:

@@ -163,11 +163,10 @@ class Watcher(threading.Thread):
 def scrape(server: Server) -> dict[str, float]:
     """Prometheus samples by name, labels left out."""
     text = requests.get(f"{server.base_url}/metrics", timeout=30).text
-    samples = re.findall(r"^(sglang:\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE)
-    total: Counter[str] = Counter()
-    for name, value in samples:
-        total[name] += float(value)
-    return total
+    samples: Counter[str] = Counter()
+    for name, value in re.findall(r"^(sglang:\w+).* (\S+)$", text, re.MULTILINE):
+        samples[name] += float(value)
+    return samples
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "prelaunch"])

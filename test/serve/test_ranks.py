@@ -21,6 +21,7 @@ from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import LLADA_TOKENS, write_llada
 from helpers.token_parity import Kind, Oracle
 from reference.models import load
+from tools.monitoring.series import Scrape
 
 KIND = Kind("LLaDA", write_llada, LLADA_TOKENS["<|eot_id|>"], cases=1)
 SECONDS_TO_END = 30
@@ -36,7 +37,7 @@ def start_two(
     start_server: Callable[..., Server], checkpoint: Path, flag: str
 ) -> Server:
     algorithm = ("--dllm-algorithm", "FullAttnMultiBlock")
-    return start_server(checkpoint, *algorithm, flag, "2")
+    return start_server(checkpoint, *algorithm, "--enable-metrics", flag, "2")
 
 
 def schedulers(server: Server) -> list[psutil.Process]:
@@ -75,7 +76,15 @@ def test_two_ranks_answer_with_the_tokens_of_the_reference(
         for case, answer in zip(cases, ask_all(server, cases), strict=True)
     ]
     assert sum(equal) >= len(equal) - 1, "too many cases within noise"
+    server.wait_until_idle()
+    url, counted = server.base_url, "sglang:dllm_canvas_length_tokens_count"
+    lines = requests.get(f"{url}/metrics", timeout=30).text.splitlines()
+    ranks = Scrape.of(0, lines).sums(counted, ("dp_rank",))
+    assert sum(ranks.values()) == len(cases), "a request counts once"
+    state = requests.get(f"{url}/dllm/state", timeout=30).json()
+    assert state == {"queued": 0, "canvases": []}
     if flag == "--dp-size":
+        assert set(ranks) == {("0",), ("1",)}, "each rank counts its own"
         # It is below SGLang's controller, which does not look after it.
         schedulers(server)[1].send_signal(signal.SIGKILL)
         assert server.process.wait(SECONDS_TO_END) == 1

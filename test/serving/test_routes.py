@@ -55,8 +55,8 @@ def test_every_route_has_one_place() -> None:
 
 def test_what_is_answered_is_checked() -> None:
     without_checks = {"/tokenize", "/v1/tokenize", "/api/show"}
-    # serving.ollama checks what it makes of these.
-    without_checks |= {"/api/chat", "/api/generate"}
+    # serving.ollama and serving.score_route check what they make of these.
+    without_checks |= {"/api/chat", "/api/generate", "/v1/score"}
     assert set(CHECKS) == set(ANSWERED) - without_checks
 
 

@@ -24,10 +24,10 @@ OFF: list[tuple[str, Any]] = [
     *(("repeat_penalty", 1.0), ("xtc_probability", 0), ("xtc_threshold", 0.1)),
     *(("dry_multiplier", 0), ("dry_base", 1.75), ("smoothing_factor", 0)),
     *(("n_predict", -1), ("num_predict", -1), ("min_length", 0), ("priority", 0)),
-    *(("frequency_penalty", 0), ("presence_penalty", 0.0), ("best_of", 1)),
+    *(("frequency_penalty", 0), ("presence_penalty", 0.0), ("num_beams", 1)),
     *(("logit_bias", {}), ("bad_words", []), ("guided_json", None), ("grammar", "")),
     *(("response_format", {"type": "text"}), ("function_call", "none")),
-    *(("logprobs", False), ("top_logprobs", 0), ("do_sample", False)),
+    ("do_sample", False),
     *(("detokenize", True), ("watermark", False), ("truncate_prompt_tokens", None)),
     *(("num_return_sequences", 1), ("stop_sequences", []), ("rep_pen", 1.0)),
     *(("chat_template", None), ("max_output_tokens", None), ("suppress_tokens", [])),
@@ -67,6 +67,7 @@ def test_a_field_that_is_on_is_named(route: str, field: str, value: Any) -> None
     if field in ("max_new_tokens", "sampling_seed") and value == 7:
         return  # /generate has these itself, and the other two refuse them
     served = {("max_completion_tokens", 7, "chat"), ("suffix", "x", "completions")}
+    served |= {("logprobs", 7, "completions"), ("best_of", 7, "completions")}
     if isinstance(value, int | str) and (field, value, route) in served:
         return
     with pytest.raises(BadRequest) as refusal:

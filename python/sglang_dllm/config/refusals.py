@@ -16,7 +16,7 @@ REFUSALS = (
 )
 """Its name and its help text. It has SGLang's labels, and ``stage`` and ``field``."""
 
-_FIRST_NAME = re.compile(r"[A-Za-z_]+")
+_PATH = re.compile(r"[\w.\[\]]+")
 
 
 class Refusals:
@@ -33,11 +33,12 @@ class Refusals:
         self._fields = frozenset(fields)
 
     def add(self, stage: str, error: Exception) -> None:
-        """Count a refusal whose message begins with the name of the field."""
+        """Count a refusal whose message begins with the field or the path to it."""
         if self._labels is None:
             return
-        found = _FIRST_NAME.match(str(error))
-        field = found[0] if found and found[0] in self._fields else "other"
+        path = _PATH.match(str(error))
+        parts = re.findall(r"[A-Za-z_]+", path[0]) if path else []
+        field = next((x for x in reversed(parts) if x in self._fields), "other")
         counter = _counter(tuple(self._labels))
         counter.labels(**self._labels, stage=stage, field=field).inc()
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sglang_dllm.decoding.history import BoolArray, FloatArray, History, IdArray
+from sglang_dllm.decoding.history import BoolArray, History, IdArray
 from sglang_dllm.decoding.length_plan import LengthPlan, Resize
+from sglang_dllm.decoding.progress import Progress
+from sglang_dllm.decoding.reveals import Revealed, Reveals
 from sglang_dllm.decoding.scored import Scored
 from sglang_dllm.decoding.structure.structure import Structure
 
@@ -30,23 +32,6 @@ class SamplingOptions:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The news of a canvas after a step.
-
-    Attributes:
-        num_forwards, num_committed, cut_short, done, num_candidates, window: as in
-            ``Canvas``.
-    """
-
-    num_forwards: int
-    num_committed: int
-    cut_short: bool
-    done: bool
-    num_candidates: int
-    window: tuple[int, int]
 
 
 # Compared by identity: two requests may ask the same.
@@ -97,6 +82,7 @@ class Canvas:
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
+        reveals: of a canvas whose request asks for log-probabilities.
         scored: the continuation that it scores. None of a canvas that generates.
         structure: the form that its answer must have. None: any.
         algorithm, cache: their names, for metrics and logs.
@@ -132,6 +118,7 @@ class Canvas:
     cut_short: bool = False
     num_emitted: int = 0
     history: History | None = None
+    reveals: Reveals | None = None
     scored: Scored | None = None
     structure: Structure | None = None
     algorithm: str = ""
@@ -271,6 +258,8 @@ class Canvas:
             return
         if self.history is not None:
             self.history.note_resize(at, remove, insert)
+        if self.reveals is not None:
+            self.reveals.replace(at, remove, insert)
         at += self.answer_start
         for name, value in (("ids", self.mask_id), ("masked", True), ("fixed", False)):
             old = getattr(self, name)
@@ -322,6 +311,15 @@ class Canvas:
         """Keep a history from now on."""
         self.history = History()
 
+    def reveal(self, num_top: int) -> None:
+        """Keep the log-probabilities of its tokens, and of the best alternatives."""
+        self.reveals = Reveals(len(self) - self.answer_start, num_top)
+
+    @property
+    def asks_logprobs(self) -> bool:
+        """True if the host wants to know how sure each commit was."""
+        return self.history is not None or self.reveals is not None
+
     def fail(self, message: str) -> None:
         """End the request with a message. The first failure stays."""
         self.failure = self.failure or message
@@ -342,20 +340,25 @@ class Canvas:
         answer: IdArray,
         progress: Progress,
         measured: Sequence[float] = (),
-        logprobs: FloatArray | None = None,
+        revealed: Revealed | None = None,
     ) -> None:
         """Take over what a step committed, and the next step.
 
         Args:
             answer: ``(answer_len,)`` int64; negative where a position is masked.
             measured: the numbers of the length rule.
-            logprobs: ``(answer_len,)`` float64: of the tokens that the step committed,
-                NaN elsewhere. None where the group has no watched canvas.
+            revealed: the tokens that the step committed. None where the group has no
+                canvas that asks for it.
         """
-        if self.history is not None:
+        if self.asks_logprobs:
             first = self.prompt_len - self.answer_start
             before = self._known(slice(self.prompt_len, None))
-            self.history.note(progress.num_forwards, before, answer, logprobs, first)
+            if self.history is not None:
+                logprobs = None if revealed is None else revealed.spread(len(answer))
+                forward = progress.num_forwards
+                self.history.note(forward, before, answer, logprobs, first)
+            if self.reveals is not None:
+                self.reveals.note(before, answer, revealed, first)
         ran = progress.num_forwards > self.num_forwards
         self.measures = self.measures and not ran
         was_full = self.window == (0, len(self))

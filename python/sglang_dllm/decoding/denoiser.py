@@ -8,19 +8,21 @@ that one transfer tells the host both what was committed and what comes next. On
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from sglang_dllm.decoding.agreement import Agree, alone
-from sglang_dllm.decoding.canvas import Canvas, IdArray, Progress
+from sglang_dllm.decoding.canvas import Canvas, IdArray
 from sglang_dllm.decoding.canvas_batch import Device
 from sglang_dllm.decoding.edits import edited
 from sglang_dllm.decoding.group import NUM_NUMBERS, Group, GroupKey
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
+from sglang_dllm.decoding.progress import Progress
 from sglang_dllm.decoding.resolved import Decoding
+from sglang_dllm.decoding.reveals import Revealed
 from sglang_dllm.models.facts import ModelFacts
 
 MAX_FORWARDS = 100_000
@@ -143,7 +145,8 @@ class Denoiser:
         """Wait for the last commit, and update the ``Canvas`` records.
 
         One transfer brings a table of each group: its answers, -1 where masked, and
-        the numbers of ``Progress``, and what watched canvases were sure of.
+        the numbers of ``Progress``. A group with canvases that ask for
+        log-probabilities has a second one, whose size the device knows alone.
         """
         groups = list(self._groups.values())
         if not groups:
@@ -152,26 +155,33 @@ class Denoiser:
             group.table() if group.reported is None else group.reported
             for group in groups
         ]
-        flat = [table.flatten() for table in tables]
+        revealed = [group.take_revealed() for group in groups]
+        sent = [table for table in (*tables, *revealed) if table is not None]
+        flat = [table.flatten() for table in sent]
         host = (torch.cat(flat) if flat[1:] else flat[0]).cpu().numpy()
-        first = 0
-        for group, table in zip(groups, tables, strict=True):
-            rows = host[first : first + table.numel()].reshape(table.shape)
-            first += table.numel()
-            first_id = NUM_NUMBERS + group.num_measured
-            for canvas, row in zip(group.records, rows, strict=True):
-                numbers, measured, answer = np.split(row, [NUM_NUMBERS, first_id])
-                progress, logprobs = _progress(*numbers.tolist()), None
-                if group.logprobs is not None:
-                    bits = answer[group.batch.max_answer_len :]
-                    logprobs = bits[: canvas.answer_len].view(np.float64)
-                answer = answer[: canvas.answer_len]
-                numbers_of_rule = measured.view(np.float64).tolist()
-                canvas.update(answer, progress, numbers_of_rule, logprobs)
-                if canvas.scored is not None:
-                    bits = row[len(row) - group.batch.max_answer_len :]
-                    canvas.scored.note(bits[: canvas.answer_len].view(np.float64))
-                self._check(canvas, answer)
+        found = _split(host, (*tables, *revealed))
+        for group, rows, reveals in zip(
+            groups, found[: len(groups)], found[len(groups) :], strict=True
+        ):
+            assert rows is not None
+            self._update(group, rows, reveals)
+
+    def _update(self, group: Group, rows: IdArray, revealed: IdArray | None) -> None:
+        """Give each canvas of a group its row of the table, and what it asks for."""
+        first_id = NUM_NUMBERS + group.num_measured
+        for index, canvas in enumerate(group.records):
+            numbers, measured, answer = np.split(rows[index], [NUM_NUMBERS, first_id])
+            answer = answer[: canvas.answer_len]
+            canvas.update(
+                answer,
+                _progress(*numbers.tolist()),
+                measured.view(np.float64).tolist(),
+                None if revealed is None else Revealed.of_canvas(index, revealed),
+            )
+            if canvas.scored is not None:
+                bits = rows[index, rows.shape[1] - group.batch.max_answer_len :]
+                canvas.scored.note(bits[: canvas.answer_len].view(np.float64))
+            self._check(canvas, answer)
 
     def _check(self, canvas: Canvas, answer: IdArray) -> None:
         """Fail a canvas that an algorithm from outside led astray.
@@ -190,6 +200,22 @@ class Denoiser:
             canvas.fail(f"the algorithm decodes no window: {start} to {end}")
         elif canvas.num_forwards >= MAX_FORWARDS:
             canvas.fail(f"no end after {MAX_FORWARDS} forwards")
+
+
+def _split(
+    numbers: IdArray, tables: Iterable[torch.Tensor | None]
+) -> list[IdArray | None]:
+    """The tables that were sent back to back, in their shapes."""
+    found: list[IdArray | None] = []
+    first = 0
+    for table in tables:
+        if table is None:
+            found.append(None)
+        else:
+            end = first + table.numel()
+            found.append(numbers[first:end].reshape(table.shape))
+            first = end
+    return found
 
 
 def _progress(

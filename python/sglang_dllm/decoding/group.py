@@ -25,6 +25,7 @@ from sglang_dllm.decoding.guard import Guard, text_of
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.resolved import Decoding
+from sglang_dllm.decoding.reveal_table import RevealTable
 from sglang_dllm.decoding.statistics import Statistic, check_statistics
 from sglang_dllm.decoding.step import Step
 from sglang_dllm.decoding.tensor_rows import TensorRows, check_rows
@@ -63,9 +64,8 @@ class Group:
         length: the length rule that measures the forwards; None where none does.
         measured: ``(R, M)`` float64: what it measured in the last forward.
         reported: ``table`` as the last step left it, if that was a captured one.
-        logprobs: ``(R, A)`` float64: of the tokens that the last step committed, NaN
-            elsewhere. A canvas that joined since has no row. None where nobody watches
-            a canvas.
+        revealed: the tokens that the last step committed, until ``take_revealed``.
+            None where no canvas asks for log-probabilities.
     """
 
     algorithm: Algorithm[Any, Any]
@@ -78,7 +78,7 @@ class Group:
     length: LengthRule[Any] | None
     measured: torch.Tensor
     reported: torch.Tensor | None = None
-    logprobs: torch.Tensor | None = None
+    revealed: RevealTable | None = None
 
     @classmethod
     def of(
@@ -130,15 +130,15 @@ class Group:
         return self.batch.records
 
     @cached_property
-    def watched(self) -> list[bool]:
-        """One flag a canvas: True if it has a history."""
-        return [canvas.history is not None for canvas in self.records]
+    def asks_logprobs(self) -> list[bool]:
+        """One flag a canvas."""
+        return [canvas.asks_logprobs for canvas in self.records]
 
     @cached_property
     def steering(self) -> Steering | None:
         """None if Python has to look at the canvases in each step."""
         if self.length is not None or any(
-            c.is_guided or not c.sampling.greedy or c.history or c.structure
+            c.is_guided or not c.sampling.greedy or c.asks_logprobs or c.structure
             for c in self.records
         ):
             return None
@@ -158,7 +158,7 @@ class Group:
             windows=Windows(*(bound[index] for bound in self.windows)),
             measured=self.measured[index],
             reported=None,
-            logprobs=None,
+            revealed=None,
         )
 
     def joined(self, other: Group) -> Group:
@@ -222,7 +222,7 @@ class Group:
         accepted = accept_all(inputs, decision)
         if inputs.certain is not None:
             accepted = accepted | inputs.certain
-        logprobs = self._logprobs(inputs, accepted, decision)
+        self.revealed = self._reveal(inputs, accepted, decision)
         if self.length is not None and probes is not None:
             self.measured = self.length.measure(inputs, probes, accepted)
         self.batch.commit(
@@ -230,13 +230,7 @@ class Group:
         )
         if inputs.num_candidates:
             self.algorithm.on_commit(inputs, accepted, decision)
-        committed = self.batch.rows.ids
         self.choose_next_step()
-        if logprobs is not None:
-            # The algorithm may fill what is behind an EOS, committed or not.
-            is_kept = self.batch.rows.ids == committed
-            logprobs = logprobs.where(is_kept, torch.nan)
-        self.logprobs = logprobs
 
     def choose_next_step(self, commits: bool = True) -> None:
         """Ask the algorithm and the cache strategy for the next step.
@@ -257,31 +251,31 @@ class Group:
         batch.set_step(Step(candidates, step.start, step.end))
         self.windows = self.cache.next_windows(batch, self.cache_state, step)
 
-    def _logprobs(
+    def _reveal(
         self,
         inputs: StepInputs[Any, Any],
         accepted: torch.Tensor,
         decision: Decision,
-    ) -> torch.Tensor | None:
-        some = inputs.candidates_of(self.watched)
-        if some is None:
+    ) -> RevealTable | None:
+        some = inputs.candidates_of(self.asks_logprobs)
+        if some is None or not len(some):
             return None
-        found = self.batch.rows.ids.new_full(
-            self.batch.rows.ids.shape, torch.nan, dtype=torch.float64
-        )
-        if not len(some):
-            return found
-        mask_id = self.batch.facts.mask_id
-        values = inputs.logits.logprobs(some, decision.tokens[some], mask_id)
-        at = inputs.canvas_index[some], inputs.positions[some]
-        return found.index_put(at, torch.where(accepted[some], values, torch.nan))
+        num_top = max(c.reveals.num_top if c.reveals else 0 for c in self.records)
+        return RevealTable(inputs, decision, some, accepted, num_top)
+
+    def take_revealed(self) -> torch.Tensor | None:
+        """The rows of ``RevealTable`` of the last step, once. Waits for the device.
+
+        None where the step committed nothing in a canvas that asks.
+        """
+        revealed, self.revealed = self.revealed, None
+        return None if revealed is None else revealed.rows(self.batch)
 
     def table(self) -> torch.Tensor:
         """``(R, NUM_NUMBERS + M + A)`` int64: what the host learns of a step.
 
         The numbers of ``Progress``, the bits of ``measured``, and the answer, -1 where
-        masked. The bits of ``logprobs`` follow: A more columns where they are.
-        The last A are the bits of ``Algorithm.scores``, where there are some.
+        masked. The last A are the bits of ``Algorithm.scores``, where there are some.
         """
         rows, step = self.batch.rows, self.batch.step
         assert step is not None, "no step is chosen"
@@ -297,11 +291,6 @@ class Group:
         parts = [torch.stack(numbers, dim=1), answers]
         if self.length is not None:
             parts.insert(1, self.measured.view(torch.int64))
-        if self.logprobs is not None:
-            num_rows, width = self.logprobs.shape
-            missing = (0, answers.shape[1] - width, 0, len(answers) - num_rows)
-            known = torch.nn.functional.pad(self.logprobs, missing, value=torch.nan)
-            parts.append(known.view(torch.int64))
         scores = self.algorithm.scores(self.batch)
         if scores is not None:
             parts.append(scores.view(torch.int64))

@@ -9,6 +9,7 @@ import torch
 
 from sglang_dllm.decoding.statistics import (
     DRAW_ELEMENTS,
+    Logprobs,
     Statistic,
     fits_at_once,
     logprobs_of,
@@ -186,18 +187,18 @@ class Logits:
         return value.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def logprobs(
-        self, some: torch.Tensor, tokens: torch.Tensor, mask_id: int
-    ) -> torch.Tensor:
-        """``(n,)`` float64: of tokens ``(n,)`` at candidates ``(n,)``, one or more.
+        self, some: torch.Tensor, tokens: torch.Tensor, mask_id: int, num_top: int = 0
+    ) -> Logprobs:
+        """Measure tokens ``(n,)`` at candidates ``(n,)``, one or more, and the best.
 
         No edit counts: they are the model's own.
         """
-        return torch.cat(
-            [
-                logprobs_of(self._of(some[rows]), tokens[rows], mask_id)
-                for rows in row_chunks(len(some), self.vocab_size)
-            ]
-        )
+        parts = [
+            logprobs_of(self._of(some[rows]), tokens[rows], mask_id, num_top)
+            for rows in row_chunks(len(some), self.vocab_size)
+        ]
+        values, top_ids, top_values = map(torch.cat, zip(*parts, strict=True))
+        return values, top_ids, top_values
 
 
 def _memoised(of: LogitsOf, num_candidates: int, vocab_size: int) -> LogitsOf:

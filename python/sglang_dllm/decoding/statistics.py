@@ -82,20 +82,29 @@ def measure(
     return found.tokens, value
 
 
+Logprobs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""The log-probabilities ``(n,)`` float64 of n tokens, the ids ``(n, K)`` int64 of
+the best tokens, best first, and the log-probabilities ``(n, K)`` float64 of those."""
+
+
 def logprobs_of(
-    logits: torch.Tensor, tokens: torch.Tensor, mask_id: int
-) -> torch.Tensor:
-    """``(N,)`` float64: of tokens ``(N,)`` under logits ``(N, V)``.
+    logits: torch.Tensor, tokens: torch.Tensor, mask_id: int, num_top: int = 0
+) -> Logprobs:
+    """Measure tokens ``(N,)`` under logits ``(N, V)``, and the ``num_top`` best ones.
 
     The mask token has no share. Minus infinity of a row with a NaN.
     """
-    parts = [
-        without_token(logits[rows].double(), mask_id)
-        .log_softmax(dim=-1)
-        .gather(1, tokens[rows, None])[:, 0]
-        for rows in row_chunks(len(tokens), logits.shape[1], DRAW_ELEMENTS)
-    ]
-    return torch.cat(parts).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    parts = []
+    for rows in row_chunks(len(tokens), logits.shape[1], DRAW_ELEMENTS):
+        table = without_token(logits[rows].double(), mask_id).log_softmax(dim=-1)
+        best = table.topk(num_top, dim=-1)
+        parts.append((table.gather(1, tokens[rows, None]), best.indices, best.values))
+    values, top_ids, top_values = map(torch.cat, zip(*parts, strict=True))
+    return _no_nan(values[:, 0]), top_ids, _no_nan(top_values)
+
+
+def _no_nan(values: torch.Tensor) -> torch.Tensor:
+    return values.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
 
 def row_chunks(

@@ -36,7 +36,7 @@ def _of_one_length(low: int, high: int) -> Iterator[tuple[Range, ...]]:
 
 
 def _split(low: int, high: int) -> Iterator[tuple[Range, ...]]:
-    """Of characters whose encodings have the same length."""
+    """The byte ranges of characters whose encodings have the same length."""
     first, last = chr(low).encode(), chr(high).encode()
     for num_tail in range(len(first) - 1, 0, -1):
         # The last bytes must run over all values unless the bytes before are equal.

@@ -7,7 +7,6 @@ scheduler. An error here ends one request only.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -31,7 +30,7 @@ from sglang_dllm.config.resolve import (
     watching_of,
 )
 from sglang_dllm.config.scoring import given_scoring
-from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
+from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
 from sglang_dllm.decoding.resolved import Decoding
@@ -39,7 +38,9 @@ from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.forms import give_form
+from sglang_dllm.runtime.logprobs import begin_logprobs, send
 from sglang_dllm.runtime.report import RequestReport
+from sglang_dllm.runtime.sampling import sampling_of
 from sglang_dllm.runtime.schedule_batch import (
     fill_ids,
     release_canvas_slots,
@@ -154,7 +155,7 @@ def admit(
     scheduler.waiting_queue = [r for r in scheduler.waiting_queue if id(r) not in taken]
     running_batch.reqs = running_batch.reqs + admitted
     if ended:
-        scheduler.output_streamer.stream_output(ended, False)
+        send(scheduler, ended)
     return admitted
 
 
@@ -277,7 +278,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         decoding = decoding.resolved(decoded_len, facts)
     delimiters = getattr(decoding.options, "delimiter_ids", None)
     _check_ids("delimiter_ids", delimiters or [0], facts)
-    sampling = _sampling(req, facts.vocab_size)
+    sampling = sampling_of(req, facts.vocab_size)
     if scoring is not None:
         _check_ids("score.continuation", scoring.continuation, facts)
         canvas = scoring.new_canvas(req.origin_input_ids, facts, sampling.seed)
@@ -298,6 +299,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     watching = watching_of(params.custom_params)
     if watching.is_on:
         canvas.watch()
+    begin_logprobs(req, canvas, facts.vocab_size)
     # The text of a gap behind another one comes later than the gap.
     gaps = parts.gaps if parts is not None and req.stream else []
     report = RequestReport(
@@ -338,8 +340,6 @@ def _check_fields(req: Req) -> None:
             f"max_new_tokens={params.max_new_tokens!r} is not allowed; "
             "expected an integer, 1 or more"
         )
-    if req.return_logprob:
-        raise RequestError("log probabilities are not supported")
 
 
 def _check_length(req: Req, parts: CanvasParts | None, scheduler: Any) -> None:
@@ -369,24 +369,6 @@ def _check_windows(canvas: Canvas, scheduler: Any) -> None:
         raise RequestError("guidance needs --max-running-requests of 2 or more")
 
 
-def _sampling(req: Req, vocab_size: int) -> SamplingOptions:
-    params = req.sampling_params
-    seed = params.sampling_seed
-    if seed is None:
-        seed = _seed_of(req.rid)
-    elif type(seed) is not int or not -(1 << 63) <= seed < 1 << 63:
-        raise RequestError(
-            f"sampling_seed={seed!r} is not allowed; expected a 64-bit integer"
-        )
-    return SamplingOptions(
-        # SamplingParams.normalize turns temperature 0 into top_k 1.
-        temperature=0.0 if params.top_k == 1 else float(params.temperature),
-        top_p=float(params.top_p),
-        top_k=int(params.top_k) if params.top_k < vocab_size else 0,
-        seed=seed,
-    )
-
-
 @lru_cache(maxsize=1)
 def _stop_ids(tokenizer: Any) -> frozenset[int]:
     """The stop tokens of a tokenizer. Cached: the tokenizer needs long for it."""
@@ -394,9 +376,3 @@ def _stop_ids(tokenizer: Any) -> frozenset[int]:
         return frozenset()
     more = tokenizer.additional_stop_token_ids or ()
     return frozenset({tokenizer.eos_token_id, *more} - {None})
-
-
-def _seed_of(rid: str) -> int:
-    """The seed of a request that names none: the same on every tensor-parallel rank."""
-    digest = hashlib.blake2b(rid.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)

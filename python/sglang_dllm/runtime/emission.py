@@ -7,6 +7,7 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, BaseFinishReason, Req
 
 from sglang_dllm.runtime.admission import Denoising
+from sglang_dllm.runtime.logprobs import add_logprob
 
 
 class FinishEos(BaseFinishReason):
@@ -40,6 +41,7 @@ def emit(req: Req) -> int:
             req.finished_reason = FinishEos()
             break
         req.output_ids.append(token)
+        add_logprob(req, canvas, token)
         is_last = len(req.output_ids) >= params.max_new_tokens
         is_stop = token in (state.stop_ids if may_end else asked)
         if is_last or has_text_stops or is_stop:

@@ -62,6 +62,7 @@ PHASES = (
 """Histograms: name, help text, upper bounds of the buckets."""
 
 CANVASES = ("sglang:dllm_active_canvases", "Canvases that are being decoded")
+QUEUED = ("sglang:dllm_queued_requests", "Requests that wait for admission")
 CANVAS_TOKENS = (
     "sglang:dllm_active_canvas_tokens",
     "Tokens of their windows if each of them is full",
@@ -90,7 +91,7 @@ class Metrics:
         """
         self.is_on = collector is not None
         self._refusals = Refusals(collector, _REFUSED_FIELDS)
-        self._active = (0, 0)
+        self._load = (0, 0, 0)
         if collector is None:
             return
         # Imported late: SGLang first sets where its processes share their counts.
@@ -119,9 +120,9 @@ class Metrics:
         self._gauges = [
             # The only value of a process is its latest, and a dead one has none.
             Gauge(*texts, labelnames=list(labels), multiprocess_mode="mostrecent")
-            for texts in (CANVASES, CANVAS_TOKENS)
+            for texts in (CANVASES, CANVAS_TOKENS, QUEUED)
         ]
-        self._show(self._active)
+        self._show(self._load)
 
     def launched(self, path: str, reason: str = "") -> None:
         """Count a forward.
@@ -137,13 +138,14 @@ class Metrics:
         if self.is_on:
             self._phases[phase].observe(seconds)
 
-    def active(self, canvases: Sequence[Canvas]) -> None:
+    def active(self, canvases: Sequence[Canvas], num_queued: int) -> None:
         """Show the load of a round. An idle scheduler asks often, so this is cheap."""
         if self.is_on:
             tokens = sum(canvas.num_windows * len(canvas) for canvas in canvases)
-            if self._active != (len(canvases), tokens):
-                self._active = (len(canvases), tokens)
-                self._show(self._active)
+            load = (len(canvases), tokens, num_queued)
+            if self._load != load:
+                self._load = load
+                self._show(load)
 
     def refused(self, error: Exception) -> None:
         """Count a request that admission refuses."""
@@ -166,7 +168,7 @@ class Metrics:
             tpf = canvas.num_committed / canvas.num_forwards
             self._tpf.labels(**labels).observe(tpf)
 
-    def _show(self, values: tuple[int, int]) -> None:
+    def _show(self, values: tuple[int, int, int]) -> None:
         for gauge, value in zip(self._gauges, values, strict=True):
             gauge.labels(**self._labels).set(value)
 

@@ -18,6 +18,7 @@ from sglang_dllm.runtime.emission import emit, is_due
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.forms import take_compiled
 from sglang_dllm.runtime.growth import resize_canvases
+from sglang_dllm.runtime.logprobs import send
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
 from sglang_dllm.upstream.compat import is_update_open, report_round
 
@@ -47,7 +48,7 @@ def next_round(
     if admitted:
         set_time_batch(admitted, "set_forward_entry_time")
     if not running_batch.reqs:
-        engine.metrics.active(())
+        engine.metrics.active((), len(scheduler.waiting_queue))
         return None
     # Updates that come in many calls leave the graphs dropped.
     after_weights_change(scheduler)
@@ -78,7 +79,7 @@ def finish_round(scheduler: Any, batch: CanvasScheduleBatch, result: Any) -> Non
         num_tokens,
     )
     engine = engine_of(scheduler)
-    engine.metrics.active(engine.canvases)
+    engine.metrics.active(engine.canvases, len(scheduler.waiting_queue))
     scheduler.tp_worker.dllm_algorithm.round_log.add(
         reporter.forward_ct_decode,
         num_tokens,
@@ -140,7 +141,7 @@ def _hand_out(scheduler: Any, running_batch: ScheduleBatch, reqs: list[Req]) -> 
     ended = [req for req in reqs if req.finished()]
     for req in ended:
         req.time_stats.set_completion_time()
-    scheduler.output_streamer.stream_output(reqs, False)
+    send(scheduler, reqs)
     if ended:
         leave(ended, scheduler, engine_of(scheduler))
         running_batch.reqs = [r for r in running_batch.reqs if not r.finished()]

@@ -95,6 +95,8 @@ class CanvasScheduleBatch(ScheduleBatch):
         self.forward_mode = ForwardMode.DLLM_EXTEND
         # SGLang would say so of a batch without requests.
         self.is_prefill_only = False
+        # A forward gives SGLang none. Emission writes those of the tokens.
+        self.return_logprob = False
         self.prefix_lens = [a - b for a, b in zip(canvas_lens, lens, strict=True)]
         self.extend_lens = lens
         self.extend_num_tokens = sum(lens)

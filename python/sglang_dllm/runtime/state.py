@@ -10,7 +10,7 @@ STATE_KEY = "dllm"
 
 
 def state_of(scheduler: Any) -> dict[str, Any]:
-    """What the scheduler decodes and how many requests wait, as of its last round."""
+    """The canvases of a scheduler and the length of its queue, between two rounds."""
     now = time.monotonic()
     canvases = []
     for req in scheduler.running_batch.reqs:

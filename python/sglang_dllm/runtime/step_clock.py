@@ -1,4 +1,4 @@
-"""Where the time of a round goes. It never waits for the device."""
+"""Measures the parts of a round. It never waits for the device."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class StepClock(NoClock):
     algorithm asks for logits, and counts as decision.
 
     The time between the end of a round and the begin of the next one is the host's, as
-    long as a canvas is active: emission, the queue, admission. A device that runs a prelaunched forward is not idle
-    meanwhile.
+    long as a canvas is active: emission, the queue, admission. A device that runs a
+    prelaunched forward is not idle meanwhile.
     """
 
     def __init__(self, observer: Observer, device: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
+from sglang_dllm.serving.best_of import check_best_of
 from sglang_dllm.serving.canvas import (
     CANVAS,
     canvas_of,
@@ -38,6 +39,11 @@ from sglang_dllm.serving.fields import (
     check_token_ids,
 )
 from sglang_dllm.serving.forms import with_form
+from sglang_dllm.serving.logprobs import (
+    check_chat_logprobs,
+    check_native_logprobs,
+    completion_logprobs,
+)
 from sglang_dllm.serving.scoring import refuse_score
 from sglang_dllm.serving.unsupported import (
     all_tokens,
@@ -154,6 +160,7 @@ def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
         says = "false or nothing: the chat template writes the special tokens"
         raise refused("add_special_tokens", adds, says)
     body = _check_openai(body, model, ChatFields, ChatCompletionRequest)
+    check_chat_logprobs(body)
     for i, message in enumerate(body["messages"]):
         check_fields(MessageFields, message, f"messages[{i}].")
         _check_template(f"messages[{i}].tool_calls", message.get("tool_calls"), model)
@@ -190,7 +197,9 @@ def _template_arguments() -> frozenset[str]:
 def _check_completion(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     from sglang.srt.entrypoints.openai.protocol import CompletionRequest
 
-    body = _with_suffix(_check_openai(body, model, CompletionFields, CompletionRequest))
+    body = _check_openai(body, model, CompletionFields, CompletionRequest)
+    check_best_of(body)
+    body = _with_suffix(completion_logprobs(body))
     prompt = body["prompt"]
     _check_ids("prompt", prompt, model.vocab_size)
     is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
@@ -256,6 +265,7 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
             raise refused(key, data[key], f"it inside sampling_params: {key!r}")
     known = defaults_of(GenerateReqInput)
     found = without_unsupported(data, GenerateFields, known, unknown_allowed=True)
+    check_native_logprobs(found)
     text, input_ids = data.get("text"), data.get("input_ids")
     if (text is None) == (input_ids is None):
         given = "neither" if text is None else "both"

@@ -17,6 +17,7 @@ from sglang_dllm.serving.fields import (
     ResponseFields,
     check_fields,
 )
+from sglang_dllm.serving.logprobs import check_response_logprobs
 from sglang_dllm.serving.unsupported import (
     all_tokens,
     defaults_of,
@@ -44,14 +45,16 @@ def check_responses(
     """
     from sglang.srt.entrypoints.openai.protocol import ResponsesRequest
 
+    from sglang_dllm.upstream.compat import responses_have_logprobs
+
     given = dict(body)
     _check_text(given.pop("text", None))
     for key in _STATEFUL:
         if given.get(key):
             raise refused(key, given[key], "the text itself, in input")
-    if _LOGPROBS in (given.get("include") or ()):
-        raise refused("include", given["include"], f"no {_LOGPROBS}: {_REASON}")
-    return _checked(given, defaults, ResponseFields, ResponsesRequest)
+    found = _checked(given, defaults, ResponseFields, ResponsesRequest)
+    check_response_logprobs(found, _LOGPROBS, is_served=responses_have_logprobs())
+    return found
 
 
 def _check_text(text: Any) -> None:

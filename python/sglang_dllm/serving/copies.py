@@ -11,7 +11,7 @@ from typing import Any
 _SEEDS = 1 << 64
 
 
-def unfold_copies(obj: Any) -> None:
+def unfold_copies(obj: Any, least: int = 1) -> None:
     """Turn a GenerateReqInput with n above 1 into a batch, in place.
 
     The answers keep SGLang's order: all copies of the first prompt come first. Copy i
@@ -21,10 +21,11 @@ def unfold_copies(obj: Any) -> None:
     Args:
         obj: its fields are checked, and its sampling parameters are a dict for a single
             prompt, otherwise a list of dicts.
+        least: so many answers are decoded for each prompt, if n is smaller.
     """
     is_single = isinstance(obj.sampling_params, dict)
     params = [obj.sampling_params] if is_single else obj.sampling_params
-    num = params[0].get("n") or 1
+    num = max(least, params[0].get("n") or 1)
     if num == 1:
         return
     if obj.text is not None:

@@ -49,6 +49,14 @@ _TopK = Annotated[
         description=f"-1 or 0 (all tokens), or an integer, 1 to {_INT32_MAX}",
     ),
 ]
+MAX_TOP_LOGPROBS = 20
+"""As SGLang and vLLM have it, and OpenAI's chat. OpenAI's completions allow 5."""
+_EACH = "of each token at the forward that committed it; they are no chain rule"
+_Top = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+_TopLogprobs = Annotated[
+    _Top, Field(description=f"an integer, 0 to {MAX_TOP_LOGPROBS}: alternatives")
+]
+_Logprobs = Annotated[bool, Field(description=f"true or false: {_EACH}")]
 _Str = Annotated[str, Field(description="a string")]
 _Name = Annotated[
     str,
@@ -154,6 +162,12 @@ class GenerateFields(_Request):
     no_logs: _Bool = False
     background: _Bool = False
     return_prompt_token_ids: _Bool = False
+    return_logprob: _Logprobs = False
+    top_logprobs_num: _TopLogprobs = 0
+    logprob_start_len: Annotated[
+        Literal[-1],
+        Field(description="-1: a prompt has none; /v1/score gives likelihoods"),
+    ] = -1
     return_text_in_logprobs: _Bool = False
     require_reasoning: _Bool = False
     conversation_id: _Str | None = None
@@ -195,6 +209,14 @@ class CompletionFields(_OpenAI):
     max_tokens: _Count = 16
     suffix: _Str | None = None
     echo: _Bool = False
+    best_of: _Copies | None = None
+    logprobs: Annotated[
+        Literal[False] | _Top | None,
+        Field(
+            description=f"an integer, 0 to {MAX_TOP_LOGPROBS}: so many alternatives, "
+            f"{_EACH}"
+        ),
+    ] = None
     rid: Annotated[
         _Name | list[_Name] | None,
         Field(description="a string of 1 to 256 characters, or one for each prompt"),
@@ -211,6 +233,8 @@ class ChatFields(_OpenAI):
     ]
     max_tokens: _Count | None = None
     max_completion_tokens: _Count | None = None
+    logprobs: _Logprobs = False
+    top_logprobs: _TopLogprobs = 0
     input_ids: _TokenIds | None = None
     rid: _Name | None = None
     extra_key: _Str | None = None
@@ -272,6 +296,7 @@ class ResponseFields(_Request):
     cache_salt: _Str | None = None
     service_tier: _Str | None = None
     metadata: _Object | None = None
+    top_logprobs: _TopLogprobs = 0
     include: Annotated[list[str], Field(description="a list of names")] = []
     max_tool_calls: _Count | None = None
     parallel_tool_calls: _Bool = True

@@ -23,6 +23,7 @@ from sglang_dllm.config.scoring import score_of
 from sglang_dllm.config.server import decodes, load_decode_config
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 from sglang_dllm.models.tokenizers import tokenizer_of
+from sglang_dllm.serving.best_of import BEST_OF
 from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
@@ -115,6 +116,7 @@ class RequestChecks:
             PART_FIELDS.set(("max_tokens", "suffix"))
         body = check_body(path, body, self.model)
         if is_completion:
+            BEST_OF.set(body.pop("best_of", 1))
             body = self._with_canvas_len(body)
         named = [x for x in _LENGTH_FIELDS if isinstance(body, dict) and x in body]
         if named:
@@ -169,7 +171,7 @@ class RequestChecks:
             obj.sampling_params = self._with_defaults(given)
         else:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
-        unfold_copies(obj)
+        unfold_copies(obj, BEST_OF.get())
 
     def check_early(self, obj: Any) -> None:
         """Check a GenerateReqInput before its stream begins; it stays as it is.

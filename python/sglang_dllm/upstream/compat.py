@@ -174,6 +174,19 @@ def device_mebibytes(device: str) -> float | None:
     return found
 
 
+# Answers
+
+
+def responses_have_logprobs() -> bool:
+    """True if an answer of /v1/responses has a place for log-probabilities.
+
+    0.5.17: SGLang leaves it empty. 0.5.23: it fills it, in answers that are no stream.
+    """
+    from sglang.srt.entrypoints.openai import serving_responses
+
+    return hasattr(serving_responses, "_build_output_text_logprobs")
+
+
 # Requests and their slots
 
 

@@ -27,6 +27,8 @@ from sglang_dllm.decoding.statistics import DRAW_ELEMENTS, row_chunks
 from sglang_dllm.decoding.tensor_rows import TensorRows
 from sglang_dllm.models.facts import ModelFacts
 
+Inputs: TypeAlias = StepInputs[Any, Any]
+
 
 class ScoringOptions(Options):
     cfg_scale: Annotated[
@@ -48,8 +50,10 @@ class ScoringState(TensorRows):
     cfg_scale: torch.Tensor
     scores: torch.Tensor
 
-
-Inputs: TypeAlias = StepInputs[Any, Any]
+    def add(self, inputs: Inputs, numbers: torch.Tensor) -> None:
+        """Add ``(N,)`` float64 to the scores of the candidates."""
+        at = inputs.canvas_index, inputs.positions
+        self.scores = self.scores.index_put(at, numbers, accumulate=True)
 
 
 class Scorer(Algorithm[OptionsT, StateT]):
@@ -83,9 +87,7 @@ class Scorer(Algorithm[OptionsT, StateT]):
         self, inputs: Inputs, accepted: torch.Tensor, decision: Decision
     ) -> None:
         """Note the numbers, the payload, of the candidates that are committed."""
-        scores, at = inputs.state.scores, (inputs.canvas_index, inputs.positions)
-        found = torch.where(accepted, decision.payload, scores[at])
-        inputs.state.scores = scores.index_put(at, found)
+        inputs.state.add(inputs, decision.payload.double().where(accepted, 0.0))
 
 
 def begun(batch: CanvasBatch[Any, Any], options: Any) -> dict[str, torch.Tensor]:

@@ -136,8 +136,7 @@ class MonteCarlo(Scorer[MonteCarloOptions, MonteCarloState]):
         )[:, 0]
         p_mask = num_masks.double() / inputs.batch.rows.answer_len
         share = decision.payload / (p_mask * state.num_samples)[of_canvas]
-        at = of_canvas, inputs.positions
-        state.scores = state.scores.index_put(at, share, accumulate=True)
+        state.add(inputs, share)
         state.sample = state.sample + 1
 
 

@@ -1,7 +1,7 @@
-"""Records what a server's /metrics says under a load of mixed requests.
+"""Records what a server's /metrics says to the board under a load of mixed requests.
 
-``python tools/record_scrapes.py http://127.0.0.1:30000 FILE.json.gz --seconds 90``.
-``tools/draw_board.py`` draws the board's panels from the file.
+``python -m tools.monitoring.record_scrapes http://127.0.0.1:30000 FILE.json.gz``.
+``draw_board.py`` draws the board's panels from the file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import argparse
 import gzip
 import itertools
 import json
+import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import requests
+
+from tools.monitoring.board import text as board_text
 
 
 def _options(**options: Any) -> dict[str, Any]:
@@ -48,9 +51,10 @@ def main() -> None:
     for client in clients:
         client.start()
     scrapes, began = [], time.time()
+    names = set(re.findall(r"sglang:\w+", board_text()))
     while time.time() - began < args.seconds:
         text = requests.get(f"{args.url}/metrics", timeout=60).text
-        lines = [x for x in text.splitlines() if x.startswith("sglang:")]
+        lines = [x for x in text.splitlines() if x.partition("{")[0] in names]
         scrapes.append({"seconds": time.time() - began, "lines": lines})
         if time.time() - began > args.seconds * 0.85:
             # The end of the record shows how a server becomes idle.

@@ -1,0 +1,1 @@
+"""The Grafana board: what it shows, its JSON, and a picture of it."""
