@@ -307,6 +307,10 @@ class Canvas:
         self.done = is_full and not self.measures
         self.window = (0, len(self))
 
+    def require(self, structure: Structure) -> None:
+        """Note the form that the answer must have."""
+        self.structure = structure
+
     def watch(self) -> None:
         """Keep a history from now on."""
         self.history = History()

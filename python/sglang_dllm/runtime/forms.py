@@ -131,4 +131,4 @@ def give_form(req: Req, canvas: Canvas, decoding: Decoding, has_parts: bool) -> 
             f"length={decoding.length.name!r} is not allowed beside a form of the "
             f"answer; expected one of {', '.join(_LENGTHS)}"
         )
-    canvas.structure = Structure(automaton)
+    canvas.require(Structure(automaton))

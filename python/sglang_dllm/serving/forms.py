@@ -37,7 +37,11 @@ def _check(form: dict[str, Any]) -> None:
             has_schema = isinstance(inner, dict) and isinstance(
                 inner.get("schema"), dict
             )
-            if has_schema and isinstance(inner.get("name", ""), str):
+            if (
+                has_schema
+                and inner is not None
+                and isinstance(inner.get("name", ""), str)
+            ):
                 return
             raise refused(
                 f"{_FIELD}.json_schema", inner, "an object with a name and a schema"

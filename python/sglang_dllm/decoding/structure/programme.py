@@ -126,8 +126,8 @@ class Programme:
     def best_classes(self, scores: torch.Tensor) -> torch.Tensor:
         """``(S, T)`` int64: the classes of the valid answer with the greatest sum.
 
-        They count from each part's first class. Of equal sums the one with the first
-        edges wins. Without a valid answer they are any classes.
+        They count from each part's first class. The first edges win among equal
+        sums. Without a valid answer they are any classes.
 
         Args:
             scores: ``(T, C)`` float64, minus infinity where a class is not open.
@@ -172,7 +172,7 @@ class Programme:
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where each of some ranges begins, and the end of the last one."""
+    """The begins of some ranges, and the end of the last one."""
     return [0, *np.cumsum(sizes).tolist()]
 
 

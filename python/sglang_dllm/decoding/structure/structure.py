@@ -107,7 +107,7 @@ class Structured:
     def tokens(self, logits: Logits) -> torch.Tensor:
         """``(K,)`` int64: the most probable valid answer, at the candidates.
 
-        Where a canvas has a temperature, noise is added to the logits first. That draws
+        Noise is added to the logits of a canvas with a temperature first. That draws
         from the joint distribution approximately (perturb and MAP), and exactly where
         one candidate is left.
         """
