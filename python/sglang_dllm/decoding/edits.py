@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sglang_dllm.decoding.decision import StepInputs
+from sglang_dllm.decoding.structure.structure import structured
 
 
 def edited(inputs: StepInputs[Any, Any]) -> StepInputs[Any, Any]:
@@ -12,4 +14,8 @@ def edited(inputs: StepInputs[Any, Any]) -> StepInputs[Any, Any]:
 
     The inputs as they are where no canvas of them has an edit.
     """
+    form = structured(inputs)
+    if form is not None:
+        logits = inputs.logits.edited(form.edit, form)
+        inputs = replace(inputs, logits=logits, certain=form.certain)
     return inputs

@@ -138,7 +138,7 @@ class Group:
     def steering(self) -> Steering | None:
         """None if Python has to look at the canvases in each step."""
         if self.length is not None or any(
-            c.is_guided or not c.sampling.greedy or c.asks_logprobs
+            c.is_guided or not c.sampling.greedy or c.asks_logprobs or c.structure
             for c in self.records
         ):
             return None
@@ -220,6 +220,8 @@ class Group:
         else:  # every canvas is measured only
             decision = Decision(inputs.positions > 0, inputs.positions)
         accepted = accept_all(inputs, decision)
+        if inputs.certain is not None:
+            accepted = accepted | inputs.certain
         self.revealed = self._reveal(inputs, accepted, decision)
         if self.length is not None and probes is not None:
             self.measured = self.length.measure(inputs, probes, accepted)

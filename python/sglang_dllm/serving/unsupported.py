@@ -19,7 +19,14 @@ from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
 _REASON = "full-attention diffusion models do not implement it"
-_INSTEAD = {"suffix": "custom_params.dllm.canvas has a place for it"}
+_FORM = "response_format, or sampling_params.json_schema, has a place for it"
+_REGEX = "regex has a place for it"
+_INSTEAD = {
+    "suffix": "custom_params.dllm.canvas has a place for it",
+    **dict.fromkeys(("guided_json", "json_schema", "structured_outputs"), _FORM),
+    **dict.fromkeys(("guided_regex", "guided_choice", "choice"), _REGEX),
+    **dict.fromkeys(("guided_grammar", "grammar"), "ebnf has a place for it"),
+}
 """A field of /v1/completions that other routes have by another name."""
 
 
