@@ -30,6 +30,7 @@ from sglang_dllm.config.resolve import (
     watching_of,
 )
 from sglang_dllm.config.scoring import given_scoring
+from sglang_dllm.config.token_fields import token_edits_of
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
@@ -266,6 +267,9 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     _check_length(req, parts, scheduler)
     request = request_options(params.custom_params)
     decode = scheduler.dllm_config.decode
+    stop_ids = _stop_ids(scheduler.tokenizer).union(
+        params.stop_token_ids or (), req.eos_token_ids or ()
+    )
     scoring = given_scoring(params.custom_params, facts.family)
     if scoring is not None:
         decoding, decoded_len = scoring.decoding, len(scoring.continuation)
@@ -292,6 +296,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
             sampling=sampling,
             ignore_eos=params.ignore_eos,
             ends_at_eos=not params.ignore_eos,
+            edits=token_edits_of(params, stop_ids.union(facts.eos_ids), facts),
         )
     give_form(req, canvas, decoding, has_parts=parts is not None or scoring is not None)
     _check_windows(canvas, scheduler)
@@ -306,9 +311,6 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         canvas, decoding, watching, gaps if gaps[1:] else [], scoring
     )
     req.customized_info = report.as_customized_info()
-    stop_ids = _stop_ids(scheduler.tokenizer).union(
-        params.stop_token_ids or (), req.eos_token_ids or ()
-    )
     if parts is None:
         decoded_len = canvas.answer_len
     group = engine.prepare(canvas, decoding.finalized(decoded_len, facts))
