@@ -1,4 +1,4 @@
-"""What a request changes of the logits, by docs/sampling.md: plain lists and scalars."""
+"""The changes of logits that a request asks for, by docs/sampling.md, in plain lists."""
 
 from __future__ import annotations
 

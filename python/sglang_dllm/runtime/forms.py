@@ -123,6 +123,10 @@ def give_form(req: Req, canvas: Canvas, decoding: Decoding, has_parts: bool) -> 
         ("stop_regex", getattr(params, "stop_regex_strs", None)),
         ("ignore_eos", params.ignore_eos),
         ("dllm.canvas or dllm.score", has_parts),
+        (
+            "allowed_token_ids, bad_words or min_tokens",
+            canvas.edits is not None and canvas.edits.forbids,
+        ),
     ):
         if value:
             raise RequestError(f"{field} is not allowed beside a form of the answer")

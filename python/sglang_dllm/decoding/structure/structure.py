@@ -150,16 +150,16 @@ class Structured:
         records = inputs.batch.records
         if not all(canvas.sampling.greedy for canvas in records if canvas.structure):
             sampling = inputs.batch.sampling
-            heat, top_p, top_k, seed, step = (
+            heat, top_p, top_k, min_p, seed, step = (
                 inputs.per_candidate(values)[some]
                 for values in (
                     *(sampling.temperature, sampling.top_p, sampling.top_k),
-                    *(sampling.seed, inputs.batch.rows.num_forwards),
+                    *(sampling.min_p, sampling.seed, inputs.batch.rows.num_forwards),
                 )
             )
             is_drawn = heat > 0
             scaled = score / torch.where(is_drawn, heat, 1.0)[:, None]
-            scaled = filter_logits(scaled, top_p, top_k)
+            scaled = filter_logits(scaled, top_p, top_k, min_p)
             size = score.shape[1]
             token = torch.arange(size, device=score.device)
             place = self._at[rows, None] * size + token
