@@ -14,6 +14,7 @@ from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 from sglang_dllm.decoding.progress import Progress
 from sglang_dllm.decoding.reveals import Revealed, Reveals
 from sglang_dllm.decoding.scored import Scored
+from sglang_dllm.decoding.structure.structure import Structure
 
 if TYPE_CHECKING:
     from sglang_dllm.decoding.token_edits import TokenEdits
@@ -89,6 +90,7 @@ class Canvas:
         edits: what the request changes of the logits.
         reveals: of a canvas whose request asks for log-probabilities.
         scored: the continuation that it scores. None of a canvas that generates.
+        structure: the form that its answer must have. None: any.
         algorithm, cache: their names, for metrics and logs.
     """
 
@@ -124,6 +126,7 @@ class Canvas:
     history: History | None = None
     reveals: Reveals | None = None
     scored: Scored | None = None
+    structure: Structure | None = None
     algorithm: str = ""
     cache: str = ""
     edits: TokenEdits | None = None
@@ -310,6 +313,10 @@ class Canvas:
         self.measures = measures and not is_last
         self.done = is_full and not self.measures
         self.window = (0, len(self))
+
+    def require(self, structure: Structure) -> None:
+        """Note the form that the answer must have."""
+        self.structure = structure
 
     def watch(self) -> None:
         """Keep a history from now on."""

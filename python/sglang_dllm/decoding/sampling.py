@@ -20,6 +20,8 @@ class Stream(IntEnum):
     ORDER = 2
     MASK = 3
     COUNT = 4
+    # The last one: its positions count tokens too, and reach beyond 32 bits.
+    STRUCTURE = 5
 
 
 def counter_uniform(

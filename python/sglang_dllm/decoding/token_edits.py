@@ -39,6 +39,13 @@ class TokenEdits:
     ends: tuple[int, ...] = ()
     words: tuple[Word, ...] = ()
 
+    @property
+    def forbids(self) -> bool:
+        """True if some token, or a sequence of them, cannot be in the answer."""
+        is_banned = any(value == -torch.inf for _, value in self.bias)
+        has_limit = self.allowed is not None or self.min_tokens > 0
+        return is_banned or has_limit or bool(self.words)
+
     def rows(self, vocab_size: int) -> torch.Tensor:
         """``(2, V)`` float32: what is added to the logits of a position, at
         ``min_tokens`` and behind, and in front of it."""

@@ -38,6 +38,7 @@ from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.forms import give_form
 from sglang_dllm.runtime.logprobs import begin_logprobs, send
 from sglang_dllm.runtime.report import RequestReport
 from sglang_dllm.runtime.sampling import sampling_of
@@ -297,6 +298,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
             ends_at_eos=not params.ignore_eos,
             edits=token_edits_of(params, stop_ids.union(facts.eos_ids), facts),
         )
+    give_form(req, canvas, decoding, has_parts=parts is not None or scoring is not None)
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
     watching = watching_of(params.custom_params)
@@ -340,8 +342,6 @@ def _check_fields(req: Req) -> None:
             f"max_new_tokens={params.max_new_tokens!r} is not allowed; "
             "expected an integer, 1 or more"
         )
-    if req.grammar is not None:
-        raise RequestError("grammars are not supported")
 
 
 def _check_length(req: Req, parts: CanvasParts | None, scheduler: Any) -> None:

@@ -38,6 +38,7 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
+from sglang_dllm.serving.forms import with_form
 from sglang_dllm.serving.logprobs import (
     check_chat_logprobs,
     check_native_logprobs,
@@ -235,7 +236,7 @@ def _check_openai(
         raise refused("stream_options", body["stream_options"], "it with stream=true")
     check_watching(body, is_streamed=bool(body.get("stream")))
     refuse_score(body)
-    body = moved_token_fields(body, model.vocab_size)
+    body = moved_token_fields(with_form(body), model.vocab_size)
     if body.pop("include_stop_str_in_output", False):
         # vLLM's name of it.
         body["no_stop_trim"] = True

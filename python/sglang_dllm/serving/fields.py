@@ -85,6 +85,18 @@ _Text = Annotated[str, Field(min_length=1)]
 _Texts = Annotated[list[_Text], Field(min_length=1)]
 _IdLists = Annotated[list[_Ids], Field(min_length=1)]
 _Object = Annotated[dict[str, Any], Field(description="an object")]
+_Form = Annotated[str, Field(min_length=1, max_length=65536)]
+_Schema = Annotated[
+    _Form, Field(description="a JSON schema as a string, up to 65536 characters")
+]
+_Regex = Annotated[
+    _Form, Field(description="a regular expression, up to 65536 characters")
+]
+_Ebnf = Annotated[_Form, Field(description="an EBNF, up to 65536 characters")]
+_ResponseFormat = Annotated[
+    dict[str, Any],
+    Field(description="an object with type text, json_object or json_schema"),
+]
 _CustomParams = Annotated[
     dict[str, Any], Field(description='an object {"dllm": {...}}')
 ]
@@ -118,6 +130,9 @@ class _Sampling(_Fields):
 class NativeSampling(_Sampling):
     """``sampling_params`` of /generate and of the Python engine."""
 
+    json_schema: _Schema | None = None
+    regex: _Regex | None = None
+    ebnf: _Ebnf | None = None
     max_new_tokens: _Count | None = None
     min_new_tokens: _Least = 0
     sampling_seed: _Int64 | None = None
@@ -177,6 +192,9 @@ class _StreamOptions(_Fields):
 
 
 class _OpenAI(_Request, _Sampling):
+    response_format: _ResponseFormat | None = None
+    regex: _Regex | None = None
+    ebnf: _Ebnf | None = None
     model: _Str = ""
     min_tokens: _Least = 0
     user: _Str | None = None
