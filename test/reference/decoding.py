@@ -48,7 +48,7 @@ from typing import Any
 import torch
 
 from reference.cache import Forwards, Span
-from reference.edits import NONE, Edits
+from reference.edits import NONE, Edits, first_best
 from reference.memory import LogitsFn, check_computed
 from reference.record import Block, Forward, Result
 from reference.template import Part, Template, behind_given, fill_in, run_forward
@@ -335,7 +335,7 @@ class _Canvas:
 
         `contests`: groups whose position of lowest entropy was chosen for progress.
         """
-        tokens = {i: self._best(logits[i]) for i in chosen}
+        tokens = {i: first_best(logits[i], self.mask_id) for i in chosen}
         tokens = self.edits.kept(self, tokens, self.unedited, is_last)
         committed = sorted(tokens)
         stale = [i for i in committed if not self.is_masked(i)]
@@ -371,12 +371,6 @@ class _Canvas:
         )
 
         return committed
-
-    def _best(self, row: torch.Tensor) -> int:
-        row = row.clone()
-        row[self.mask_id] = -torch.inf
-        # First index of the maximum, said plainly: topk and argmax do not promise.
-        return int((row == row.max()).nonzero()[0])
 
     def commit_rest(self, logits: torch.Tensor, eos_at: int | None) -> None:
         """Write the best token of every mask left: the last forward allowed."""

@@ -1,4 +1,4 @@
-"""What a request changes of the logits (docs/sampling.md): plain lists and scalars."""
+"""Changes of logits that a request asks for (docs/sampling.md): lists and scalars."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Edits:
     def kept(
         self, canvas: Any, tokens: dict[int, int], logits: torch.Tensor, is_last: bool
     ) -> dict[int, int]:
-        """What a forward commits of the chosen tokens, by position.
+        """The chosen tokens that a forward commits, by position.
 
         The last token of each word that they complete together waits, or becomes
         another one in the last forward. `logits` are those before the edits.
@@ -71,8 +71,8 @@ class Edits:
         kept = dict(tokens)
         for i in waits:
             row = self.row(canvas, logits[i], i)
-            row[[canvas.mask_id, *of_words]] = -torch.inf
-            kept[i] = int((row == row.max()).nonzero()[0])
+            row[list(of_words)] = -torch.inf
+            kept[i] = first_best(row, canvas.mask_id)
         return kept
 
     def _places(self, canvas: Any, position: int) -> Iterator[tuple[list[int], int]]:
@@ -88,3 +88,10 @@ class Edits:
 
 
 NONE = Edits()
+
+
+def first_best(row: torch.Tensor, mask_id: int) -> int:
+    """The best token but the mask, the first of equals: topk and argmax do not say."""
+    row = row.clone()
+    row[mask_id] = -torch.inf
+    return int((row == row.max()).nonzero()[0])

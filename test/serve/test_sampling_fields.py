@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from openai import BadRequestError, OpenAI
 
-from conftest import DEMO, Server
+from helpers.serving_harness import Server
+from sglang_dllm.demo import demo_path
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 ASKED: dict[str, Any] = {
@@ -92,7 +93,7 @@ def test_tools_become_tool_calls(
     template = tmp_path / "tools.jinja"
     template.write_text(TEMPLATE)
     server = start_server(
-        DEMO,
+        demo_path(),
         *("--dllm-algorithm", "FullAttnMultiBlock", "--served-model-name", "demo"),
         *("--tool-call-parser", "qwen25", "--chat-template", str(template)),
     )
