@@ -22,7 +22,7 @@ Batch: TypeAlias = CanvasBatch[Any, Any]
 
 @dataclass(frozen=True)
 class TokenEdits:
-    """What one request changes of its logits.
+    """The changes that one request makes to its logits.
 
     Attributes:
         bias: tokens with a number that is added to their logits; minus infinity bans a
