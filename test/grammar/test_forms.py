@@ -60,6 +60,7 @@ def texts(form: Form, num: int = 20) -> list[str]:
     return [bytes(walk(automaton, seed)).decode() for seed in range(num)]
 
 
+PAIR = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 SCHEMAS: dict[str, Any] = {
     "string": {"type": "string", "minLength": 2, "maxLength": 4},
     "pattern": {"type": "string", "pattern": "^[^a-m]{1,3}\\d?$"},
@@ -68,7 +69,19 @@ SCHEMAS: dict[str, Any] = {
     "email": {"type": "string", "format": "email"},
     "ipv4": {"type": "string", "format": "ipv4"},
     "integer": {"type": "integer", "minimum": -3, "exclusiveMaximum": 120},
-    "multiple": {"type": "integer", "multipleOf": 1},
+    "multiple": {"type": "integer", "multipleOf": 3},
+    "equal paths": {
+        "type": "object",
+        "properties": {
+            "a": {"type": "object", "properties": {"b": PAIR}, "required": ["b"]},
+            "a/properties/b": {
+                "type": "object",
+                "properties": {"x": {"type": "boolean"}},
+                "required": ["x"],
+            },
+        },
+        "required": ["a", "a/properties/b"],
+    },
     "number": {"type": "number", "minimum": 1.5, "maximum": 3.25},
     "free number": {"type": "number"},
     "enum": {"enum": ["a", 1, None, {"x": [True]}]},
@@ -144,6 +157,18 @@ REFUSED: dict[str, Any] = {
     "expected a schema": {"type": "array", "items": 3},
     "above": {"type": "string", "minLength": 3, "maxLength": 2},
     "unknown": {"type": "string", "unknown": 3},
+    "multipleOf": {"type": "number", "multipleOf": 0.5},
+    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "items/$ref": {"type": "array", "items": {"$ref": "#part"}},
+    "items/$id": {"type": "array", "items": {"$id": "part"}},
+    "satisfy two": {
+        "oneOf": [{"$ref": "#/$defs/a"}, {"type": "null"}],
+        "$defs": {"a": {"$ref": "#/$defs/a"}},
+    },
+    "1e-6 to 1e15": {"type": "number", "minimum": 1e-320, "maximum": 1.5e-320},
+    "1e15 in size": {"type": "integer", "minimum": 10**400},
+    "surrogate": {"enum": ["\ud800"]},
+    "no number": {"enum": [float("nan")]},
 }  # fmt: skip
 
 
@@ -192,7 +217,7 @@ def test_an_expression_takes_what_python_takes(pattern: str, words: list[str]) -
 
 
 @pytest.mark.parametrize(
-    "pattern", ["[", "(?=a)b", r"(a)\1", "(?i)a", "a^b", "a(?-i:b)"]
+    "pattern", ["[", "(?=a)b", r"(a)\1", "(?i)a", "(?a)a", "a^b", "a(?-i:b)"]
 )
 def test_an_expression_without_an_automaton_is_refused(pattern: str) -> None:
     with pytest.raises(FormError):
@@ -204,6 +229,7 @@ def test_an_expression_without_an_automaton_is_refused(pattern: str) -> None:
     [
         Form("regex", "([a-z]{1,1000}){1,1000}"),
         Form("regex", ".*a.{20}"),
+        Form("regex", "(){4000000000}"),
         Form("regex", "(a{1,9}){1,9}" * 5000),
         Form("json_schema", "[" * 60_000),
         schema({"type": "array", "items": {"type": "string", "maxLength": 10**8}}),
