@@ -236,18 +236,3 @@ def complement(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     if start <= LAST_CHARACTER:
         found.append((start, LAST_CHARACTER))
     return found
-
-
-def renamed(node: Node, prefix: str) -> Node:
-    """With a prefix in the names of the rules that it refers to."""
-    match node:
-        case Rule(name):
-            return Rule(f"{prefix} {name}")
-        case Sequence(parts):
-            return Sequence(tuple(renamed(part, prefix) for part in parts))
-        case Choice(parts):
-            return Choice(tuple(renamed(part, prefix) for part in parts))
-        case Repeat(part, least, most):
-            return Repeat(renamed(part, prefix), least, most)
-        case _:
-            return node

@@ -11,8 +11,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import xgrammar
-
 from sglang_dllm.grammar import json_text
 from sglang_dllm.grammar.ebnf import (
     Choice,
@@ -22,10 +20,13 @@ from sglang_dllm.grammar.ebnf import (
     Rules,
     Sequence,
     Text,
-    read_rules,
-    renamed,
 )
 from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.number_range import (
+    MAX_MULTIPLE,
+    multiples,
+    numbers_in_range,
+)
 from sglang_dllm.grammar.regex import read_regex
 from sglang_dllm.grammar.string_formats import FORMATS
 
@@ -304,33 +305,33 @@ class _Reader:
             raise FormError(f"{at}/pattern: {error}") from None
 
     def integer(self, asked: dict[str, Any], at: str) -> Node:
-        return self.in_range("integer", asked, at) or json_text.INTEGER
+        of = asked.get("multipleOf", 1)
+        if type(of) is not int or not 1 <= of <= MAX_MULTIPLE:
+            raise FormError(
+                f"{at}/multipleOf is {of!r}; expected an integer from 1 to "
+                f"{MAX_MULTIPLE}"
+            )
+        in_range = self.in_range("integer", asked, at)
+        if of == 1:
+            return in_range or json_text.INTEGER
+        if in_range:
+            raise FormError(f"{at}/multipleOf beside a limit is not served")
+        return multiples(of, f"{at} remainder", self.rules)
 
     def number(self, asked: dict[str, Any], at: str) -> Node:
         return self.in_range("number", asked, at) or json_text.NUMBER
 
     def in_range(self, kind: str, asked: dict[str, Any], at: str) -> Node | None:
-        """The numbers of a range, as xgrammar writes them."""
-        limits = {key: asked[key] for key in sorted(_BY_TYPE[kind] & asked.keys())}
-        if not limits:
-            return None
+        limits = {key: asked[key] for key in sorted(_BY_TYPE["number"] & asked.keys())}
         for key, limit in limits.items():
             if isinstance(limit, bool) or not isinstance(limit, int | float):
                 raise FormError(f"{at}/{key}: expected a number")
-            # xgrammar's ranges are wrong or endless for numbers beyond these.
-            if limit and not 1e-6 <= abs(limit) <= 1e15:
-                raise FormError(f"{at}/{key}: expected 0, or 1e-6 to 1e15 in size")
+        if not limits:
+            return None
         try:
-            found = xgrammar.Grammar.from_json_schema(
-                json.dumps({"type": kind, **limits}), any_whitespace=False
-            )
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0].rpartition(": ")[2]
-            raise FormError(f"{at}/{min(limits)}: {reason}") from None
-        prefix = f"{at} {kind}"
-        for name, node in read_rules(str(found)).items():
-            self.rules[f"{prefix} {name}"] = renamed(node, prefix)
-        return Rule(f"{prefix} root")
+            return numbers_in_range(limits, kind == "integer")
+        except FormError as error:
+            raise FormError(f"{at}/{min(limits)}: {error}") from None
 
 
 def _is_harmless(key: str, value: Any, schema: dict[str, Any]) -> bool:
