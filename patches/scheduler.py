@@ -1,9 +1,10 @@
 """sglang.srt.managers.scheduler
 
 Upstream: a pause begins between two forwards, and weights may be updated during it. The
-internal state of a scheduler has launch flags and sizes.
+internal state of a scheduler has launch flags and sizes. Grammars mask the next token.
 Ours: a forward may be in flight between two rounds; it is committed before the pause.
-The internal state has the active canvases too (``runtime.state``).
+The internal state has the active canvases too (``runtime.state``). Forms of answers are
+compiled to automata (``runtime.forms``).
 Goes when: upstream lets a dLLM algorithm finish its work before a pause, and lets it
 add to the internal state.
 """
@@ -39,7 +40,25 @@ def _get_internal_state(
     return found
 
 
+def _init_grammar_manager(original: Callable[..., Any], scheduler: Any) -> Any:
+    result = original(scheduler)
+    if is_ours(scheduler):
+        from sglang_dllm.runtime.forms import use_automata
+        from sglang_dllm.runtime.rounds import engine_of
+
+        use_automata(scheduler, engine_of(scheduler).facts)
+    return result
+
+
 HOOKS = (
+    Hook(
+        target="sglang.srt.managers.scheduler.Scheduler.init_grammar_manager",
+        fn=_init_grammar_manager,
+        why="upstream's grammars mask the next token of a left-to-right answer; masks "
+        "of a canvas are filled in any order",
+        contract=("self",),
+        remove_when="upstream lets a dLLM algorithm bring its own grammar backend",
+    ),
     Hook(
         target="sglang.srt.managers.scheduler.Scheduler.pause_generation",
         fn=_pause_generation,

@@ -20,6 +20,7 @@ from helpers.toy_model import (
     ToyModel,
     answer,
     decode,
+    reference_edits,
     reference_sampling,
 )
 from reference.algorithms import run
@@ -137,6 +138,7 @@ SAMPLING = st.builds(
     temperature=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
     top_p=st.sampled_from([1.0, 0.8, 0.2]),
     top_k=st.sampled_from([0, 1, 4]),
+    min_p=st.sampled_from([0.0, 0.0, 0.1, 0.6]),
     seed=st.integers(0, 2**40),
 )
 
@@ -207,6 +209,7 @@ def expected(family: str, request: Request) -> Result:
         mask_id=MASK,
         eos_id=EOS,
         template=request.template,
+        edits=reference_edits(request.edits),
         eot_token_id=TURN_END,
         delimiter_ids=(
             (NEWLINE,)

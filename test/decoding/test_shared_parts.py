@@ -111,13 +111,16 @@ def test_draws_follow_temperature_top_k_and_top_p() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, 50.0, -1.0]]).repeat(n, 1)
     uniform = (torch.arange(n) + 0.5).double() / n
 
-    def shares(temperature: float, top_p: float, top_k: int) -> torch.Tensor:
+    def shares(
+        temperature: float, top_p: float, top_k: int, min_p: float = 0.0
+    ) -> torch.Tensor:
         p = distribution(
             logits,
             3,
             torch.full((n,), temperature, dtype=torch.float64),
             torch.full((n,), top_p, dtype=torch.float64),
             torch.full((n,), top_k),
+            torch.full((n,), min_p, dtype=torch.float64),
         )
         return torch.bincount(draw(p, uniform), minlength=5).double() / n
 
@@ -127,15 +130,23 @@ def test_draws_follow_temperature_top_k_and_top_p() -> None:
     assert torch.allclose(shares(1.0, 1.0, 2)[:2], two, atol=1e-3)
     assert shares(1.0, 0.1, 0).tolist() == [1, 0, 0, 0, 0]
     assert shares(1e-3, 1.0, 0).tolist() == [1, 0, 0, 0, 0]
+    # The second token has exp(-1) = 0.37 of the best one's probability.
+    assert torch.allclose(shares(1.0, 1.0, 0, 0.36)[:2], two, atol=1e-3)
+    assert shares(1.0, 1.0, 0, 0.37).tolist() == [1, 0, 0, 0, 0]
+    # A temperature comes first: at 2 it is exp(-0.5) = 0.61.
+    assert (shares(2.0, 1.0, 0, 0.6) > 0).sum() == 2
 
 
 def test_top_p_keeps_the_token_that_crosses_it() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2]]).double().log()
     one, zero = torch.ones(1).double(), torch.zeros(1).long()
-    kept = filter_logits(logits, 0.6 * one, zero) > -torch.inf
+    kept = filter_logits(logits, 0.6 * one, zero, 0 * one) > -torch.inf
     assert kept.tolist() == [[True, True, False]]
     # Ten equal tokens: two of them sum to exactly 0.2, and the third stays.
-    even = filter_logits(torch.zeros(1, 10).double(), 0.2 * one, zero) > -torch.inf
+    even = (
+        filter_logits(torch.zeros(1, 10).double(), 0.2 * one, zero, 0 * one)
+        > -torch.inf
+    )
     assert even.sum() == 3
 
 
@@ -147,8 +158,9 @@ def test_counter_uniform_is_uniform_and_keyed_by_all_its_arguments() -> None:
         assert u.min() >= 0 and u.max() < 1
         assert abs(u.mean() - 0.5) < 0.01
         assert len(u.unique()) == len(u)
-    token, order = (counter_uniform(i, zero, zero, s) for s in Stream)
-    assert abs(float(torch.corrcoef(torch.stack([token, order]))[0, 1])) < 0.03
+    streams = torch.stack([counter_uniform(i, zero, zero, s) for s in Stream])
+    between = torch.corrcoef(streams) - torch.eye(len(Stream), dtype=torch.float64)
+    assert between.abs().max() < 0.03
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from reference.canvas import Sampling
+from reference.edits import NONE, Edits
 from sglang_dllm.config.canvas_parts import CanvasParts
 from sglang_dllm.config.resolve import Decoding
 from sglang_dllm.config.server import parse_decode_config
@@ -16,6 +18,7 @@ from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.sampling import Stream, counter_uniform
+from sglang_dllm.decoding.token_edits import TokenEdits
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
 
 MASK, EOS, TURN_END, NEWLINE, VOCAB = 3, 5, 6, 7, 11
@@ -66,6 +69,7 @@ class Request:
     ignore_eos: bool = False
     template: tuple[int | None, ...] | None = None
     """The answer's given ids, None for a mask; as long as the answer."""
+    edits: TokenEdits | None = None
 
 
 def facts_of(family: str) -> ModelFacts:
@@ -176,8 +180,23 @@ def reference_sampling(options: SamplingOptions) -> Sampling:
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
+        min_p=options.min_p,
         seed=options.seed,
         uniform=uniform,
+    )
+
+
+def reference_edits(edits: TokenEdits | None) -> Edits:
+    """The same edits for the references."""
+    if edits is None:
+        return NONE
+    return Edits(
+        logit_bias={token: by for token, by in edits.bias if by > -math.inf},
+        allowed=None if edits.allowed is None else set(edits.allowed),
+        banned={token for token, by in edits.bias if by == -math.inf},
+        min_tokens=edits.min_tokens,
+        ends=set(edits.ends),
+        words=[list(word) for word in edits.words],
     )
 
 

@@ -145,7 +145,7 @@ def run(
     if algorithm in _BY_ENTROPY:
         if sampling.temperature != 0:
             raise ValueError(f"{algorithm}: the reference knows temperature 0 only")
-        keys = ("family", "mask_id", "eos_id", "template", "part")
+        keys = ("family", "mask_id", "eos_id", "template", "part", "edits")
         needed = {k: facts[k] for k in keys if k in facts}
         decode = _BY_ENTROPY[algorithm]
         needed["cache"] = {key: options.pop(key) for key in CACHE_KEYS}

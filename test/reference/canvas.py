@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from reference.cache import Forwards, Span
+from reference.edits import NONE, Edits
 from reference.memory import check_computed
 from reference.record import Forward, Result
 from reference.template import Part, Template, behind_given, fill_in, run_forward
@@ -36,6 +37,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
     seed: int = 0
     uniform: Uniform | None = None  # None: a generator of our own, from `seed`
 
@@ -80,6 +82,7 @@ class Canvas:
         delimiter_ids: Iterable[int] | None = None,
         template: Template | None = None,
         part: Part | None = None,
+        edits: Edits = NONE,
     ) -> None:
         """options: the algorithm's, read here for `max_forwards` and the cache."""
 
@@ -99,7 +102,7 @@ class Canvas:
         self.ids, self.given = fill_in(
             prompt_ids, max_new_tokens, self.mask_id, template, part
         )
-        self.part = part
+        self.part, self.edits = part, edits
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -148,6 +151,7 @@ class Canvas:
     def guess(self, row: torch.Tensor, position: int) -> Guess:
         """row: (V,) float64 -> x0 and its confidence at one position."""
         check_computed(row, position)
+        row = self.edits.row(self, row, position)
         sampling = self.sampling
         whole = torch.softmax(row, dim=-1)
         allowed = row.clone()
@@ -157,9 +161,7 @@ class Canvas:
             # First index of the maximum, said plainly: topk promises no tie order.
             token = int((allowed == best).nonzero()[0])
             return Guess(token, float(whole[token]), best - second, whole)
-        kept, filter_gaps = _filter(
-            allowed / sampling.temperature, sampling.top_p, sampling.top_k
-        )
+        kept, filter_gaps = _filter(allowed / sampling.temperature, sampling)
         probs = torch.softmax(kept, dim=-1)
         token, draw_gap = _invert(probs, self.uniform("token", position))
         confidence = whole[token] if self.family == "llada" else probs[token]
@@ -184,11 +186,12 @@ class Canvas:
         guesses: dict[int, Guess],
         logits: torch.Tensor,
         gaps: Iterable[float],
-    ) -> None:
+    ) -> list[int]:
         """Write x0 at the chosen positions, or everywhere in the last forward.
 
         `guesses` has all candidates; the last forward of `max_forwards` guesses the
         other masks from `logits`. `gaps` are those of the choice of positions.
+        Returns the positions that were written: words may have kept some back.
         """
         candidates = list(guesses)
         gaps = list(gaps)
@@ -197,11 +200,14 @@ class Canvas:
             chosen, gaps = candidates, []
             rest = [i for i in candidates if i not in guesses]
             guesses = guesses | self.guesses(logits, rest)
-        chosen = sorted(chosen)
+        is_last = self.nfe == self.max_forwards
+        tokens = {i: guesses[i].token for i in chosen}
+        tokens = self.edits.kept(self, tokens, logits, is_last)
+        chosen = sorted(tokens)
         if not all(map(self.is_masked, chosen)):
             raise AssertionError(f"not masked: one of {chosen}")
         for i in chosen:
-            self.ids[i] = guesses[i].token
+            self.ids[i] = tokens[i]
             self.written_by[i] = self.nfe - 1
             gaps.append(guesses[i].gap)
 
@@ -216,6 +222,7 @@ class Canvas:
                 margin=min(gaps, default=float("inf")),
             )
         )  # fmt: skip
+        return chosen
 
     def result(self) -> Result:
         answer = slice(self.prompt_len, None)
@@ -246,13 +253,16 @@ def rank_gap(values: dict[int, float], order: list[int], num_taken: int) -> list
 
 
 def _filter(
-    scaled: torch.Tensor, top_p: float, top_k: int
+    scaled: torch.Tensor, sampling: Sampling
 ) -> tuple[torch.Tensor, list[float]]:
     """scaled: (V,) logits over temperature -> same with dropped tokens at -inf."""
     values, order = scaled.sort(descending=True, stable=True)
     num_kept, gaps = len(values), []
+    top_p, top_k = sampling.top_p, sampling.top_k
+    probs = torch.softmax(values, dim=-1)
+    least = sampling.min_p * probs[0]
     if top_p < 1:
-        better = torch.softmax(values, dim=-1).cumsum(0)[:-1]
+        better = probs.cumsum(0)[:-1]
         # The best has nothing better, so it stays; the sums only grow.
         num_kept = 1 + int((better <= top_p).sum())
         gaps += (better - top_p).abs().tolist()
@@ -260,6 +270,9 @@ def _filter(
         num_kept = top_k
         if values[top_k - 1] > -torch.inf:
             gaps.append(float(values[top_k - 1] - values[top_k]))
+    if sampling.min_p > 0:
+        num_kept = min(num_kept, int((probs >= least).sum()))
+        gaps += (probs[1:] - least).abs().tolist()
     kept = torch.full_like(scaled, -torch.inf)
     kept[order[:num_kept]] = values[:num_kept]
     return kept, gaps

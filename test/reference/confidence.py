@@ -72,11 +72,11 @@ def fast_dllm(
         confidence = _confidences(guesses)
         order = ranked(confidence)
         accepted, gaps = rule({i: confidence[i] for i in order[:quota]})
-        left = quota - len(accepted)
         # Another last rank is another token only where that one was accepted.
         if order[quota - 1] in accepted:
             gaps += rank_gap(confidence, order, quota)
-        canvas.commit(accepted, guesses, logits, gaps + canvas.draw_gaps(guesses))
+        gaps += canvas.draw_gaps(guesses)
+        left = quota - len(canvas.commit(accepted, guesses, logits, gaps))
     return canvas.result()
 
 
@@ -181,7 +181,7 @@ def credit(
                 credits[key] *= options["decay_beta"]
             gaps = []
             for i in candidates:
-                best = _argmax(canvas, logits[i])
+                best = _argmax(canvas, canvas.edits.row(canvas, logits[i], i))
                 gaps.append(best.gap)  # another token gains the credit
                 boost = best.confidence ** options["boost_gamma"]
                 credits[i, best.token] = credits.get((i, best.token), 0.0) + boost

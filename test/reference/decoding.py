@@ -48,6 +48,7 @@ from typing import Any
 import torch
 
 from reference.cache import Forwards, Span
+from reference.edits import NONE, Edits
 from reference.memory import LogitsFn, check_computed
 from reference.record import Block, Forward, Result
 from reference.template import Part, Template, behind_given, fill_in, run_forward
@@ -84,6 +85,7 @@ def multi_block(
     cache: dict[str, Any] | None = None,
     template: Template | None = None,
     part: Part | None = None,
+    edits: Edits = NONE,
 ) -> Result:
     """d3LLM multi-block decoding. Facts left None are read from the model object.
 
@@ -91,7 +93,7 @@ def multi_block(
     options of `reference.cache`; none without.
     """
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id, template, part
+    facts = family, mask_id, eos_id, template, part, edits
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     prompt_len, canvas_len = canvas.prompt_len, len(canvas.ids)
     num_blocks = -(-max_new_tokens // block_size)
@@ -180,7 +182,7 @@ def multi_block(
                     chosen.add(min(inside, key=entropy.__getitem__))
                 break
         # 11: commit. A stale position lowers `left` too, as published.
-        canvas.commit(
+        chosen = canvas.commit(
             chosen, logits, entropy, threshold, contests=contests, eos_at=eos_at,
             blocks=[(b.left, b.active) for b in blocks],
         )  # fmt: skip
@@ -205,10 +207,11 @@ def single_block(
     cache: dict[str, Any] | None = None,
     template: Template | None = None,
     part: Part | None = None,
+    edits: Edits = NONE,
 ) -> Result:
     """Semi-autoregressive decoding: a block is finished before the next one starts."""
     options = {**(cache or {}), "block_size": block_size, "max_forwards": max_forwards}
-    facts = family, mask_id, eos_id, template, part
+    facts = family, mask_id, eos_id, template, part, edits
     canvas = _Canvas(model, prompt_ids, max_new_tokens, options, *facts)
     canvas_len = len(canvas.ids)
     for block_start in range(canvas.prompt_len, canvas_len, block_size):
@@ -258,6 +261,7 @@ class _Canvas:
         eos_id: int | None,
         template: Template | None,
         part: Part | None,
+        edits: Edits,
     ) -> None:
         self.family: str = model.family if family is None else family
         self.mask_id: int = model.mask_id if mask_id is None else mask_id
@@ -268,7 +272,7 @@ class _Canvas:
         self.ids, self.given = fill_in(
             prompt_ids, max_new_tokens, self.mask_id, template, part
         )
-        self.part = part
+        self.part, self.edits = part, edits
         self.written_by: list[int | None] = [None] * len(self.ids)
         self.trace: list[Forward] = []
         self.forwards = Forwards(
@@ -312,7 +316,7 @@ class _Canvas:
         """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        return run_forward(self, span)
+        return self.edits.rows(self, run_forward(self, span))
 
     def commit(
         self,
@@ -324,12 +328,15 @@ class _Canvas:
         contests: list[list[int]],
         eos_at: int | None,
         blocks: list[tuple[int, bool]],
-    ) -> None:
+        is_last: bool = False,
+    ) -> list[int]:
         """Write the best token of every chosen position and trace the forward.
 
         `contests`: groups whose position of lowest entropy was chosen for progress.
         """
-        committed = sorted(chosen)
+        tokens = {i: self._best(logits[i]) for i in chosen}
+        tokens = self.edits.kept(self, tokens, logits, is_last)
+        committed = sorted(tokens)
         stale = [i for i in committed if not self.is_masked(i)]
         mask_argmax: list[int] = []
         gaps = [abs(h - threshold) for h in entropy.values()]
@@ -343,8 +350,7 @@ class _Canvas:
             row[self.mask_id] = -torch.inf
             best, runner_up = row.topk(2).values.tolist()
             gaps.append(best - runner_up)
-            # First index of the maximum, said plainly: topk and argmax do not promise.
-            self.ids[i] = int((row == best).nonzero()[0])
+            self.ids[i] = tokens[i]
             self.written_by[i] = self.nfe - 1
 
         def answer(positions: list[int]) -> list[int]:
@@ -363,13 +369,28 @@ class _Canvas:
             )
         )
 
+        return committed
+
+    def _best(self, row: torch.Tensor) -> int:
+        row = row.clone()
+        row[self.mask_id] = -torch.inf
+        # First index of the maximum, said plainly: topk and argmax do not promise.
+        return int((row == row.max()).nonzero()[0])
+
     def commit_rest(self, logits: torch.Tensor, eos_at: int | None) -> None:
         """Write the best token of every mask left: the last forward allowed."""
         rest = dict.fromkeys(self.masked(), 0.0)
         # No entropy decides anything, so none is close to a threshold.
         infinity = float("inf")
         self.commit(
-            set(rest), logits, rest, infinity, contests=[], eos_at=eos_at, blocks=[]
+            set(rest),
+            logits,
+            rest,
+            infinity,
+            contests=[],
+            eos_at=eos_at,
+            blocks=[],
+            is_last=True,
         )
 
     def result(self, early_stop: bool) -> Result:

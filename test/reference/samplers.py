@@ -43,10 +43,12 @@ def llada(
         raise ValueError(f"{steps} steps for {len(blocks)} blocks")
     shares = share(steps, len(blocks)) if blocks else []
     for (start, end), block_steps in zip(blocks, shares, strict=True):
-        for quota in share(len(canvas.masked(start, end)), block_steps):
-            candidates = canvas.masked(start, end)
-            if not candidates or not quota:
-                break
+        num_masks = len(canvas.masked(start, end))
+        few, num_more = divmod(num_masks, block_steps)
+        # The first steps commit one more. Words may keep tokens back for later steps.
+        while candidates := canvas.masked(start, end):
+            done = num_masks - len(candidates)
+            quota = few + (done < num_more * (few + 1))
             logits = canvas.forward((start, end))
             scale = options["cfg_scale"]
             if scale > 0:
@@ -68,7 +70,7 @@ def llada(
                     ends += [] if canvas.eot_token_id is None else [canvas.eot_token_id]
                     # A predicted end drops from anywhere to the last rank.
                     gaps += [guess.gap for guess in guesses.values()]
-                values = _confidences(logits, guesses, ends)
+                values = _confidences(canvas.edits.rows(canvas, logits), guesses, ends)
                 order = ranked(values)
                 gaps += rank_gap(values, order, quota)
             canvas.commit(order[:quota], guesses, logits, gaps)
@@ -105,10 +107,10 @@ def dream(
     alg, alg_temp = options["alg"], options["alg_temp"]
     # float32 on purpose, and torch's own linspace: the truncation below depends on it.
     times = torch.linspace(1, options["eps"], steps + 1, dtype=torch.float32)
-    for step in range(steps):
-        candidates = canvas.masked()
-        if not candidates:
-            break
+    step = -1
+    # Words may keep tokens back in the last step, which is then run again.
+    while candidates := canvas.masked():
+        step = min(step + 1, steps - 1)
         last = step == steps - 1
         rate = 1 - times[step + 1] / times[step]
         quota = len(candidates) if last else int(len(candidates) * rate)

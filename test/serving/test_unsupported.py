@@ -18,7 +18,7 @@ OFF: list[tuple[str, Any]] = [
     *(("use_beam_search", False), ("early_stopping", False), ("num_beams", 1)),
     *(("length_penalty", value) for value in (1, 1.0)),
     *(("typical_p", value) for value in (1, 1.0)),
-    *(("tfs", 1), ("tfs_z", 1.0), ("top_a", 0), ("mirostat", 0), ("min_p", 0.0)),
+    *(("tfs", 1), ("tfs_z", 1.0), ("top_a", 0), ("mirostat", 0)),
     *(("dynatemp_range", 0), ("dynatemp_exponent", 1), ("epsilon_cutoff", 0)),
     *(("mirostat_tau", 5.0), ("mirostat_eta", 0.1), ("repeat_last_n", 64)),
     *(("repeat_penalty", 1.0), ("xtc_probability", 0), ("xtc_threshold", 0.1)),
@@ -68,7 +68,9 @@ def test_a_field_that_is_on_is_named(route: str, field: str, value: Any) -> None
         return  # /generate has these itself, and the other two refuse them
     served = {("max_completion_tokens", 7, "chat"), ("suffix", "x", "completions")}
     served |= {("logprobs", 7, "completions"), ("best_of", 7, "completions")}
-    if isinstance(value, int | str) and (field, value, route) in served:
+    served |= {("min_tokens", 7, "chat"), ("min_tokens", 7, "completions")}
+    served |= {("min_new_tokens", 7, "generate"), ("min_p", 0.37, route)}
+    if isinstance(value, int | float | str) and (field, value, route) in served:
         return
     with pytest.raises(BadRequest) as refusal:
         check_body(ROUTES[route], body, MODEL)

@@ -158,9 +158,19 @@ def test_good_sampling_parameters_pass(params: dict[str, Any]) -> None:
             "expected 0 to 99",
         ),
         (
-            {"min_p": 0.1},
-            "sampling_params.min_p=0.1 is not allowed; expected 0 or nothing: "
-            "full-attention diffusion models do not implement it",
+            {"min_p": 1.1},
+            "sampling_params.min_p=1.1 is not allowed; expected a number, 0 to 1",
+        ),
+        (
+            {"repetition_penalty": 1.1},
+            "sampling_params.repetition_penalty=1.1 is not allowed; expected 1 or "
+            "nothing: no paper states a penalty for canvases, whose tokens come in any "
+            "order",
+        ),
+        (
+            {"logit_bias": {"100": 1}},
+            "sampling_params.logit_bias={'100': 1} is not allowed; expected an object "
+            "with token ids, 0 to 99, as strings, and numbers, -100 to 100",
         ),
     ],
 )

@@ -32,6 +32,9 @@ DEFAULT_MAX_NEW_TOKENS = 256
 OPEN_LENGTH = "append"
 """Length rule of a request that names neither a rule nor a length."""
 
+TOKEN_KEYS = ("allowed_token_ids", "bad_words")
+"""The keys of ``config.token_fields``."""
+
 CUSTOM_PARAMS_KEY = "dllm"
 """The key of a request's options: ``custom_params: {"dllm": {...}}``."""
 
@@ -167,7 +170,7 @@ class DecodeConfig:
 def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options in a request's ``dllm`` object; null is a key left out."""
     given = _given(custom_params)
-    others = (CANVAS_KEY, SCORE_KEY, *Watching.model_fields)
+    others = (CANVAS_KEY, SCORE_KEY, *TOKEN_KEYS, *Watching.model_fields)
     return {key: given[key] for key in given if key not in others}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,18 +14,24 @@ from sglang_dllm.decoding.length_plan import LengthPlan, Resize
 from sglang_dllm.decoding.progress import Progress
 from sglang_dllm.decoding.reveals import Revealed, Reveals
 from sglang_dllm.decoding.scored import Scored
+from sglang_dllm.decoding.structure.structure import Structure
+
+if TYPE_CHECKING:
+    from sglang_dllm.decoding.token_edits import TokenEdits
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How the token of a position is drawn.
 
-    Temperature 0 is the argmax. Statistics never see top-p and top-k.
+    Temperature 0 is the argmax. Statistics never see top-p, top-k and
+    min-p.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int = 0
 
     @property
@@ -81,8 +87,10 @@ class Canvas:
         cut_short: ``max_forwards`` committed what the algorithm would not have.
         num_emitted: length of the committed prefix that was handed out.
         history: of a watched canvas. None: nobody watches it.
+        edits: what the request changes of the logits.
         reveals: of a canvas whose request asks for log-probabilities.
         scored: the continuation that it scores. None of a canvas that generates.
+        structure: the form that its answer must have. None: any.
         algorithm, cache: their names, for metrics and logs.
     """
 
@@ -118,8 +126,10 @@ class Canvas:
     history: History | None = None
     reveals: Reveals | None = None
     scored: Scored | None = None
+    structure: Structure | None = None
     algorithm: str = ""
     cache: str = ""
+    edits: TokenEdits | None = None
     answer_start: int = field(init=False)
     masked: BoolArray = field(init=False)
     fixed: BoolArray = field(init=False)
@@ -303,6 +313,10 @@ class Canvas:
         self.measures = measures and not is_last
         self.done = is_full and not self.measures
         self.window = (0, len(self))
+
+    def require(self, structure: Structure) -> None:
+        """Note the form that the answer must have."""
+        self.structure = structure
 
     def watch(self) -> None:
         """Keep a history from now on."""

@@ -36,6 +36,7 @@ class SamplingRows(TensorRows):
     temperature: torch.Tensor
     top_p: torch.Tensor
     top_k: torch.Tensor
+    min_p: torch.Tensor
     seed: torch.Tensor
 
 
@@ -117,6 +118,7 @@ class CanvasBatch(Generic[OptionsT, StateT]):
             temperature=one_row(float(canvas.sampling.temperature), device),
             top_p=one_row(float(canvas.sampling.top_p), device),
             top_k=one_row(canvas.sampling.top_k, device),
+            min_p=one_row(float(canvas.sampling.min_p), device),
             seed=one_row(canvas.sampling.seed, device),
         )
         return CanvasBatch(

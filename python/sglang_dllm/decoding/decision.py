@@ -29,6 +29,8 @@ class StepInputs(Generic[OptionsT, StateT]):
         uncond_logits_of: logits of the same candidates without the prompt. They are
             valid for candidates of guided canvases; other entries are undefined. None
             if no canvas is guided.
+        certain: ``(N,)`` bool: candidates to commit whatever the algorithm accepts: one
+            token alone is possible there. None if no canvas has a form.
     """
 
     batch: CanvasBatch[OptionsT, StateT]
@@ -38,6 +40,7 @@ class StepInputs(Generic[OptionsT, StateT]):
     counts: Sequence[int]
     logits: Logits
     uncond_logits_of: LogitsOf | None = None
+    certain: torch.Tensor | None = None
 
     @property
     def state(self) -> StateT:

@@ -193,7 +193,9 @@ class Denoiser:
         if ((answer < -1) | (answer >= self.facts.vocab_size)).any():
             canvas.fail("the algorithm committed a token outside the vocabulary")
         elif canvas.done:
-            return
+            form = canvas.structure
+            if form and not canvas.resize and not form.is_kept(canvas):
+                canvas.fail("the answer does not have the form that was asked for")
         elif not 0 <= start < end <= len(canvas):
             canvas.fail(f"the algorithm decodes no window: {start} to {end}")
         elif canvas.num_forwards >= MAX_FORWARDS:

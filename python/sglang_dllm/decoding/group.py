@@ -12,6 +12,7 @@ import torch
 
 from sglang_dllm.decoding.agreement import Agree
 from sglang_dllm.decoding.algorithm import Algorithm
+from sglang_dllm.decoding.bad_words import without_words
 from sglang_dllm.decoding.caches.base import (
     CacheStrategy,
     Windows,
@@ -138,7 +139,11 @@ class Group:
     def steering(self) -> Steering | None:
         """None if Python has to look at the canvases in each step."""
         if self.length is not None or any(
-            c.is_guided or not c.sampling.greedy or c.asks_logprobs
+            c.is_guided
+            or not c.sampling.greedy
+            or c.asks_logprobs
+            or c.edits is not None
+            or c.structure is not None
             for c in self.records
         ):
             return None
@@ -220,6 +225,9 @@ class Group:
         else:  # every canvas is measured only
             decision = Decision(inputs.positions > 0, inputs.positions)
         accepted = accept_all(inputs, decision)
+        if inputs.certain is not None:
+            accepted = accepted | inputs.certain
+        accepted, decision = without_words(inputs, accepted, decision)
         self.revealed = self._reveal(inputs, accepted, decision)
         if self.length is not None and probes is not None:
             self.measured = self.length.measure(inputs, probes, accepted)

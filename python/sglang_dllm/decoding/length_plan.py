@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ class LengthPlan(ABC):
     Attributes:
         block_size: tokens of a block.
         cap: the longest answer. A change that pushes positions behind it loses them.
+        least: the shortest answer (``min_tokens``).
     """
 
     block_size: int
     cap: int
+    least: int = field(default=0, kw_only=True)
 
     @property
     def measures_first(self) -> bool:

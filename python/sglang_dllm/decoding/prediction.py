@@ -56,10 +56,12 @@ def predict(
     temperature = inputs.per_candidate(sampling.temperature)[drawn]
     top_p = inputs.per_candidate(sampling.top_p)[drawn]
     top_k = inputs.per_candidate(sampling.top_k)[drawn]
+    min_p = inputs.per_candidate(sampling.min_p)[drawn]
     for part in row_chunks(len(drawn), inputs.facts.vocab_size, DRAW_ELEMENTS):
         some = drawn[part]
         logits = inputs.logits(some)
-        p = distribution(logits, mask_id, temperature[part], top_p[part], top_k[part])
+        cuts = top_p[part], top_k[part], min_p[part]
+        p = distribution(logits, mask_id, temperature[part], *cuts)
         tokens[some] = draw(p, uniform[part])
         tokens = inputs.logits.with_proposed(tokens)
         if not of_drawn:

@@ -12,6 +12,7 @@ from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.lengths.base import LengthOptions, LengthRule
 from sglang_dllm.decoding.lengths.fixed import FIXED
 from sglang_dllm.decoding.options import Options
+from sglang_dllm.decoding.token_edits import TokenEdits
 from sglang_dllm.models.facts import ModelFacts
 
 
@@ -79,6 +80,7 @@ class Decoding:
         sampling: SamplingOptions | None = None,
         ignore_eos: bool = False,
         ends_at_eos: bool = False,
+        edits: TokenEdits | None = None,
     ) -> Canvas:
         """A canvas with nothing decoded that these options decode.
 
@@ -86,11 +88,20 @@ class Decoding:
             cap: the longest answer, in tokens.
             template: the answer's ids, -1 for a mask; None for masks only.
             num_shown: answer positions that may be handed out; None for all.
+            edits: what the request changes of the logits.
         """
+        least = 0 if edits is None else min(edits.min_tokens, cap)
+        # Blocks that are appended need no start of that length: no EOS ends them.
+        first_len = (
+            self.first_len(cap)
+            if self.length.by_units
+            else max(self.first_len(cap), least)
+        )
         is_guided = self.algorithm.is_guided(self.options)
+        plan = self.length.plan(self.length_options, cap, self.block_size)
         canvas = Canvas.from_template(
             prompt_ids,
-            template or [-1] * self.first_len(cap),
+            template or [-1] * first_len,
             mask_id=facts.mask_id,
             eos_ids=facts.eos_ids,
             ignore_eos=ignore_eos,
@@ -98,7 +109,8 @@ class Decoding:
             sampling=sampling or SamplingOptions(),
             has_cache=self.cache.keeps_kv,
             num_windows=2 if is_guided else 1,
-            length=self.length.plan(self.length_options, cap, self.block_size),
+            length=plan and replace(plan, least=least),
+            edits=edits,
             max_forwards=self.options.max_forwards,
             num_shown=num_shown,
             algorithm=self.algorithm.name,

@@ -20,6 +20,8 @@ class Stream(IntEnum):
     ORDER = 2
     MASK = 3
     COUNT = 4
+    # The last one: its positions count tokens too, and reach beyond 32 bits.
+    STRUCTURE = 5
 
 
 def counter_uniform(
@@ -61,17 +63,22 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def filter_logits(
-    logits: torch.Tensor, top_p: torch.Tensor, top_k: torch.Tensor
+    logits: torch.Tensor,
+    top_p: torch.Tensor,
+    top_k: torch.Tensor,
+    min_p: torch.Tensor,
 ) -> torch.Tensor:
-    """Drop tokens outside the nucleus, then outside the k best (Dream's order).
+    """Drop tokens outside the nucleus, outside the k best, or far below the best.
 
-    A token is dropped once the probability of the better ones exceeds top_p; the
-    best token always stays.
+    A token is dropped once the probability of the better ones exceeds top_p, or if its
+    own is below min_p times the best one's. The best token always stays. All three read
+    the same distribution, so that their order does not matter.
 
     Args:
         logits: ``(N, V)`` float64, already divided by the temperature.
         top_p: ``(N,)`` float64 in (0, 1].
         top_k: ``(N,)`` int64; 0 keeps all.
+        min_p: ``(N,)`` float64 in [0, 1].
 
     Returns:
         ``(N, V)`` with dropped tokens at -inf.
@@ -83,7 +90,7 @@ def filter_logits(
     rank = torch.arange(logits.shape[-1], device=logits.device)
     limit = torch.where(top_k > 0, top_k, logits.shape[-1])
     outside = (better > top_p[:, None]) & (top_p[:, None] < 1)
-    dropped = outside | (rank >= limit[:, None])
+    dropped = outside | (rank >= limit[:, None]) | (p < min_p[:, None] * p[:, :1])
     dropped[:, 0] = False
     return logits.masked_fill(
         torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf
@@ -96,21 +103,22 @@ def distribution(
     temperature: torch.Tensor,
     top_p: torch.Tensor,
     top_k: torch.Tensor,
+    min_p: torch.Tensor,
 ) -> torch.Tensor:
-    """``softmax(logits / temperature)`` without the mask token, after top-p and top-k.
+    """``softmax(logits / temperature)`` without the mask token, after the cuts.
 
     Both families sample from it: LLaDA by Gumbel noise, Dream by a categorical draw.
 
     Args:
         logits: ``(N, V)`` float.
-        temperature, top_p: ``(N,)`` float64, temperature above 0.
+        temperature, top_p, min_p: ``(N,)`` float64, temperature above 0.
         top_k: ``(N,)`` int64; 0 keeps all.
 
     Returns:
         ``(N, V)`` float64.
     """
     scaled = without_token(logits.double(), mask_id) / temperature[:, None]
-    return filter_logits(scaled, top_p, top_k).softmax(dim=-1)
+    return filter_logits(scaled, top_p, top_k, min_p).softmax(dim=-1)
 
 
 def draw(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -65,16 +65,19 @@ def compile_form(form: Form, vocabulary: Vocabulary) -> TokenAutomaton:
     return token_automaton(read_form(form), vocabulary)
 
 
-def vocabulary_of(tokenizer: Any, eos_ids: Iterable[int], size: int) -> Vocabulary:
+def vocabulary_of(
+    tokenizer: Any, eos_ids: Iterable[int], size: int, never: Iterable[int] = ()
+) -> Vocabulary:
     """The texts of a tokenizer's tokens. Special and added tokens have none.
 
     Args:
         tokenizer: of transformers.
         size: of the model's vocabulary.
+        never: more tokens that are no text, such as the mask token.
     """
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
     tokens: list[bytes | None] = list(info.decoded_vocab)
-    special = {*info.special_token_ids, *tokenizer.all_special_ids}
+    special = {*never, *info.special_token_ids, *tokenizer.all_special_ids}
     special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
     for token in special:
         if token < len(tokens):

@@ -30,6 +30,7 @@ from sglang_dllm.config.resolve import (
     watching_of,
 )
 from sglang_dllm.config.scoring import given_scoring
+from sglang_dllm.config.token_fields import token_edits_of
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
 from sglang_dllm.decoding.guard import Guard, text_of
@@ -37,6 +38,7 @@ from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.forms import give_form
 from sglang_dllm.runtime.logprobs import begin_logprobs, send
 from sglang_dllm.runtime.report import RequestReport
 from sglang_dllm.runtime.sampling import sampling_of
@@ -265,6 +267,9 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
     _check_length(req, parts, scheduler)
     request = request_options(params.custom_params)
     decode = scheduler.dllm_config.decode
+    stop_ids = _stop_ids(scheduler.tokenizer).union(
+        params.stop_token_ids or (), req.eos_token_ids or ()
+    )
     scoring = given_scoring(params.custom_params, facts.family)
     if scoring is not None:
         decoding, decoded_len = scoring.decoding, len(scoring.continuation)
@@ -291,7 +296,9 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
             sampling=sampling,
             ignore_eos=params.ignore_eos,
             ends_at_eos=not params.ignore_eos,
+            edits=token_edits_of(params, stop_ids.union(facts.eos_ids), facts),
         )
+    give_form(req, canvas, decoding, has_parts=parts is not None or scoring is not None)
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
     watching = watching_of(params.custom_params)
@@ -304,9 +311,6 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
         canvas, decoding, watching, gaps if gaps[1:] else [], scoring
     )
     req.customized_info = report.as_customized_info()
-    stop_ids = _stop_ids(scheduler.tokenizer).union(
-        params.stop_token_ids or (), req.eos_token_ids or ()
-    )
     if parts is None:
         decoded_len = canvas.answer_len
     group = engine.prepare(canvas, decoding.finalized(decoded_len, facts))
@@ -338,8 +342,6 @@ def _check_fields(req: Req) -> None:
             f"max_new_tokens={params.max_new_tokens!r} is not allowed; "
             "expected an integer, 1 or more"
         )
-    if req.grammar is not None:
-        raise RequestError("grammars are not supported")
 
 
 def _check_length(req: Req, parts: CanvasParts | None, scheduler: Any) -> None:

@@ -16,6 +16,7 @@ from sglang.srt.observability.req_time_stats import set_time_batch
 from sglang_dllm.runtime.admission import admit, failed, leave, park_retracted
 from sglang_dllm.runtime.emission import emit, is_due
 from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.forms import take_compiled
 from sglang_dllm.runtime.growth import resize_canvases
 from sglang_dllm.runtime.logprobs import send
 from sglang_dllm.runtime.schedule_batch import CanvasScheduleBatch
@@ -42,6 +43,7 @@ def next_round(
     end_aborted(scheduler, running_batch)
     park_retracted(scheduler, engine, running_batch)
     resize_canvases(scheduler, engine, running_batch)
+    take_compiled(scheduler)
     admitted = admit(scheduler, engine, running_batch)
     if admitted:
         set_time_batch(admitted, "set_forward_entry_time")

@@ -29,6 +29,7 @@ def sampling_of(req: Req, vocab_size: int) -> SamplingOptions:
         temperature=0.0 if params.top_k == 1 else float(params.temperature),
         top_p=float(params.top_p),
         top_k=int(params.top_k) if params.top_k < vocab_size else 0,
+        min_p=float(params.min_p),
         seed=seed,
     )
 

@@ -38,12 +38,14 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
+from sglang_dllm.serving.forms import with_form
 from sglang_dllm.serving.logprobs import (
     check_chat_logprobs,
     check_native_logprobs,
     completion_logprobs,
 )
 from sglang_dllm.serving.scoring import refuse_score
+from sglang_dllm.serving.token_fields import moved_token_fields
 from sglang_dllm.serving.unsupported import (
     all_tokens,
     defaults_of,
@@ -234,6 +236,7 @@ def _check_openai(
         raise refused("stream_options", body["stream_options"], "it with stream=true")
     check_watching(body, is_streamed=bool(body.get("stream")))
     refuse_score(body)
+    body = moved_token_fields(with_form(body), model.vocab_size)
     if body.pop("include_stop_str_in_output", False):
         # vLLM's name of it.
         body["no_stop_trim"] = True
@@ -316,7 +319,7 @@ def check_sampling(
     )
     stop_ids = params.get("stop_token_ids") or []
     check_token_ids(f"{prefix}stop_token_ids", stop_ids, vocab_size)
-    return all_tokens(found)
+    return moved_token_fields(all_tokens(found), vocab_size, prefix)
 
 
 def _check_ids(field: str, prompt: Any, vocab_size: int) -> None:

@@ -57,6 +57,12 @@ _TopLogprobs = Annotated[
     _Top, Field(description=f"an integer, 0 to {MAX_TOP_LOGPROBS}: alternatives")
 ]
 _Logprobs = Annotated[bool, Field(description=f"true or false: {_EACH}")]
+_MinP = Annotated[
+    float, Field(ge=0, le=1, allow_inf_nan=False, description="a number, 0 to 1")
+]
+_Least = Annotated[
+    int, Field(ge=0, le=_INT32_MAX, description="an integer, 0 to max_tokens")
+]
 _Str = Annotated[str, Field(description="a string")]
 _Name = Annotated[
     str,
@@ -79,6 +85,18 @@ _Text = Annotated[str, Field(min_length=1)]
 _Texts = Annotated[list[_Text], Field(min_length=1)]
 _IdLists = Annotated[list[_Ids], Field(min_length=1)]
 _Object = Annotated[dict[str, Any], Field(description="an object")]
+_Form = Annotated[str, Field(min_length=1, max_length=65536)]
+_Schema = Annotated[
+    _Form, Field(description="a JSON schema as a string, up to 65536 characters")
+]
+_Regex = Annotated[
+    _Form, Field(description="a regular expression, up to 65536 characters")
+]
+_Ebnf = Annotated[_Form, Field(description="an EBNF, up to 65536 characters")]
+_ResponseFormat = Annotated[
+    dict[str, Any],
+    Field(description="an object with type text, json_object or json_schema"),
+]
 _CustomParams = Annotated[
     dict[str, Any], Field(description='an object {"dllm": {...}}')
 ]
@@ -96,6 +114,11 @@ class _Sampling(_Fields):
     temperature: _Temperature = 0
     top_p: _TopP = 1
     top_k: _TopK = -1
+    min_p: _MinP = 0
+    # token_fields.py checks these three.
+    logit_bias: Any = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
     stop: _Stops | None = None
     stop_token_ids: _StopIds | None = None
     ignore_eos: _Bool = False
@@ -107,7 +130,11 @@ class _Sampling(_Fields):
 class NativeSampling(_Sampling):
     """``sampling_params`` of /generate and of the Python engine."""
 
+    json_schema: _Schema | None = None
+    regex: _Regex | None = None
+    ebnf: _Ebnf | None = None
     max_new_tokens: _Count | None = None
+    min_new_tokens: _Least = 0
     sampling_seed: _Int64 | None = None
     stream_interval: _Count | None = None
     spaces_between_special_tokens: _Bool = True
@@ -165,7 +192,11 @@ class _StreamOptions(_Fields):
 
 
 class _OpenAI(_Request, _Sampling):
+    response_format: _ResponseFormat | None = None
+    regex: _Regex | None = None
+    ebnf: _Ebnf | None = None
     model: _Str = ""
+    min_tokens: _Least = 0
     user: _Str | None = None
     seed: _Int64 | None = None
     stream_options: (
@@ -269,6 +300,7 @@ class ResponseFields(_Request):
     temperature: _Temperature = 0
     top_p: _TopP = 1
     top_k: _TopK = -1
+    min_p: _MinP = 0
     stop: _Stops | None = None
     background: _Bool = False
     store: _Bool = True

@@ -37,8 +37,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("exponential_decay_length_penalty", "forced_bos_token_id"), ()),
     **dict.fromkeys(("forced_eos_token_id", "eos_token_id", "end_id"), ()),
     "dry_multiplier": (0,),
-    **dict.fromkeys(("bad_words", "bad_words_ids", "custom_token_bans"), ()),
-    **dict.fromkeys(("allowed_token_ids", "logits_processors"), ()),
+    **dict.fromkeys(("bad_words_ids", "custom_token_bans"), ()),
+    "logits_processors": (),
     "ban_eos_token": (False,),
     # Beams and several candidates.
     **dict.fromkeys(("best_of", "num_beams", "beam_width", "num_beam_groups"), (1,)),

@@ -44,6 +44,7 @@ from sglang_dllm.serving.sampling_defaults import (
     generation_config_of,
 )
 from sglang_dllm.serving.scoring import check_score, prepare_scores
+from sglang_dllm.serving.token_fields import with_word_ids
 from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import (
     LENGTH_FIELD,
@@ -208,6 +209,9 @@ class RequestChecks:
         if score_of(params.get("custom_params")) is not None:
             check_score(params, input_ids, limits, self.facts)
             return
+        params["custom_params"] = with_word_ids(
+            params.get("custom_params"), manager.tokenizer
+        )
         check_request(params, input_ids, limits, self.decode, self.facts, canvas)
 
     def _prefer(self, params: dict[str, Any], key: str) -> None:

@@ -19,8 +19,24 @@ from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
 _REASON = "full-attention diffusion models do not implement it"
-_INSTEAD = {"suffix": "custom_params.dllm.canvas has a place for it"}
-"""A field of /v1/completions that other routes have by another name."""
+_FORM = "response_format, or sampling_params.json_schema, has a place for it"
+_REGEX = "regex has a place for it"
+_PENALTY = "no paper states a penalty for canvases, whose tokens come in any order"
+_LEAST = (
+    "it is min_tokens on /v1/chat/completions and /v1/completions, and "
+    "sampling_params.min_new_tokens on /generate"
+)
+_INSTEAD = {
+    "suffix": "custom_params.dllm.canvas has a place for it",
+    **dict.fromkeys(("guided_json", "json_schema", "structured_outputs"), _FORM),
+    **dict.fromkeys(("guided_regex", "guided_choice", "choice"), _REGEX),
+    **dict.fromkeys(("guided_grammar", "grammar"), "ebnf has a place for it"),
+    "min_p": "/v1/chat/completions, /v1/completions and /generate have it",
+    **dict.fromkeys(("min_tokens", "min_new_tokens", "min_length"), _LEAST),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), _PENALTY),
+    **dict.fromkeys(("repetition_penalty", "repeat_penalty", "rep_pen"), _PENALTY),
+}
+"""Fields that other routes have, or have by another name, and the reasons of others."""
 
 
 @cache

@@ -29,6 +29,7 @@ from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.canvas import CANVAS, PART_FIELDS, check_length
 from sglang_dllm.serving.fields import check_token_ids
+from sglang_dllm.serving.token_fields import check_edits
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,8 @@ def check_request(
             "0 on a server with --max-running-requests 1",
         )
     watching = _watching(params.get("custom_params"))
-    options = {**decoding.to_dict(), **watching.to_dict()}
+    edits = check_edits(params, facts, LENGTH_FIELD.get())
+    options = {**decoding.to_dict(), **watching.to_dict(), **edits}
     if canvas is not None:
         options[CANVAS_KEY] = canvas.parts
     params["custom_params"] = {CUSTOM_PARAMS_KEY: options}

@@ -73,7 +73,7 @@ class RhoEosPlan(EosLengthPlan):
         change = self._change(np.float32(density))
         if change > 0:
             return Resize(at=length, insert=min(change, self.cap - length))
-        removed = min(-change, length)
+        removed = min(-change, length - self.least)
         return Resize(at=length - removed, remove=removed) if removed else None
 
     def _change(self, density: np.float32) -> int:

@@ -1,0 +1,138 @@
+"""Requests whose answers must have a form: their automata, and what they may ask.
+
+SGLang's grammar manager keeps the requests that wait for a grammar, compiles in its
+threads, caches by form, and ends aborted ones. The backend here gives it automata.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+from sglang.srt.constrained.base_grammar_backend import (
+    BaseGrammarBackend,
+    BaseGrammarObject,
+    InvalidGrammarObject,
+)
+from sglang.srt.managers.schedule_batch import Req
+
+from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.resolved import Decoding
+from sglang_dllm.decoding.structure.automaton import TokenAutomaton
+from sglang_dllm.decoding.structure.structure import Structure
+from sglang_dllm.errors import RequestError
+from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.forms import Form, compile_form, vocabulary_of
+from sglang_dllm.grammar.token_automaton import Vocabulary
+from sglang_dllm.models.facts import ModelFacts
+
+_ANY_OBJECT = ('{"type": "object"}', '{"type":"object"}', "$$ANY$$")
+"""SGLang's words for a JSON object of any keys."""
+
+_LENGTHS = ("fixed", "append")
+
+
+class AutomatonGrammar(BaseGrammarObject):
+    """A form as SGLang's grammar manager keeps it. Requests share the automaton."""
+
+    def __init__(self, automaton: TokenAutomaton) -> None:
+        super().__init__()
+        self.automaton = automaton
+
+    def copy(self) -> AutomatonGrammar:
+        return self
+
+
+class AutomatonBackend(BaseGrammarBackend):
+    """Compiles forms to automata over the tokens of the served model."""
+
+    def __init__(self, tokenizer: Any, facts: ModelFacts) -> None:
+        super().__init__()
+        self._tokenizer, self._facts, self._lock = tokenizer, facts, Lock()
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        facts = self._facts
+        return vocabulary_of(
+            self._tokenizer, facts.eos_ids, facts.vocab_size, never=(facts.mask_id,)
+        )
+
+    def _compiled(self, form: Form) -> BaseGrammarObject:
+        with self._lock:
+            vocabulary = self._vocabulary
+        try:
+            return AutomatonGrammar(compile_form(form, vocabulary))
+        except FormError as error:
+            return InvalidGrammarObject(str(error))
+
+    def dispatch_json(self, key_string: str) -> BaseGrammarObject:
+        if key_string in _ANY_OBJECT:
+            return self._compiled(Form("json_object"))
+        return self._compiled(Form("json_schema", key_string))
+
+    def dispatch_regex(self, key_string: str) -> BaseGrammarObject:
+        return self._compiled(Form("regex", key_string))
+
+    def dispatch_ebnf(self, key_string: str) -> BaseGrammarObject:
+        return self._compiled(Form("ebnf", key_string))
+
+    def dispatch_structural_tag(self, key_string: str) -> BaseGrammarObject:
+        return InvalidGrammarObject("structural_tag is not served; use json_schema")
+
+
+def use_automata(scheduler: Any, facts: ModelFacts) -> None:
+    """Let a scheduler's grammar manager compile automata.
+
+    A server without a tokenizer has no backend, and its manager refuses forms.
+    """
+    grammars = scheduler.grammar_manager
+    if grammars.grammar_backend is not None:
+        grammars.grammar_backend = AutomatonBackend(scheduler.tokenizer, facts)
+
+
+def take_compiled(scheduler: Any) -> None:
+    """Move the requests whose automaton is there, or wrong, to the waiting queue."""
+    grammars = scheduler.grammar_manager
+    if grammars.has_waiting_grammars():
+        for req in grammars.get_ready_grammar_requests():
+            scheduler._add_request_to_queue(req)
+
+
+def give_form(req: Req, canvas: Canvas, decoding: Decoding, has_parts: bool) -> None:
+    """Give a canvas the form that its request asks for.
+
+    Args:
+        has_parts: a part of the answer is given, or the request scores one.
+
+    Raises:
+        RequestError: the answer could not have the form, or could be cut.
+    """
+    if req.grammar is None:
+        return
+    params, automaton = req.sampling_params, req.grammar.automaton
+    num_tokens = params.max_new_tokens
+    if automaton.min_tokens > num_tokens:
+        raise RequestError(
+            f"max_new_tokens={num_tokens} is too short: a valid answer needs at least "
+            f"{automaton.min_tokens} tokens"
+        )
+    for field, value in (
+        ("stop", params.stop_strs),
+        ("stop_token_ids", params.stop_token_ids),
+        ("stop_regex", getattr(params, "stop_regex_strs", None)),
+        ("ignore_eos", params.ignore_eos),
+        ("dllm.canvas or dllm.score", has_parts),
+        (
+            "allowed_token_ids, bad_words or min_tokens",
+            canvas.edits is not None and canvas.edits.forbids,
+        ),
+    ):
+        if value:
+            raise RequestError(f"{field} is not allowed beside a form of the answer")
+    if decoding.length.name not in _LENGTHS:
+        raise RequestError(
+            f"length={decoding.length.name!r} is not allowed beside a form of the "
+            f"answer; expected one of {', '.join(_LENGTHS)}"
+        )
+    canvas.require(Structure(automaton))
