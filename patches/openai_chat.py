@@ -5,11 +5,14 @@ without new text is not sent, nor are the log-probabilities of its tokens.
 Ours: the history of a watched canvas comes in an object ``dllm`` beside ``choices``
 (``serving.watched``): in each part of a stream of drafts, and in answers with a trace.
 All other answers pass as they are.
+Tool calls: the parsers of a stream get a part in pieces, because a part may have many
+tokens, and a parser takes one step for each part.
 Goes when: upstream lets a model add fields to an answer and to the parts of a stream.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -47,6 +50,22 @@ async def _generate_stream_content(
             logprobs=logprobs,
         )
         yield chunk if extension is None else with_extension(chunk, extension)
+
+
+async def _process_tool_call_stream(
+    original: Callable[..., Any],
+    self: Any,
+    index: int,
+    delta: str,
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncIterator[str]:
+    pieces = _PIECE.findall(delta) or [delta] if _is_ours(self) else [delta]
+    last = len(pieces) - 1
+    for i, piece in enumerate(pieces):
+        more = {**kwargs, "flush": False} if i < last and "flush" in kwargs else kwargs
+        async for chunk in original(self, index, piece, *args, **more):
+            yield chunk
 
 
 def _process_logprobs_tokens(
@@ -90,6 +109,9 @@ def _is_ours(serving: Any) -> bool:
     return checks_of(serving.tokenizer_manager) is not None
 
 
+_PIECE = re.compile(r"\w+|\s+|[^\w\s]")
+"""Text that is about a token, as SGLang's parsers of tool calls expect it."""
+
 _OPENAI = "sglang.srt.entrypoints.openai"
 _CHAT = f"{_OPENAI}.serving_chat.OpenAIServingChat"
 _COMPLETION = f"{_OPENAI}.serving_completions.OpenAIServingCompletion"
@@ -97,6 +119,14 @@ _REMOVE_WHEN = "upstream lets a model add fields to the answers of OpenAI's rout
 _TRACE = "an answer has no place for the history of its canvas"
 
 HOOKS = (
+    Hook(
+        target=f"{_CHAT}._process_tool_call_stream",
+        fn=_process_tool_call_stream,
+        why="the parsers of streamed tool calls lose arguments that come in one part "
+        "with the name, and calls that come in one part with another",
+        contract=None,
+        remove_when="upstream's parsers take several tokens at a time",
+    ),
     Hook(
         target=f"{_CHAT}._generate_stream_content",
         fn=_generate_stream_content,

@@ -24,6 +24,7 @@ from sglang_dllm.decoding.token_edits import TokenEdits
 SAFE = 9
 TOKENS = [token for token in range(VOCAB) if token not in (MASK, SAFE)]
 token = st.sampled_from(TOKENS)
+text = token.filter(lambda one: one != EOS)
 EDITS = st.builds(
     TokenEdits,
     bias=st.dictionaries(
@@ -32,7 +33,7 @@ EDITS = st.builds(
     allowed=st.none() | st.sets(token).map(lambda some: (*sorted(some), SAFE)),
     min_tokens=st.sampled_from([0, 0, 3, 7]),
     ends=st.sampled_from([(EOS,), (EOS, 8)]),
-    words=st.lists(st.lists(token, min_size=2, max_size=3).map(tuple), max_size=20).map(
+    words=st.lists(st.lists(text, min_size=2, max_size=3).map(tuple), max_size=20).map(
         lambda words: tuple(set(words))
     ),
 )

@@ -164,6 +164,7 @@ def canvas_of(family: str, request: Request) -> tuple[ToyModel, Canvas, Decoding
         template=template_of(request.template),
         sampling=request.sampling,
         ignore_eos=request.ignore_eos,
+        edits=request.edits,
     )
     return request.model, canvas, decoding
 

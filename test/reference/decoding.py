@@ -48,7 +48,7 @@ from typing import Any
 import torch
 
 from reference.cache import Forwards, Span
-from reference.edits import NONE, Edits
+from reference.edits import NONE, Edits, first_best
 from reference.memory import LogitsFn, check_computed
 from reference.record import Block, Forward, Result
 from reference.template import Part, Template, behind_given, fill_in, run_forward
@@ -316,7 +316,8 @@ class _Canvas:
         """
         if self.nfe >= MAX_FORWARDS:
             raise RuntimeError(f"no end after {MAX_FORWARDS} forwards")
-        return self.edits.rows(self, run_forward(self, span))
+        self.unedited = run_forward(self, span)
+        return self.edits.rows(self, self.unedited)
 
     def commit(
         self,
@@ -334,8 +335,8 @@ class _Canvas:
 
         `contests`: groups whose position of lowest entropy was chosen for progress.
         """
-        tokens = {i: self._best(logits[i]) for i in chosen}
-        tokens = self.edits.kept(self, tokens, logits, is_last)
+        tokens = {i: first_best(logits[i], self.mask_id) for i in chosen}
+        tokens = self.edits.kept(self, tokens, self.unedited, is_last)
         committed = sorted(tokens)
         stale = [i for i in committed if not self.is_masked(i)]
         mask_argmax: list[int] = []
@@ -370,12 +371,6 @@ class _Canvas:
         )
 
         return committed
-
-    def _best(self, row: torch.Tensor) -> int:
-        row = row.clone()
-        row[self.mask_id] = -torch.inf
-        # First index of the maximum, said plainly: topk and argmax do not promise.
-        return int((row == row.max()).nonzero()[0])
 
     def commit_rest(self, logits: torch.Tensor, eos_at: int | None) -> None:
         """Write the best token of every mask left: the last forward allowed."""

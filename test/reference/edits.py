@@ -1,4 +1,4 @@
-"""The changes of logits that a request asks for, by docs/sampling.md, in plain lists."""
+"""Changes of logits that a request asks for (docs/sampling.md): lists and scalars."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Edits:
         return row
 
     def rows(self, canvas: Any, logits: torch.Tensor) -> torch.Tensor:
-        """logits: (L, V) of a canvas -> the same after the edits, at its masks."""
+        """logits: (L, V) of a canvas -> the same after the edits."""
         logits = logits.clone()
-        for i in canvas.masked():
+        for i in range(canvas.prompt_len, len(canvas.ids)):
             logits[i] = self.row(canvas, logits[i], i)
         return logits
 
     def kept(
         self, canvas: Any, tokens: dict[int, int], logits: torch.Tensor, is_last: bool
     ) -> dict[int, int]:
-        """What a forward commits of the chosen tokens, by position.
+        """The chosen tokens that a forward commits, by position.
 
         The last token of each word that they complete together waits, or becomes
-        another one in the last forward.
+        another one in the last forward. `logits` are those before the edits.
         """
         waits = set()
         for position in tokens:
@@ -71,8 +71,8 @@ class Edits:
         kept = dict(tokens)
         for i in waits:
             row = self.row(canvas, logits[i], i)
-            row[[canvas.mask_id, *of_words]] = -torch.inf
-            kept[i] = int((row == row.max()).nonzero()[0])
+            row[list(of_words)] = -torch.inf
+            kept[i] = first_best(row, canvas.mask_id)
         return kept
 
     def _places(self, canvas: Any, position: int) -> Iterator[tuple[list[int], int]]:
@@ -88,3 +88,10 @@ class Edits:
 
 
 NONE = Edits()
+
+
+def first_best(row: torch.Tensor, mask_id: int) -> int:
+    """The best token but the mask, the first of equals: topk and argmax do not say."""
+    row = row.clone()
+    row[mask_id] = -torch.inf
+    return int((row == row.max()).nonzero()[0])

@@ -101,7 +101,7 @@ def words_edit(inputs: Inputs) -> Edit | None:
 def without_words(
     inputs: Inputs, accepted: torch.Tensor, decision: Decision
 ) -> tuple[torch.Tensor, Decision]:
-    """What is accepted of N candidates, and their tokens, so that no word is committed.
+    """The accepted ones of N candidates, and tokens, so that no word is committed.
 
     Args:
         accepted: ``(N,)`` bool.

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the token of a position is drawn.
-
-    Temperature 0 is the argmax. Statistics never see top-p, top-k and
-    min-p.
-    """
+    """How a token is drawn: temperature 0 is the argmax. Statistics see no cut."""
 
     temperature: float = 0.0
     top_p: float = 1.0
