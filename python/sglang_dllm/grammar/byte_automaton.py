@@ -101,11 +101,17 @@ class _Parts:
         return start
 
     def node(self, node: Node, behind: int) -> int:
+        # Here too: repetitions of nothing make no parts.
+        if time.thread_time() > self._deadline:
+            raise _too_large()
         if behind == _DEAD:
             return _DEAD
         match node:
             case Text(text):
-                data = text.encode("utf-8", "surrogatepass")
+                try:
+                    data = text.encode()
+                except UnicodeEncodeError:
+                    raise FormError("it has half of a surrogate pair") from None
                 return self.ranges([(byte, byte) for byte in data], behind)
             case Characters(ranges):
                 start = self.new()

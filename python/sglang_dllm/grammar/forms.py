@@ -49,7 +49,11 @@ def read_form(form: Form) -> ByteAutomaton:
     """
     if len(form.text) > MAX_TEXT_LENGTH:
         raise FormError(f"it has more than {MAX_TEXT_LENGTH} characters")
-    return byte_automaton(_rules(form))
+    try:
+        rules = _rules(form)
+    except RecursionError:
+        raise FormError("it is nested too deeply") from None
+    return byte_automaton(rules)
 
 
 def compile_form(form: Form, vocabulary: Vocabulary) -> TokenAutomaton:

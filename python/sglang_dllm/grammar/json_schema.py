@@ -11,8 +11,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import xgrammar
-
 from sglang_dllm.grammar import json_text
 from sglang_dllm.grammar.ebnf import (
     Choice,
@@ -22,10 +20,15 @@ from sglang_dllm.grammar.ebnf import (
     Rules,
     Sequence,
     Text,
-    read_rules,
 )
 from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.number_range import (
+    MAX_MULTIPLE,
+    multiples,
+    numbers_in_range,
+)
 from sglang_dllm.grammar.regex import read_regex
+from sglang_dllm.grammar.string_formats import FORMATS
 
 MAX_SCHEMA_LENGTH = 65_536
 """Characters."""
@@ -53,27 +56,9 @@ _BY_TYPE: Mapping[str, frozenset[str]] = {
 }
 _OF_ANY_TYPE = frozenset({"type", "enum", "const"})
 _CHOICES = ("anyOf", "oneOf", "allOf")
+_MAX_REFERENCES = 16
 _HARMLESS = {"uniqueItems": False, "unevaluatedProperties": False}
 """Values with which a keyword asks for nothing, or for what the rules do anyway."""
-
-_DAY = (
-    r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)"
-    r"|02-(0[1-9]|1\d|2[0-8]))"
-)
-_DATE = rf"[1-9]\d{{3}}-{_DAY}"
-_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-FORMATS: Mapping[str, str] = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "uuid": r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}",
-    "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
-    "email": r"[a-z0-9]+([._-][a-z0-9]+)*@[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+)+",
-    "hostname": r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*",
-    "uri": r"https?://[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+)+(/[A-Za-z0-9._~-]*)*",
-}
-"""The strings of a format; fewer than it allows."""
 
 
 def read_schema(text: str) -> Rules:
@@ -85,7 +70,7 @@ def read_schema(text: str) -> Rules:
     if len(text) > MAX_SCHEMA_LENGTH:
         raise FormError(f"it has more than {MAX_SCHEMA_LENGTH} characters")
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise FormError(f"it is no JSON: {error}") from None
     reader = _Reader(schema)
@@ -93,6 +78,8 @@ def read_schema(text: str) -> Rules:
         reader.rules["root"] = reader.value(schema, "#")
     except RecursionError:
         raise FormError("it is nested too deeply") from None
+    except OverflowError:
+        raise FormError("it has a number that no float can hold") from None
     return reader.rules
 
 
@@ -120,8 +107,10 @@ class _Reader:
             for key, value in schema.items()
             if key not in _NOTES
             and not key.startswith("x-")
-            and not _is_harmless(key, value)
+            and not _is_harmless(key, value, schema)
         }
+        if at != "#" and "$id" in schema:
+            raise FormError(f"{at}/$id is not served below the root")
         if not asked:
             return Rule("any")
         if "$ref" in asked:
@@ -136,7 +125,8 @@ class _Reader:
         known = _OF_ANY_TYPE.union(*_BY_TYPE.values())
         for key in asked:
             # A keyword of another type asks for nothing.
-            if key not in (served if "type" not in asked else known):
+            is_known = key in (served if "type" not in asked else known)
+            if not is_known or (key == "multipleOf" and "number" in types):
                 raise FormError(f"{at}/{key} is not served")
         if "enum" in asked or "const" in asked:
             return self.fixed(asked, types, at)
@@ -149,7 +139,9 @@ class _Reader:
             raise FormError(f"{at}/{others[0]} beside {key} is not served")
 
     def reference(self, target: Any, at: str) -> Node:
-        if not isinstance(target, str) or not target.startswith("#"):
+        # A name such as "#part" is an anchor; "%" is an escape of addresses.
+        is_path = isinstance(target, str) and (target == "#" or target[:2] == "#/")
+        if not is_path or "%" in target:
             raise FormError(f"{at}/$ref is not served; expected one inside the schema")
         if target not in self.rules:
             schema = self.root
@@ -188,19 +180,28 @@ class _Reader:
 
     def mark(self, schema: Any) -> tuple[str, dict[str, list[str]]] | None:
         """A schema's type, and the values that its required properties may have."""
-        while isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
-            found = self.root
-            for part in schema["$ref"].split("/")[1:]:
-                found = found.get(part, {}) if isinstance(found, dict) else {}
-            schema = found
+        # A reference may lead back to itself.
+        for _ in range(_MAX_REFERENCES):
+            target = schema.get("$ref") if isinstance(schema, dict) else None
+            if not isinstance(target, str) or "~" in target:
+                break
+            schema = self.root
+            for part in target.split("/")[1:]:
+                schema = schema.get(part, {}) if isinstance(schema, dict) else {}
         if not isinstance(schema, dict) or not isinstance(schema.get("type"), str):
             return None
-        consts = {}
-        for name in schema.get("required", ()):
-            one = schema.get("properties", {}).get(name, {})
+        consts: dict[str, list[str]] = {}
+        names, properties = schema.get("required"), schema.get("properties")
+        if not isinstance(names, list) or not isinstance(properties, dict):
+            return schema["type"], consts
+        for name in names:
+            one = properties.get(name) if isinstance(name, str) else None
+            if not isinstance(one, dict):
+                continue
             values = [one["const"]] if "const" in one else one.get("enum")
-            if values is not None:
-                consts[name] = [json.dumps(value) for value in values]
+            # Numbers that are equal may be written differently: 1 and 1.0.
+            if isinstance(values, list) and all(isinstance(v, str) for v in values):
+                consts[name] = values
         return schema["type"], consts
 
     def fixed(self, asked: dict[str, Any], types: list[str], at: str) -> Node:
@@ -208,7 +209,9 @@ class _Reader:
         if not isinstance(values, list):
             raise FormError(f"{at}/enum: expected a list")
         if "const" in asked:
-            values = [value for value in values if value == asked["const"]]
+            # As texts: True equals 1 in Python, but not in a schema.
+            wanted = json.dumps(asked["const"])
+            values = [value for value in values if json.dumps(value) == wanted]
         if "type" in asked:
             values = [v for v in values if any(_has_type(v, one) for one in types)]
         others = asked.keys() - {"enum", "const", "type"}
@@ -237,7 +240,7 @@ class _Reader:
                 (
                     json_text.fixed(name),
                     Text(": "),
-                    self.value(schema, f"{at}/properties/{name}"),
+                    self.value(schema, f"{at}/properties/{_escaped(name)}"),
                 )
             )
             for name, schema in properties.items()
@@ -302,34 +305,49 @@ class _Reader:
             raise FormError(f"{at}/pattern: {error}") from None
 
     def integer(self, asked: dict[str, Any], at: str) -> Node:
-        return self.in_range("integer", asked, at) or json_text.INTEGER
+        of = asked.get("multipleOf", 1)
+        if type(of) is not int or not 1 <= of <= MAX_MULTIPLE:
+            raise FormError(
+                f"{at}/multipleOf is {of!r}; expected an integer from 1 to "
+                f"{MAX_MULTIPLE}"
+            )
+        in_range = self.in_range("integer", asked, at)
+        if of == 1:
+            return in_range or json_text.INTEGER
+        if in_range:
+            raise FormError(f"{at}/multipleOf beside a limit is not served")
+        return multiples(of, f"{at} remainder", self.rules)
 
     def number(self, asked: dict[str, Any], at: str) -> Node:
         return self.in_range("number", asked, at) or json_text.NUMBER
 
     def in_range(self, kind: str, asked: dict[str, Any], at: str) -> Node | None:
-        """The numbers of a range, as xgrammar writes them."""
-        limits = {key: asked[key] for key in sorted(_BY_TYPE[kind] & asked.keys())}
-        if not limits:
-            return None
+        limits = {key: asked[key] for key in sorted(_BY_TYPE["number"] & asked.keys())}
         for key, limit in limits.items():
             if isinstance(limit, bool) or not isinstance(limit, int | float):
                 raise FormError(f"{at}/{key}: expected a number")
+        if not limits:
+            return None
         try:
-            found = xgrammar.Grammar.from_json_schema(
-                json.dumps({"type": kind, **limits}), any_whitespace=False
-            )
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0].rpartition(": ")[2]
-            raise FormError(f"{at}/{min(limits)}: {reason}") from None
-        prefix = f"{at} {kind}"
-        for name, node in read_rules(str(found)).items():
-            self.rules[f"{prefix} {name}"] = _renamed(node, prefix)
-        return Rule(f"{prefix} root")
+            return numbers_in_range(limits, kind == "integer")
+        except FormError as error:
+            raise FormError(f"{at}/{min(limits)}: {error}") from None
 
 
-def _is_harmless(key: str, value: Any) -> bool:
-    return key in _HARMLESS and value is _HARMLESS[key]
+def _is_harmless(key: str, value: Any, schema: dict[str, Any]) -> bool:
+    if key not in _HARMLESS or value is not _HARMLESS[key]:
+        return False
+    # Without properties an object may have any.
+    return key != "unevaluatedProperties" or bool(schema.get("properties"))
+
+
+def _escaped(name: str) -> str:
+    """A part of a path, so that different parts of a schema have different paths."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _types_of(asked: dict[str, Any], at: str) -> list[str]:
@@ -379,17 +397,3 @@ def _differ(
         return {one[0], other[0]} != {"integer", "number"}
     shared = one[1].keys() & other[1].keys()
     return any(not set(one[1][name]) & set(other[1][name]) for name in shared)
-
-
-def _renamed(node: Node, prefix: str) -> Node:
-    match node:
-        case Rule(name):
-            return Rule(f"{prefix} {name}")
-        case Sequence(parts):
-            return Sequence(tuple(_renamed(part, prefix) for part in parts))
-        case Choice(parts):
-            return Choice(tuple(_renamed(part, prefix) for part in parts))
-        case Repeat(part, least, most):
-            return Repeat(_renamed(part, prefix), least, most)
-        case _:
-            return node

@@ -21,6 +21,7 @@ from sglang_dllm.grammar.ebnf import (
     Sequence,
     Text,
 )
+from sglang_dllm.grammar.errors import FormError
 
 _DIGIT = Characters(((48, 57),))
 _NOT_ZERO = Characters(((49, 57),))
@@ -46,7 +47,10 @@ _ESCAPED = (*range(0x20), 0x22, 0x5C)
 
 def fixed(value: Any) -> Text:
     """One value."""
-    return Text(json.dumps(value, ensure_ascii=False))
+    try:
+        return Text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except ValueError:
+        raise FormError("it has a number that no float can hold") from None
 
 
 def character(ranges: tuple[tuple[int, int], ...]) -> Node:

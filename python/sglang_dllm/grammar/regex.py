@@ -36,7 +36,7 @@ _INVERSE = {
     sre.CATEGORY_NOT_WORD: sre.CATEGORY_WORD,
     sre.CATEGORY_NOT_SPACE: sre.CATEGORY_SPACE,
 }
-_FLAGS = re.ASCII | re.DOTALL | re.VERBOSE
+_FLAGS = re.DOTALL | re.VERBOSE
 _STARTS = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
 _ENDS = (sre.AT_END, sre.AT_END_STRING)
 
@@ -54,7 +54,7 @@ def read_regex(pattern: str) -> Node:
         raise FormError(f"it is no regular expression: {error}") from None
     flags = found.state.flags & ~re.UNICODE
     if flags & ~_FLAGS:
-        raise FormError("flags other than a, s and x are not served in an expression")
+        raise FormError("flags other than s and x are not served in an expression")
     return _Reader(bool(flags & re.DOTALL)).sequence(found, is_first=True, is_last=True)
 
 
