@@ -26,7 +26,7 @@ from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.forward_limit import is_last_forward
-from sglang_dllm.decoding.logits import Candidates, Edit
+from sglang_dllm.decoding.logits import Candidates, Edit, Logits
 from sglang_dllm.decoding.statistics import row_chunks, without_token
 from sglang_dllm.decoding.tensor_rows import indices
 
@@ -117,7 +117,9 @@ def without_words(
     if last is None or some is None:
         return accepted & ~completes, decision
     is_last = inputs.per_candidate(last)
-    others = decision.tokens.index_put((some,), _tokens_in_no_word(inputs, words, some))
+    logits = decision.logits or inputs.logits
+    found = _tokens_in_no_word(inputs, logits, words, some)
+    others = decision.tokens.index_put((some,), found)
     tokens = torch.where(completes & is_last, others, decision.tokens)
     return accepted & (is_last | ~completes), replace(decision, tokens=tokens)
 
@@ -223,7 +225,7 @@ def _completes(
 
 
 def _tokens_in_no_word(
-    inputs: Inputs, words: _Words, some: torch.Tensor
+    inputs: Inputs, all_logits: Logits, words: _Words, some: torch.Tensor
 ) -> torch.Tensor:
     """``(K,)`` int64: the best token of candidates ``(K,)`` that no word has."""
     facts = inputs.facts
@@ -236,6 +238,6 @@ def _tokens_in_no_word(
     found = some.new_zeros(0)
     for part in row_chunks(len(some), size):
         row = inputs.per_candidate(is_in_word)[some[part]]
-        logits = without_token(inputs.logits(some[part]), facts.mask_id) + row
+        logits = without_token(all_logits(some[part]), facts.mask_id) + row
         found = torch.cat([found, logits.argmax(dim=-1)])
     return found

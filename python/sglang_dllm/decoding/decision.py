@@ -91,11 +91,13 @@ class Decision:
             accepts one of a canvas, the request fails after 100000 forwards.
         tokens: ``(N,)`` int64: the token of every candidate, accepted or not.
         payload: anything for the algorithm's own ``on_commit``.
+        logits: those that the tokens are of. None for the forward's.
     """
 
     accepted: torch.Tensor
     tokens: torch.Tensor
     payload: Any = None
+    logits: Logits | None = None
 
     def check(self, num_candidates: int) -> None:
         """Check what code from outside returned.

@@ -141,7 +141,8 @@ class LLaDA(Algorithm[LLaDAOptions, LLaDAState]):
         if at_random is not None:
             order[at_random] = uniforms(inputs, Stream.ORDER)[at_random]
         rank = ranks(order, inputs.canvas_index, inputs.num_canvases)
-        return Decision(rank < inputs.per_candidate(inputs.state.quota), found.tokens)
+        accepted = rank < inputs.per_candidate(inputs.state.quota)
+        return Decision(accepted, found.tokens, logits=inputs.logits)
 
 
 def guided(inputs: Inputs) -> Logits:
