@@ -25,6 +25,7 @@ class Vocabulary:
     Attributes:
         size: V.
         eos_ids: tokens that end an answer.
+        num_bytes: ``(V,)``: of each token; 0 of one that is no text.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Vocabulary:
         self._lens = np.array([len(data) for data, _ in texts], dtype=np.int64)
         self._bytes = np.frombuffer(b"".join(d for d, _ in texts), dtype=np.uint8)
         self._starts = np.cumsum(self._lens) - self._lens
+        self.num_bytes = np.zeros(size, dtype=np.int64)
+        self.num_bytes[self._tokens] = self._lens
         first = self._bytes[self._starts] if len(texts) else np.empty(0, np.uint8)
         self._first_at = np.searchsorted(first, np.arange(257))
 
@@ -83,7 +86,11 @@ def token_automaton(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAu
     """
     num_bytes_states = len(automaton.accepting)
     end = num_bytes_states
-    steps = [vocabulary.step(automaton, state) for state in range(num_bytes_states)]
+    forced = _forced(automaton)
+    steps = [
+        _in_long_tokens(vocabulary.step(automaton, state), text, vocabulary)
+        for state, text in enumerate(forced)
+    ]
     token_class, num_classes = _classes(steps, vocabulary.size)
     of_eos = num_classes
     token_class[list(vocabulary.eos_ids)] = of_eos
@@ -117,8 +124,28 @@ def token_automaton(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAu
         edge_target=target,
         accepting=accepting,
         distance=distance,
-        forced=(*_forced(automaton), b""),
+        forced=(*forced, b""),
     )
+
+
+def _in_long_tokens(step: Step, text: bytes, vocabulary: Vocabulary) -> Step:
+    """The step of a state from which all answers go on with ``text``.
+
+    Text that has one spelling in bytes has many in tokens. Only the longest token stays,
+    so that nothing is left to decide and the token is committed at once. A token that
+    reaches over the end of the text stays too, where one token takes all of the text.
+    """
+    tokens, targets = step
+    if not len(tokens):
+        return step
+    lens = vocabulary.num_bytes[tokens]
+    longest = lens[lens <= len(text)].max(initial=0)
+    if longest == len(text):
+        kept = lens >= len(text)
+    else:
+        kept = lens == longest
+        kept[np.flatnonzero(kept)[1:]] = False
+    return tokens[kept], targets[kept]
 
 
 def _classes(steps: Sequence[Step], vocab_size: int) -> tuple[Ints, int]:
