@@ -131,9 +131,9 @@ def token_automaton(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAu
 def _in_long_tokens(step: Step, text: bytes, vocabulary: Vocabulary) -> Step:
     """The step of a state from which all answers go on with ``text``.
 
-    Text that has one spelling in bytes has many in tokens. Only the longest token stays,
-    so that nothing is left to decide and the token is committed at once. A token that
-    reaches over the end of the text stays too, where one token takes all of the text.
+    Text that has one spelling in bytes has many in tokens. Only the longest token
+    stays, so that nothing is left to decide and the token is committed at once. A token
+    that reaches over the end of the text stays too, where one token takes all of it.
     """
     tokens, targets = step
     if not len(tokens):
