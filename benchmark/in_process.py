@@ -23,6 +23,7 @@ from sglang_dllm.runtime.agreement import agreement_of
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.metrics import Metrics
 from sglang_dllm.runtime.model_forward import RunnerForward
+from sglang_dllm.runtime.round_log import RoundLog
 from sglang_dllm.runtime.rounds import finish_round, next_round
 
 
@@ -52,6 +53,7 @@ class InProcess:
         decode = DecodeConfig(self.facts.family, "FullAttnMultiBlock", {})
         self.dllm_config = SimpleNamespace(decode=decode)
         self.policy = SimpleNamespace(calc_priority=lambda waiting: None)
+        self.grammar_manager = SimpleNamespace(has_waiting_grammars=lambda: False)
         self.output_streamer = SimpleNamespace(stream_output=lambda reqs, logprob: None)
         self.metrics_reporter = SimpleNamespace(
             num_generated_tokens=0,
@@ -63,7 +65,9 @@ class InProcess:
         self.running_batch = SimpleNamespace(reqs=[], batch_is_full=False)
         self.tp_worker = SimpleNamespace(
             model_runner=runner,
-            dllm_algorithm=SimpleNamespace(engine_of=lambda scheduler: self.engine),
+            dllm_algorithm=SimpleNamespace(
+                engine_of=lambda scheduler: self.engine, round_log=RoundLog(0)
+            ),
         )
         self.new_engine()
 
