@@ -16,7 +16,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "generate": {"text": "1+1=", "sampling_params": {"max_new_tokens": 4}},
 }
 BIG = 2**70
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": 5}}
 
 # Sampling fields of the same name everywhere: top level of the OpenAI routes,
 # sampling_params of /generate.
@@ -42,8 +42,8 @@ SAMPLING: list[tuple[str, Any]] = [
     *(("allowed_token_ids", bad) for bad in (5, [], "5", [-1], [10**6], [True])),
     *(("bad_words", bad) for bad in (5, "a", [""], [" "], [5], [[]], [[10**6]])),
     *(("bad_words", bad) for bad in ([[True]], ["x" * 257], ["a"] * 600)),
-    ("regex", "[0-9]+"),
-    ("ebnf", 'root ::= "a"'),
+    *(("regex", bad) for bad in (5, True, ["a"], {"a": 1}, "a" * 65_537)),
+    *(("ebnf", bad) for bad in (5, True, ["a"], {"a": 1}, "a" * 65_537)),
     *(("stop_regex", bad) for bad in ("(a+)+$", "(", ["["])),
 ]
 
@@ -55,7 +55,7 @@ OPENAI: list[tuple[str, Any]] = [
     *(("user", bad) for bad in (5, ["a"])),
     *(("best_of", bad) for bad in (129, "1")),
     *(("min_tokens", bad) for bad in (-1, "1", True, BIG)),
-    *(("response_format", bad) for bad in ({"type": "json_object"}, SCHEMA, "text")),
+    *(("response_format", bad) for bad in ("text", 5, {"type": "x"}, SCHEMA)),
     *(("top_logprobs", bad) for bad in (2, True, -1, 21)),
     *(("logprobs", bad) for bad in ("yes", -1, 21, [])),
     *(("return_hidden_states", bad) for bad in (True, "last")),
@@ -115,7 +115,7 @@ COMPLETIONS: list[tuple[str, Any]] = [
     *(("echo", bad) for bad in (1, "yes")),
     *(("logprobs", bad) for bad in (True, "", 1.5)),
     ("add_special_tokens", False),
-    ("json_schema", "{}"),
+    ("json_schema", 5),
 ]
 
 GENERATE: list[tuple[str, Any]] = [
@@ -146,7 +146,7 @@ NATIVE: list[tuple[str, Any]] = [
     *(("sampling_seed", bad) for bad in (1.5, "1", True, BIG, 2**63)),
     *(("min_new_tokens", bad) for bad in (-1, True, "", {}, [])),
     *((field, bad) for field, bad in (("use_beam_search", True), ("typical_p", 0.5))),
-    ("json_schema", "{}"),
+    ("json_schema", 5),
     ("structural_tag", "x"),
 ]
 

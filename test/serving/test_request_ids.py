@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sglang.srt.managers.io_struct import GenerateReqInput
 
+from sglang_dllm.config.refusals import Refusals
 from sglang_dllm.patches import tokenizer_manager
 from sglang_dllm.serving import request_checks
 from sglang_dllm.serving.bad_request import BadRequest
@@ -76,6 +77,7 @@ def test_ids_of_sglang_stay(rid: str | None) -> None:
 class Checks:
     def __init__(self) -> None:
         self.ids = RequestIds()
+        self.refusals = Refusals(None, ())
 
     def check_arguments(self, obj: Any) -> None:
         pass

@@ -85,7 +85,7 @@ _Text = Annotated[str, Field(min_length=1)]
 _Texts = Annotated[list[_Text], Field(min_length=1)]
 _IdLists = Annotated[list[_Ids], Field(min_length=1)]
 _Object = Annotated[dict[str, Any], Field(description="an object")]
-_Form = Annotated[str, Field(min_length=1, max_length=65536)]
+_Form = Annotated[str, Field(max_length=65536)]
 _Schema = Annotated[
     _Form, Field(description="a JSON schema as a string, up to 65536 characters")
 ]

@@ -19,6 +19,7 @@ from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
 _REASON = "full-attention diffusion models do not implement it"
+_FORMS = ("json_schema", "regex", "ebnf")
 _FORM = "response_format, or sampling_params.json_schema, has a place for it"
 _REGEX = "regex has a place for it"
 _PENALTY = "no paper states a penalty for canvases, whose tokens come in any order"
@@ -80,7 +81,7 @@ def without_unsupported(
     """
     kept = {}
     for key, value in data.items():
-        if value is None:
+        if value is None or (value == "" and key in _FORMS):
             continue
         if key in implemented.model_fields or key in _SGLANG_CHECKS:
             kept[key] = value
