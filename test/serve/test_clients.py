@@ -86,7 +86,6 @@ def test_openai_responses(client: OpenAI, text: str) -> None:
         ("text.format", {"type": "json_object"}),
         ("tools", [{"type": "function", "name": "f", "parameters": {}}]),
         ("top_logprobs", 2),
-        ("include", ["message.output_text.logprobs"]),
         ("truncation", "auto"),
         ("seed", 1),
         ("stop_token_ids", [5]),
@@ -178,7 +177,6 @@ def test_ollama(demo_server: Server, text: str, path: str, asked: Any) -> None:
     [
         ("repeat_penalty", 1.3),
         ("mirostat", 2),
-        ("min_p", 0.1),
         ("num_predict", 5000),
         ("num_predict", 0),
         ("num_ctx", 64),
