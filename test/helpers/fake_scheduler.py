@@ -80,6 +80,7 @@ class FakeScheduler:
             report_decode_stats=lambda *args, **kwargs: None,
         )
         self.output_streamer = SimpleNamespace(stream_output=self._send)
+        self.grammar_manager = SimpleNamespace(has_waiting_grammars=lambda: False)
         self.weight_updater = SimpleNamespace(scheduler=self, offload_tags=set())
         self.sent: dict[str, list[int]] = {}
         self.waiting_queue: list[Req] = []
