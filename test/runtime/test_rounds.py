@@ -150,7 +150,7 @@ def test_a_retracted_request_whose_algorithm_failed_leaves(
 @prelaunched
 def test_a_pause_begins_with_no_forward_in_flight(prelaunch: bool) -> None:
     """An update of the weights in between must not meet hidden states of the old."""
-    from sglang_dllm.patches.scheduler import HOOKS
+    from sglang_dllm.patches.scheduler import _pause_generation
 
     scheduler = FakeScheduler(prelaunch=prelaunch)
     req = scheduler.queue("one", 8, (1, 0))
@@ -162,7 +162,7 @@ def test_a_pause_begins_with_no_forward_in_flight(prelaunch: bool) -> None:
         seen.append((found.engine.in_flight, request))
         return "paused"
 
-    assert HOOKS[0].fn(original, scheduler, "in_place") == "paused"
+    assert _pause_generation(original, scheduler, "in_place") == "paused"
     assert seen == [(None, "in_place")]
     scheduler.loop_to_end()
     assert [list(req.output_ids)] == answers(8, 1)

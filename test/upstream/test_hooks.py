@@ -311,6 +311,8 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         return [(serving, manager)]
     if name == "_generate_stream_content":
         return [(serving, "content", 0, "request", "created")]
+    if name == "_process_tool_call_stream":
+        return [(serving, 0, "delta", "parsers")]
     if ".entrypoints." in hook.target and hook.contract[0] == "self":
         return [(serving, *(one for one in hook.contract[1:] if one != "kwargs"))]
     calls: dict[str, list[tuple[Any, ...]]] = {
@@ -319,6 +321,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
         "pause_generation": [(s, "recv_req") for s in schedulers],
+        "init_grammar_manager": [(s,) for s in schedulers],
         "get_internal_state": [(s, "recv_req") for s in schedulers],
         **{
             name: [(SimpleNamespace(scheduler=s), "recv_req") for s in schedulers]
