@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from helpers.off_arguments import llama_manager, off_arguments
 from sglang_dllm import SUPPORTED_SGLANG
 from sglang_dllm.errors import UpstreamContractError
 from sglang_dllm.patches import HOOKS
-from sglang_dllm.patches.weight_updater import CHANGES
 from sglang_dllm.upstream import hooks as hooks_module
 from sglang_dllm.upstream.contract import Contract
 from sglang_dllm.upstream.extensions import EXTENSION_POINTS
@@ -265,17 +264,6 @@ def test_sglangs_loader_applies_all_of_them() -> None:
     assert done.stdout.endswith("all applied\n"), done.stdout + done.stderr
 
 
-def llama() -> SimpleNamespace:
-    return SimpleNamespace(architectures=["LlamaForCausalLM"], vocab_size=300)
-
-
-def llama_manager() -> SimpleNamespace:
-    return SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=llama()),
-        server_args=SimpleNamespace(dllm_algorithm=None),
-    )
-
-
 @pytest.fixture(autouse=True)
 def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state that hooks look up: the checkpoint's config and the server's state."""
@@ -291,62 +279,6 @@ def a_llama_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "sglang.srt.entrypoints.http_server.get_global_state", lambda: state
     )
-
-
-def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
-    """Calls of a target that are not about a full-attention model."""
-    name = hook.target.rsplit(".", 1)[1]
-    args = SimpleNamespace(dllm_algorithm=None, hf_config=llama())
-    theirs = SimpleNamespace(dllm_algorithm="LowConfidence", hf_config=llama())
-    manager = llama_manager()
-    schedulers = [
-        SimpleNamespace(dllm_config=None),
-        SimpleNamespace(dllm_config=SimpleNamespace(block_size=4)),
-    ]
-    serving = SimpleNamespace(
-        tokenizer_manager=manager,
-        openai_serving_chat=SimpleNamespace(tokenizer_manager=manager),
-    )
-    if "OllamaServing" in hook.target:
-        return [(serving, manager)]
-    if name == "_generate_stream_content":
-        return [(serving, "content", 0, "request", "created")]
-    if name == "_process_tool_call_stream":
-        return [(serving, 0, "delta", "parsers")]
-    if ".entrypoints." in hook.target and hook.contract[0] == "self":
-        return [(serving, *(one for one in hook.contract[1:] if one != "kwargs"))]
-    calls: dict[str, list[tuple[Any, ...]]] = {
-        "from_server_args": [(args,), (theirs,)],
-        "init_diffusion_llm": [(s,) for s in schedulers],
-        "get_new_batch_dllm": [(s, "running") for s in schedulers],
-        "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
-        "pause_generation": [(s, "recv_req") for s in schedulers],
-        "init_grammar_manager": [(s,) for s in schedulers],
-        "get_internal_state": [(s, "recv_req") for s in schedulers],
-        **{
-            name: [(SimpleNamespace(scheduler=s), "recv_req") for s in schedulers]
-            for name in CHANGES
-        },
-        "init_forward_metadata": [hook.contract],
-        "forward_extend": [hook.contract],
-        "_validate_one_request": [(manager, "obj", [1, 2])],
-        "generate_request": [(manager, "obj", "request")],
-        "abort_request": [(manager, "rid", False), (manager, "", True)],
-        "set_global_state": [(SimpleNamespace(tokenizer_manager=manager),)],
-        "prepare_server_args": [(["--model-path", "x"],)],
-        "json": [("request",)],
-        "get_default_sampling_params": [(SimpleNamespace(hf_config=llama()),)],
-        "launch_server": [(args,), (theirs,)],
-        "kill_process_tree": [(os.getpid(), True), (os.getpid(), False), (1, True)],
-        "sigterm_handler": [("handler", 15, None)],
-        "sigterm_watchdog": [(manager,)],
-        "__init__": [("scheduler", args, "port_args")],
-        "run_event_loop": [("scheduler",)],
-        "load_model": [("runner",)],
-        "_handle_missing_default_values": [(args,), (theirs,)],
-        "_handle_gpu_memory_settings": [(args, 1024), (theirs, 1024)],
-    }
-    return calls[name]
 
 
 def call(hook: Hook, act: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import xgrammar
 
@@ -20,7 +20,6 @@ from sglang_dllm.grammar.regex import read_regex
 from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
 
 Kind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MAX_TEXT_LENGTH = 65_536
 """Characters of the text of a form."""

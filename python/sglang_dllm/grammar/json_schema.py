@@ -30,9 +30,6 @@ from sglang_dllm.grammar.number_range import (
 from sglang_dllm.grammar.regex import read_regex
 from sglang_dllm.grammar.string_formats import FORMATS
 
-MAX_SCHEMA_LENGTH = 65_536
-"""Characters."""
-
 _NOTES = frozenset(
     {
         *("title", "description", "default", "example", "examples", "$schema", "$id"),
@@ -67,8 +64,6 @@ def read_schema(text: str) -> Rules:
     Raises:
         FormError: naming the place and the keyword that cannot be honoured.
     """
-    if len(text) > MAX_SCHEMA_LENGTH:
-        raise FormError(f"it has more than {MAX_SCHEMA_LENGTH} characters")
     try:
         schema = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

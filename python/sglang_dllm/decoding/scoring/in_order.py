@@ -62,7 +62,7 @@ class GreedyState(ScoringState):
 
 
 class Greedy(Scorer[ScoringOptions, GreedyState]):
-    """Whether greedy decoding finds the continuation (LLaDA's suffix rule).
+    """Finds out whether greedy decoding gives the continuation (LLaDA's suffix rule).
 
     The most likely token is committed where the model is surest, one in each forward.
     A canvas ends with its first wrong token: the answer is known then.
