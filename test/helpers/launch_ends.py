@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-SECONDS = 90
+SECONDS = 150
 """A launch that takes longer is killed and has the status -9."""
 
 
@@ -66,7 +66,7 @@ def ends(launches: Iterable[Sequence[object]]) -> list[tuple[int, str]]:
         input=json.dumps([[str(word) for word in launch] for launch in launches]),
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -22,24 +22,28 @@ class Server(ServerProcess):
         answer: dict[str, Any] = response.json()
         return answer
 
-    def load(self) -> dict[str, Any]:
-        """Numbers of running and waiting requests and of used tokens, for routers."""
+    def loads(self) -> list[dict[str, Any]]:
+        """Each rank's numbers of running and waiting requests and of used tokens."""
         response = requests.get(f"{self.base_url}/v1/loads", timeout=30)
-        (load,) = response.json()["loads"]
-        return dict(load)
+        return [dict(load) for load in response.json()["loads"]]
+
+    def load(self) -> dict[str, Any]:
+        """The numbers of a server of one rank."""
+        (load,) = self.loads()
+        return load
 
     def wait_until_idle(self, seconds: float = 30) -> dict[str, Any]:
-        """Wait until nothing runs, and return the load.
+        """Wait until nothing runs, and return the load of the first rank.
 
         Raises:
             AssertionError: a request still runs, waits or holds tokens in the end.
         """
+        held = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")
         deadline = time.monotonic() + seconds
         while True:
-            load = self.load()
-            held = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")
-            if not any(load[name] for name in held):
-                return load
+            loads = self.loads()
+            if not any(load[name] for load in loads for name in held):
+                return loads[0]
             if time.monotonic() > deadline:
-                raise AssertionError(f"not idle after {seconds} s: {load}")
+                raise AssertionError(f"not idle after {seconds} s: {loads}")
             time.sleep(0.2)

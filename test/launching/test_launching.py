@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sglang_dllm.errors import ConfigError
-from sglang_dllm.launching import server
+from sglang_dllm.launching import processes, server
 from sglang_dllm.launching.address import check_address
 from sglang_dllm.launching.doorkeeper import Doorkeeper
 from sglang_dllm.launching.end_note import End, EndNote, bad_input, one_line, reported
@@ -66,7 +67,7 @@ def test_a_port_whose_server_has_just_ended_is_free() -> None:
 
 LISTENS_LATE = """
 import socket, sys
-from sglang_dllm.launching import server
+from sglang_dllm.launching import processes, server
 from sglang_dllm.patches.server_processes import _on_startup
 with socket.socket() as taken:
     taken.bind(("127.0.0.1", 0))
@@ -177,7 +178,7 @@ time.sleep(60)
 
 def test_a_process_that_is_killed_is_seen_and_named() -> None:
     seen: list[Any] = []
-    watch = Watch(lambda: seen.append(watch.gone()))
+    watch = Watch(lambda: seen.append(watch.gone()), lambda: False)
     with subprocess.Popen([sys.executable, "-c", CHILD], stdout=-1) as child:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
         watch.complete()
@@ -189,6 +190,18 @@ def test_a_process_that_is_killed_is_seen_and_named() -> None:
             time.sleep(0.05)
     text = f"sglang::scheduler (pid {child.pid}) was killed by SIGKILL"
     assert seen == [Gone(text, was_killed=True)]
+
+
+def test_a_process_that_has_failed_and_hangs_ends_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_TIME_TO_GO", 1.0)
+    seen, has_failed = threading.Event(), threading.Event()
+    watch = Watch(seen.set, has_failed.is_set)
+    watch.start()
+    assert not seen.wait(1.5)
+    has_failed.set()
+    assert seen.wait(5)
 
 
 CONTROLLER = """
@@ -207,7 +220,7 @@ sys.stdin.read()
 
 def test_a_rank_below_a_controller_is_seen() -> None:
     """A fork of the controller, with its title, may go."""
-    watch = Watch(lambda: None)
+    watch = Watch(lambda: None, lambda: False)
     with subprocess.Popen(
         [sys.executable, "-c", CONTROLLER], stdin=-1, stdout=-1
     ) as controller:

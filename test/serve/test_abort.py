@@ -14,107 +14,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import requests
 
+from helpers.ended_requests import (
+    Ask,
+    abort,
+    abort_all,
+    random_asks,
+    send,
+    send_again,
+    send_all,
+)
 from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import write_llada
-from sglang_dllm.decoding.caches.registry import CACHES
 
 BAD_LOG_LINE = re.compile(r"memory leak|Mem Leak|double free|Traceback|SIGQUIT")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request and how it is to end."""
-
-    rid: str
-    prompt: tuple[int, ...]
-    length: int
-    stream: bool = False
-    end: str = "survive"  # "survive" | "abort" (by rid) | "close" (the connection)
-    delay: float = 0.0
-    cache: str = "none"
-
-    def body(self) -> dict[str, Any]:
-        return {
-            "rid": self.rid,
-            "input_ids": list(self.prompt),
-            "stream": self.stream,
-            "sampling_params": {
-                "max_new_tokens": self.length,
-                "temperature": 0,
-                "ignore_eos": True,
-                "custom_params": {"dllm": {"cache": self.cache, "block_size": 16}},
-            },
-        }
-
-
-def random_asks(seed: int, num: int, longest: int) -> list[Ask]:
-    """A third of them ended early, a third of those by closing the connection.
-
-    Many an id begins with another one's, and none of them may notice.
-    """
-    rng = random.Random(seed)
-    ends = ["abort", "close", "abort", *["survive"] * 6]
-    return [
-        Ask(
-            rid=f"{i}",
-            prompt=tuple(rng.choices(range(32, 60), k=rng.randint(1, 40))),
-            length=longest if i % 13 == 0 else rng.choice([8, 16, 33, 64, 100, 200]),
-            stream=rng.random() < 0.5,
-            end=ends[i % len(ends)],
-            cache=rng.choice(["none", "none", *list(CACHES)[1:]]),
-            delay=rng.random() * 3,
-        )
-        for i in range(num)
-    ]
-
-
-def send(server: Server, ask: Ask) -> dict[str, Any] | None:
-    """The last answer of a request; None where we or the server hung up."""
-    url = server.base_url + "/generate"
-    if ask.end == "close":
-        with contextlib.suppress(requests.RequestException):
-            timeout = (30, ask.delay + 0.01)
-            with requests.post(
-                url, json=ask.body(), stream=True, timeout=timeout
-            ) as response:
-                deadline = time.monotonic() + ask.delay
-                for _ in response.iter_lines():
-                    if time.monotonic() > deadline:
-                        break
-        return None
-    if ask.end == "abort":
-        timer = threading.Timer(ask.delay, abort, (server, ask.rid))
-        timer.start()
-    with requests.post(url, json=ask.body(), stream=True, timeout=300) as response:
-        if not ask.stream:
-            return dict(response.json())
-        events = [line[6:] for line in response.iter_lines() if line[:6] == b"data: "]
-    assert events[-1] == b"[DONE]"
-    return dict(json.loads(events[-2]))
-
-
-def send_again(server: Server, ask: Ask) -> dict[str, Any]:
-    """The same id is used again at once."""
-    answer = send(server, replace(ask, end="survive"))
-    assert answer is not None
-    return answer
-
-
-def abort(server: Server, rid: str) -> None:
-    assert server.post("/abort_request", rid=rid).ok
-
-
-def send_all(
-    server: Server, asks: list[Ask]
-) -> Iterator[tuple[Ask, dict[str, Any] | None]]:
-    with ThreadPoolExecutor(len(asks)) as pool:
-        yield from zip(asks, pool.map(lambda a: send(server, a), asks), strict=True)
 
 
 def check_complete(ask: Ask, answer: dict[str, Any] | None) -> None:
@@ -223,7 +140,9 @@ def test_a_storm_of_64_with_a_third_aborted(server: Server) -> None:
 
 
 def test_an_aborted_stream_keeps_what_was_committed(server: Server) -> None:
-    ask = Ask("keep", (49, 43, 50), 700, stream=True, end="abort", delay=0.5)
+    ask = Ask(
+        "keep", (49, 43, 50), 700, stream=True, end="abort", delay=0.5, is_slow=True
+    )
     answer = send(server, ask)
     assert answer is not None
     meta = answer["meta_info"]
@@ -257,7 +176,7 @@ def test_a_request_whose_id_begins_like_an_ended_one_finishes(
     server: Server, end: str
 ) -> None:
     asks = [
-        Ask("job-1", (40, 41), 700, stream=True, end=end, delay=0.3),
+        Ask("job-1", (40, 41), 700, stream=True, end=end, delay=0.3, is_slow=True),
         Ask("job-10", (42, 43), 300),
         Ask("job-1-b", (44, 45), 300, stream=True),
     ]
@@ -274,7 +193,7 @@ def test_a_request_whose_id_begins_like_an_ended_one_finishes(
 
 
 def test_an_abort_ends_all_copies(server: Server) -> None:
-    ask = Ask("many", (46, 47), 700, end="abort", delay=0.3)
+    ask = Ask("many", (46, 47), 700, end="abort", delay=0.3, is_slow=True)
     body = ask.body()
     body["sampling_params"]["n"] = 3
     timer = threading.Timer(ask.delay, abort, (server, "many"))
@@ -287,14 +206,15 @@ def test_an_abort_ends_all_copies(server: Server) -> None:
 
 
 def test_abort_all_empties_the_server(server: Server) -> None:
-    asks = [Ask(f"all-{i}", (40 + i % 9, 50), 600) for i in range(48)]
-    timer = threading.Timer(
-        1.5, lambda: server.post("/abort_request", rid="", abort_all=True)
-    )
-    timer.start()
-    answers = list(send_all(server, asks))
-    ended = [answer and answer["meta_info"]["finish_reason"] for _, answer in answers]
-    assert sum(reason["type"] == "abort" for reason in ended if reason) >= 40
+    asks = [Ask(f"all-{i}", (40 + i % 9, 50), 600, is_slow=True) for i in range(48)]
+    aborting = threading.Thread(target=abort_all, args=(server, len(asks)))
+    aborting.start()
+    answers = [answer for _, answer in send_all(server, asks)]
+    aborting.join()
+    ended = [
+        answer["meta_info"]["finish_reason"]["type"] for answer in answers if answer
+    ]
+    assert ended == ["abort"] * len(asks)
     check_still_well(server)
 
 

@@ -21,6 +21,9 @@ _CONTROLLER = _TITLE + "data_parallel_controller"
 _INTERVAL = 0.5
 """Seconds between two looks."""
 
+_TIME_TO_GO = 10.0
+"""Seconds in which a process that has told of its failure has to end."""
+
 
 def kill_children(timeout: float = 30) -> None:
     """Kill all processes below this one, and wait until they hold nothing."""
@@ -74,15 +77,21 @@ class Watch:
     """Looks twice a second whether SGLang's processes below this one live.
 
     SGLang looks too, but not at the ranks below a data parallel controller, and not
-    before the model is loaded.
+    before the model is loaded. A process that fails may hang while it ends: its threads
+    or its rank's connections wait for somebody.
     """
 
-    def __init__(self, on_gone: Callable[[], None]) -> None:
+    def __init__(
+        self, on_gone: Callable[[], None], has_failed: Callable[[], bool]
+    ) -> None:
         """
         Args:
-            on_gone: called once, in the watch's thread, when a process has gone.
+            on_gone: called once, in the watch's thread, when a process has gone, or has
+                failed and is still there after 10 s.
+            has_failed: True once a process has told of its failure.
         """
         self._on_gone = on_gone
+        self._has_failed = has_failed
         self._titles: dict[psutil.Process, str] = {}
         self._is_complete = threading.Event()
         self._is_stopped = threading.Event()
@@ -113,11 +122,13 @@ class Watch:
         return max(found, key=lambda gone: gone.was_killed, default=None)
 
     def _run(self) -> None:
+        seconds_failed = 0.0
         while not self._is_stopped.wait(_INTERVAL):
             if not self._is_complete.is_set():
                 self._find_new()
-            gone = self.gone()
-            if gone is not None and not self._is_stopped.is_set():
+            seconds_failed += _INTERVAL if self._has_failed() else 0
+            is_over = self.gone() is not None or seconds_failed >= _TIME_TO_GO
+            if is_over and not self._is_stopped.is_set():
                 self._on_gone()
                 return
 

@@ -38,7 +38,7 @@ class ServerLaunch:
 
     def __init__(self) -> None:
         self.note = EndNote.create()
-        self.watch = Watch(self._on_gone)
+        self.watch = Watch(self._on_gone, lambda: self.note.read() is not None)
         self._num_active = 0
         self._num_signals = 0
         self._is_drained = False
