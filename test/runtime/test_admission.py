@@ -168,22 +168,6 @@ def test_a_request_is_done_without_a_canvas() -> None:
     assert scheduler.sent == {"empty": [0]}
 
 
-def test_the_queue_waits_for_slots_in_its_order() -> None:
-    scheduler = FakeScheduler(slots=25, context_len=50)
-    reqs = [scheduler.queue(f"{i}", length=8) for i in range(3)]
-    long = scheduler.queue("long", length=18)
-    short = scheduler.queue("short", length=4)
-    scheduler.loop()
-    assert scheduler.running == ["0", "1"], "two canvases of 10 tokens fit"
-    while "long" not in scheduler.running:
-        scheduler.loop()
-        # The short one fits, and waits all the same.
-        assert "short" not in scheduler.running
-    scheduler.loop_to_end()
-    assert [end_of(r)[0] for r in (*reqs, long, short)] == ["length"] * 5
-    assert scheduler.free_slots == (25, 4)
-
-
 def test_one_canvas_may_exceed_the_tokens_of_a_round() -> None:
     scheduler = FakeScheduler(max_prefill_tokens=12)
     scheduler.queue("large", length=30)

@@ -7,8 +7,9 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from sglang_dllm.decoding.guard import Guard, text_of
-from sglang_dllm.runtime.admission import Denoising, enter, round_load
+from sglang_dllm.runtime.admission import Denoising, enter
 from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.load import round_load
 from sglang_dllm.runtime.schedule_batch import (
     fill_ids,
     set_aside_slots,
