@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.utils.common import ceil_align
 
@@ -122,3 +123,22 @@ def _asked(req: Req) -> dict[str, Any]:
     custom = req.sampling_params.custom_params
     asked = custom.get(CUSTOM_PARAMS_KEY) if isinstance(custom, dict) else None
     return asked if isinstance(asked, dict) else {}
+
+
+def true_load(told: Any, inquirer: Any) -> Any:
+    """SGLang's load of a rank, with the canvases that wait in place of their prompts.
+
+    Args:
+        told: SGLang's ``LoadSnapshot``. Its ``num_used_tokens`` are the slots that
+            running canvases hold.
+        inquirer: SGLang's, which has made it.
+    """
+    page_size = inquirer.token_to_kv_pool_allocator.page_size
+    num_waiting = waiting_tokens(inquirer.get_waiting_queue(), page_size)
+    total = told.num_used_tokens + num_waiting
+    return msgspec.structs.replace(
+        told,
+        num_waiting_uncached_tokens=num_waiting,
+        num_total_tokens=total,
+        num_active_tokens=total,
+    )
