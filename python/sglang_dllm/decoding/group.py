@@ -22,7 +22,7 @@ from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
 from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.forward_limit import accept_all, widen
-from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.guard import Guard, message_of
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.resolved import Decoding
@@ -321,4 +321,4 @@ class Group:
     def _fail(self, error: Exception) -> None:
         logger.error("%s failed", self.algorithm.name, exc_info=error)
         for canvas in self.records:
-            canvas.fail(f"{self.algorithm.name}: {text_of(error)}")
+            canvas.fail(f"{self.algorithm.name}: {message_of(error)}")

@@ -33,7 +33,7 @@ from sglang_dllm.config.scoring import given_scoring
 from sglang_dllm.config.token_fields import token_edits_of
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
-from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.guard import Guard, message_of, text_of
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
@@ -235,7 +235,7 @@ def _end(req: Req, error: Exception, engine: DenoisingEngine) -> None:
         )
     else:
         logger.error("request %s could not start", req.rid, exc_info=error)
-        req.finished_reason = failed(text_of(error))
+        req.finished_reason = failed(message_of(error))
 
 
 def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
