@@ -226,6 +226,7 @@ def _progress(
     num_candidates: int,
     start: int,
     end: int,
+    span_end: int,
 ) -> Progress:
     return Progress(
         num_forwards,
@@ -234,4 +235,5 @@ def _progress(
         bool(done),
         num_candidates,
         (start, end),
+        span_end,
     )
