@@ -61,7 +61,7 @@ class Arcs:
     def edges_of(self, states: Ints, classes: Ints) -> tuple[Ints, Ints]:
         """The edge of each of n states for a class: its arc, and 1 or 0 for none."""
         key = states * self.width + classes
-        at = np.searchsorted(self.edge_key, key).clip(max=len(self.edge_key) - 1)
+        at = np.minimum(self.edge_key.searchsorted(key), len(self.edge_key) - 1)
         return self.edge_arc[at], (self.edge_key[at] == key).astype(np.int64)
 
 

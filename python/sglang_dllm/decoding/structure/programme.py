@@ -13,7 +13,7 @@ a launch on a GPU takes five, and a strip has some thirty operations a position.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -43,27 +43,29 @@ class Strip:
     behind: int
 
 
-@dataclass(eq=False)
-class _Layer:
-    """The ways over one position.
+@dataclass(frozen=True, eq=False)
+class _Ways:
+    """All ways of all strips: nodes, which are states in front of positions, and arcs.
+
+    Nodes and arcs are in the order of their positions. Behind the last arc is one from
+    the last node to itself, for strips that have ended.
 
     Attributes:
-        num_nodes: states of all strips that are reached in front of the position.
-        num_going: the first ones of them, whose strips have the position.
-        strip: ``(num_going,)``: of each such node.
-        source, target: ``(n,)``, ascending by source: the nodes in front of and behind
-            each arc that is part of a valid answer.
-        arc: ``(n,)``.
-        slot: ``(n,)``: where the score of each arc is.
+        first_nodes: the node in front of each strip.
+        num_nodes: with the last one, which no arc of a strip reaches.
+        source, target: of each arc. Arcs of one source are neighbours.
+        slot: where the score of each arc is; -1 for a token that is committed.
+        ends: ``(W + 1,)``: where the arcs of each position begin, and the last end.
+        going: first and last node of each position whose strip goes on.
     """
 
+    first_nodes: Ints
     num_nodes: int
-    num_going: int
-    strip: Ints
     source: Ints
     target: Ints
-    arc: Ints
     slot: Ints
+    ends: Ints
+    going: list[slice]
 
 
 class Programme:
@@ -71,8 +73,6 @@ class Programme:
 
     Attributes:
         rows: ``(S, W)``: the masks are numbered, strip by strip; -1 for others.
-        possible: ``(R, C)``: the classes that some valid answer has at each mask, as
-            the automaton of the strip counts them.
         form: ``(R,)``: the place of the automaton of each mask among ``forms``.
     """
 
@@ -83,9 +83,8 @@ class Programme:
         """
         self._arcs, self.num_classes = forms.arcs, forms.arcs.width
         self._automata = list(forms.place)
-        self._first = [forms.first[forms.place[one.automaton]] for one in strips]
-        longest = max(len(strip.classes) for strip in strips)
-        classes = np.full((len(strips), longest), -2)
+        lens = np.array([len(strip.classes) for strip in strips])
+        classes = np.full((len(strips), int(lens.max())), -2)
         for row, strip in zip(classes, strips, strict=True):
             row[: len(strip.classes)] = strip.classes
         is_mask = classes == -1
@@ -94,122 +93,118 @@ class Programme:
         place = np.array([forms.place[strip.automaton] for strip in strips])
         self.form = np.repeat(place, is_mask.sum(axis=1))
         # The longest first, so that the nodes of those that go on are in front.
-        lens = np.array([len(strip.classes) for strip in strips])
-        self._order = np.argsort(-lens, kind="stable")
-        self._classes = classes[self._order]
-        self._row = self.rows[self._order]
-        self._lens = lens[self._order]
-        self._layers = self._forward(strips)
-        self._drop_dead_ends()
-        self._name_slots()
+        order = np.argsort(-lens, kind="stable")
+        first = np.array(forms.first)[place]
+        ways = self._forward([strips[i] for i in order], first[order], order)
+        known = np.flatnonzero((classes >= 0).any(axis=0))
+        if len(known):
+            ways = _without_dead_ends(ways, int(known[-1]) + 1)
+        self._name_slots(ways)
 
-    def _forward(self, strips: Sequence[Strip]) -> list[_Layer]:
-        """The arcs that are reached from the start and are not too far from an end."""
+    def _forward(self, strips: Sequence[Strip], first: Ints, order: Ints) -> _Ways:
+        """The arcs that are reached from the start and are not too far from an end.
+
+        Args:
+            strips: the longest first.
+            first: the first state of each one's automaton.
+            order: the places of these strips in ``rows``.
+        """
         arcs, num = self._arcs, self._arcs.num_states
-        room = np.array([len(strip.classes) + strip.behind for strip in strips])
-        room = room[self._order]
-        nodes = np.array(
-            [
-                place * num + self._first[index] + state
-                for place, index in enumerate(self._order.tolist())
-                if (state := strips[index].state) is not None
-                and strips[index].automaton.distance[state] <= room[place]
-            ],
-            dtype=np.int64,
-        )
-        self._begins = nodes
+        lens = np.array([len(strip.classes) for strip in strips])
+        room = lens + np.array([strip.behind for strip in strips])
+        width = self.rows.shape[1]
+        slot_base = self.rows[order].T * arcs.num_labels
+        classes = np.full((width, len(strips)), -1)
+        for at, strip in enumerate(strips):
+            classes[: len(strip.classes), at] = strip.classes
+        has_token = np.any(classes >= 0, axis=1).tolist()
+        going = (lens[None] > np.arange(width)[:, None]).sum(axis=1)
+        tightest = np.minimum.accumulate(room)[going - 1] - np.arange(width) - 1
         is_node = np.zeros(len(strips) * num, dtype=bool)
-        place_of = np.empty(len(is_node), dtype=np.int64)
-        going = (self._lens[:, None] > np.arange(self._classes.shape[1])).sum(axis=0)
-        has_token = (self._classes >= 0).any(axis=0)
-        layers = []
+        place_of = np.zeros(len(is_node), dtype=np.int64)
+        begins = [
+            at * num + first[at] + strip.state
+            for at, strip in enumerate(strips)
+            if strip.state is not None
+            and strip.automaton.distance[strip.state] <= room[at]
+        ]
+        nodes = np.array(begins, dtype=np.int64)
+        is_tight = np.atleast_1d(arcs.distance.max() > tightest).tolist()
+        num_before, ends = 0, [0]
+        sources, targets, slots, going_nodes = [], [], [], []
         for at, num_strips in enumerate(going.tolist()):
-            num_going = int(np.searchsorted(nodes, num_strips * num))
-            strip, state = np.divmod(nodes[:num_going], num)
+            here = nodes[: nodes.searchsorted(num_strips * num)]
+            owner = here // num
+            state = here - owner * num
             begin, count = arcs.begin[state], arcs.count[state]
             if has_token[at]:
-                of_class = self._classes[strip, at]
+                of_class = classes[at, owner]
                 (known,) = (of_class >= 0).nonzero()
-                begin[known], count[known] = arcs.edges_of(
-                    state[known], of_class[known]
-                )
-            arc = ragged(begin, count)
-            source = np.repeat(np.arange(num_going), count)
+                edges = arcs.edges_of(state[known], of_class[known])
+                begin[known], count[known] = edges
+            source = np.arange(len(here)).repeat(count)
+            arc = (begin - count.cumsum() + count)[source]
+            arc += np.arange(len(source))
             target = arcs.target[arc]
-            kept = arcs.distance[target] <= (room[strip] - at - 1)[source]
-            if not kept.all():
-                arc, source, target = arc[kept], source[kept], target[kept]
-            key = (strip * num)[source] + target
+            if is_tight[at]:
+                left = room[owner] - (at + 1)
+                kept = arcs.distance[target] <= left[source]
+                source, arc, target = source[kept], arc[kept], target[kept]
+            key = (here - state)[source] + target
             is_node[key] = True
             (behind,) = is_node.nonzero()
             is_node[behind] = False
-            place_of[behind] = np.arange(len(behind))
-            layers.append(
-                _Layer(len(nodes), num_going, strip, source, place_of[key], arc, arc)
-            )
-            nodes = behind
-        self._num_last = len(nodes)
-        return layers
+            num_behind = num_before + len(nodes)
+            place_of[behind] = np.arange(num_behind, num_behind + len(behind))
+            label = arcs.label[arc]
+            slot = slot_base[at, owner][source] + label
+            if has_token[at]:
+                slot[label < 0] = -1
+            ends.append(ends[-1] + len(source))
+            going_nodes.append(slice(num_before, num_before + len(here)))
+            sources.append(source + num_before)
+            targets.append(place_of[key])
+            slots.append(slot)
+            nodes, num_before = behind, num_behind
+        last = num_before + len(nodes)
+        return _Ways(
+            np.arange(len(begins)),
+            last + 1,
+            np.concatenate([*sources, [last]]),
+            np.concatenate([*targets, [last]]),
+            np.concatenate([*slots, [-1]]),
+            np.array(ends),
+            going_nodes,
+        )
 
-    def _drop_dead_ends(self) -> None:
-        """Keep arcs from which the tokens that are committed behind can be reached."""
-        (known,) = (self._classes >= 0).any(axis=0).nonzero()
-        if not len(known):
-            return
-        last = int(known[-1])
-        lives = np.ones(self._num_nodes(last + 1), dtype=bool)
-        for layer in reversed(self._layers[: last + 1]):
-            kept = lives[layer.target]
-            if not kept.all():
-                layer.source, layer.target = layer.source[kept], layer.target[kept]
-                layer.arc = layer.arc[kept]
-            lives = np.ones(layer.num_nodes, dtype=bool)
-            lives[: layer.num_going] = False
-            lives[layer.source] = True
-        if not lives.all():
-            # Without a valid answer nothing of a strip is possible.
-            self._drop_unreached(lives)
-
-    def _drop_unreached(self, lives: Bools) -> None:
-        """Arcs of no living node in front, from the start on."""
-        self._begins = self._begins[lives]
-        renumbered = np.cumsum(lives) - 1
-        first = self._layers[0]
-        first.source = renumbered[first.source]
-        first.strip = first.strip[lives[: first.num_going]]
-        first.num_going = len(first.strip)
-        first.num_nodes = len(self._begins)
-
-    def _num_nodes(self, at: int) -> int:
-        """Nodes in front of a position."""
-        layers = self._layers
-        return layers[at].num_nodes if at < len(layers) else self._num_last
-
-    def _name_slots(self) -> None:
+    def _name_slots(self, ways: _Ways) -> None:
         """Give the arcs of one mask and one label one slot for their score."""
         num = self._arcs.num_labels
         is_slot = np.zeros(self.num_rows * num + 1, dtype=bool)
-        for at, layer in enumerate(self._layers):
-            label = self._arcs.label[layer.arc]
-            row = self._row[layer.strip, at][layer.source]
-            layer.slot = np.where(label < 0, len(is_slot) - 1, row * num + label)
-            is_slot[layer.slot] = True
+        is_slot[ways.slot] = True
         is_slot[-1] = False
         (slots,) = is_slot.nonzero()
         place = np.empty(len(is_slot), dtype=np.int64)
         place[slots] = np.arange(len(slots))
-        place[-1] = len(slots)  # a token that is committed costs nothing
-        for layer in self._layers:
-            layer.slot = place[layer.slot]
+        place[-1] = -1
+        self._ways = replace(ways, slot=place[ways.slot])
         self._slot_row, label = np.divmod(slots, num)
         self._slot_count = self._arcs.label_count[label]
         self._slot_begin = np.cumsum(self._slot_count) - self._slot_count
-        of_class = self._arcs.label_class[
-            ragged(self._arcs.label_begin[label], self._slot_count)
-        ]
-        self._entry_class = of_class
+        entry = ragged(self._arcs.label_begin[label], self._slot_count)
+        self._entry_class = self._arcs.label_class[entry]
         entry_row = np.repeat(self._slot_row, self._slot_count)
-        self._entry = entry_row * self.num_classes + of_class
+        self._entry = entry_row * self.num_classes + self._entry_class
+
+    @cached_property
+    def possible(self) -> Bools:
+        """``(R, C)``: the classes that some valid answer has at each mask.
+
+        They are those of the automaton of its strip.
+        """
+        found = np.zeros(self.num_rows * self.num_classes, dtype=bool)
+        found[self._entry] = True
+        return found.reshape(self.num_rows, self.num_classes)
 
     @cached_property
     def certain(self) -> Bools:
@@ -224,12 +219,6 @@ class Programme:
             found[rows[some]] = is_one | (one == automaton.eos_class)
         return found
 
-    @cached_property
-    def possible(self) -> Bools:
-        found = np.zeros(self.num_rows * self.num_classes, dtype=bool)
-        found[self._entry] = True
-        return found.reshape(self.num_rows, self.num_classes)
-
     def best_classes(self, scores: Floats) -> Ints:
         """``(R,)``: the classes of the valid answer of each strip with the best sum.
 
@@ -238,44 +227,70 @@ class Programme:
         Args:
             scores: ``(R, C)``, finite where a class is possible.
         """
-        score = np.zeros(len(self._slot_begin) + 1)
+        score = np.zeros(len(self._slot_begin) + 1)  # the last one is of slot -1
         entries = scores.reshape(-1)[self._entry]
         if len(entries):
-            score[:-1] = np.maximum.reduceat(entries, self._slot_begin)
-        best_arcs = self._best_arcs(score)
-        node = np.arange(len(self._begins))
-        slot_of = np.full(self.num_rows, -1)
-        for at, (layer, best) in enumerate(zip(self._layers, best_arcs, strict=True)):
-            node = node[: np.searchsorted(node, layer.num_going)]
-            arc = best[node]
-            row = self._row[layer.strip[node], at]
-            slot_of[row[row >= 0]] = layer.slot[arc][row >= 0]
-            node = layer.target[arc]
+            np.maximum.reduceat(entries, self._slot_begin, out=score[:-1])
+        slots = self._best_slots(score)
+        counts = self._slot_count[slots]
+        entry = ragged(self._slot_begin[slots], counts)
+        is_best = entries[entry] == np.repeat(score[slots], counts)
+        row = np.repeat(self._slot_row[slots], counts)[is_best]
         found = np.full(self.num_rows, -1)
-        (chosen,) = (slot_of >= 0).nonzero()
-        slot = slot_of[chosen]
-        counts = self._slot_count[slot]
-        entry = ragged(self._slot_begin[slot], counts)
-        is_best = entries[entry] == np.repeat(score[slot], counts)
-        row = np.repeat(chosen, counts)[is_best]
         # The last one that is written stays, which is the first class.
         found[row[::-1]] = self._entry_class[entry[is_best]][::-1]
         return found
 
-    def _best_arcs(self, score: Floats) -> list[Ints]:
-        """For each layer the best arc of each node, as its place in the layer."""
-        found: list[Ints] = []
-        value = np.zeros(self._num_last)
-        for layer in reversed(self._layers):
-            sums = value[layer.target] + score[layer.slot]
-            value = np.zeros(layer.num_nodes)
-            value[: layer.num_going] = -np.inf
-            best = np.zeros(layer.num_going, dtype=np.int64)
-            if len(sums):
-                (begins,) = np.diff(layer.source, prepend=-1).nonzero()
-                value[layer.source[begins]] = np.maximum.reduceat(sums, begins)
-                (is_best,) = (sums == value[layer.source]).nonzero()
-                # The last one that is written stays, which is the first arc.
-                best[layer.source[is_best][::-1]] = is_best[::-1]
-            found.append(best)
-        return found[::-1]
+    def _best_slots(self, score: Floats) -> Ints:
+        """The slots on the best way of each strip: one for each mask."""
+        ways = self._ways
+        source, target = ways.source, ways.target
+        sums = score[ways.slot]
+        (begins,) = np.diff(source, prepend=-1).nonzero()
+        with_arcs = source[begins]
+        of_layer = begins.searchsorted(ways.ends).tolist()
+        ends = ways.ends.tolist()
+        value = np.zeros(ways.num_nodes)
+        for at in range(len(ends) - 2, -1, -1):
+            begin, end = ends[at], ends[at + 1]
+            if begin < end:
+                sums[begin:end] += value[target[begin:end]]
+                some = slice(of_layer[at], of_layer[at + 1])
+                best = np.maximum.reduceat(sums[:end], begins[some])
+                value[with_arcs[some]] = best
+        (is_best,) = (sums == value[source]).nonzero()
+        best_arc = np.full(ways.num_nodes, len(source) - 1)
+        # The last one that is written stays, which is the first arc.
+        best_arc[source[is_best][::-1]] = is_best[::-1]
+        node, way = ways.first_nodes, []
+        for _ in ways.going:
+            arc = best_arc[node]
+            way.append(arc)
+            node = target[arc]
+        slots = ways.slot[np.concatenate(way)]
+        return slots[slots >= 0]
+
+
+def _without_dead_ends(ways: _Ways, last: int) -> _Ways:
+    """Without arcs from which a token that is committed behind cannot be reached.
+
+    Args:
+        last: no token is committed from this position on.
+    """
+    source, target = ways.source, ways.target
+    lives = np.ones(ways.num_nodes, dtype=bool)
+    for nodes in ways.going[:last]:
+        lives[nodes] = False
+    ends = ways.ends.tolist()
+    for at in range(last - 1, -1, -1):
+        arcs = slice(ends[at], ends[at + 1])
+        lives[source[arcs][lives[target[arcs]]]] = True
+    kept = lives[source] & lives[target]
+    num_kept = np.concatenate([[0], np.cumsum(kept)])
+    return replace(
+        ways,
+        source=source[kept],
+        target=target[kept],
+        slot=ways.slot[kept],
+        ends=num_kept[ways.ends],
+    )

@@ -18,7 +18,7 @@ from sglang_dllm.decoding.structure.programme import Programme, Strip
 if TYPE_CHECKING:
     from sglang_dllm.decoding.canvas import Canvas
     from sglang_dllm.decoding.decision import StepInputs
-    from sglang_dllm.decoding.logits import Candidates, Logits
+    from sglang_dllm.decoding.logits import Candidates, LogitsOf
 
 WORST = -1e6
 """The least score of a token. Nothing that forbids a token makes an answer invalid."""
@@ -205,7 +205,7 @@ class Structured:
         changed = logits[rows].masked_fill(~allowed, -torch.inf)
         return logits.index_copy(0, rows, changed)
 
-    def tokens(self, logits: Logits) -> torch.Tensor:
+    def tokens(self, logits_of: LogitsOf) -> torch.Tensor:
         """``(K,)`` int64: the most probable valid answer, at the candidates.
 
         Noise is added to the logits of a canvas with a temperature first. That draws
@@ -218,20 +218,23 @@ class Structured:
         shape = (programme.num_rows, programme.num_classes)
         # A mask that is no candidate may become anything.
         table = torch.zeros(shape, dtype=torch.float64, device=self._at.device)
+        best = []
         for rows in chunks:
-            scores = self._scores(logits(self.candidates[rows]), rows)
-            best = self._best_of_classes(scores, rows).double()
-            best = (best - best.amax(dim=1, keepdim=True)).clamp(min=WORST)
-            table = table.index_copy(0, self._row[rows], best)
+            scores = self._scores(logits_of(self.candidates[rows]), rows)
+            best.append(self._best_of_classes(scores, rows))
+            worth = self._worth(best[-1], rows)
+            table = table.index_copy(0, self._row[rows], worth)
         found = programme.best_classes(table.cpu().numpy())
         chosen = _upload(found, self._at.device)[self._row, None]
         tokens = []
-        for rows in chunks:
+        for rows, best_of_class in zip(chunks, best, strict=True):
             if len(chunks) > 1:
-                scores = self._scores(logits(self.candidates[rows]), rows)
-            is_chosen = self._classes(rows) == chosen[rows]
+                scores = self._scores(logits_of(self.candidates[rows]), rows)
+            most = best_of_class.gather(1, chosen[rows].clamp(min=0))
+            # Not ``>=``: one of the class is taken whatever became of the logits.
+            is_best = (self._classes(rows) == chosen[rows]) & ~(scores < most)
             # Of equal tokens the first one wins.
-            tokens.append(scores.masked_fill(~is_chosen, -torch.inf).max(dim=1).indices)
+            tokens.append(is_best.byte().argmax(dim=1))
         mask_id = self._inputs.facts.mask_id
         return torch.cat(tokens).masked_fill(chosen[:, 0] < 0, mask_id)
 
@@ -239,18 +242,25 @@ class Structured:
         """``(n, C)``: the best score of each class."""
         of_class = self._classes(rows).expand_as(scores)
         shape = (len(scores), self._programme.num_classes)
-        worst = scores.new_full(shape, torch.finfo(scores.dtype).min)
+        worst = scores.new_full(shape, -torch.inf)
         return worst.scatter_reduce(1, of_class, scores, "amax")
 
+    def _worth(self, best: torch.Tensor, rows: slice) -> torch.Tensor:
+        """``(n, C)`` float64: not below ``WORST``, 0 for the best possible class."""
+        score = best.double().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        score = score.masked_fill(~self._possible[rows], -torch.inf)
+        most = score.amax(dim=1, keepdim=True)
+        most = torch.where(most.isfinite(), most, 0.0)
+        return (score - most).clamp(min=WORST)
+
     def _scores(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """``(n, V)`` float, finite: what a token is worth at a candidate."""
+        """``(n, V)`` float: the logits, with noise where a token is drawn."""
         inputs, some = self._inputs, self.candidates[rows]
         records = inputs.batch.records
         if all(canvas.sampling.greedy for canvas in records if canvas.structure):
-            return _finite(logits)
-        mask_id = inputs.facts.mask_id
-        score = logits.double().nan_to_num(nan=-torch.inf)
-        score = score.index_fill(1, _index(mask_id, score.device), -torch.inf)
+            return logits
+        score = logits.masked_fill(~self._allowed(rows), -torch.inf).double()
+        score = score.nan_to_num(nan=-torch.inf)
         sampling = inputs.batch.sampling
         heat, top_p, top_k, min_p, seed, step = (
             inputs.per_candidate(values)[some]
@@ -267,7 +277,7 @@ class Structured:
         place = self._at[rows, None] * size + token
         uniform = counter_uniform(seed[:, None], step[:, None], place, Stream.STRUCTURE)
         noise = -(-uniform.clamp(min=2.0**-54).log()).log()
-        return _finite(torch.where(is_drawn[:, None], scaled + noise, score))
+        return torch.where(is_drawn[:, None], scaled + noise, score)
 
 
 def structured(inputs: StepInputs[Any, Any]) -> Structured | None:
@@ -278,15 +288,6 @@ def structured(inputs: StepInputs[Any, Any]) -> Structured | None:
         return None
     which = np.flatnonzero(np.repeat(wanted, inputs.counts))
     return Structured(inputs, which) if len(which) else None
-
-
-def _finite(values: torch.Tensor) -> torch.Tensor:
-    least = torch.finfo(values.dtype).min
-    return values.nan_to_num(nan=least, neginf=least)
-
-
-def _index(value: int, device: torch.device) -> torch.Tensor:
-    return torch.full((1,), value, device=device)
 
 
 def _upload(values: np.ndarray, device: torch.device) -> torch.Tensor:
