@@ -232,6 +232,7 @@ def _progress(
     num_candidates: int,
     start: int,
     end: int,
+    span_end: int,
 ) -> Progress:
     return Progress(
         num_forwards,
@@ -240,4 +241,5 @@ def _progress(
         bool(done),
         num_candidates,
         (start, end),
+        span_end,
     )

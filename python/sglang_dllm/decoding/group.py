@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str, str]
 
-NUM_NUMBERS = 7
+NUM_NUMBERS = 8
 """The numbers of a ``Progress`` in ``Group.table``."""
 
 
@@ -292,6 +292,7 @@ class Group:
             rows.done.long(),
             step.candidates.sum(dim=1),
             *self.windows,
+            step.end,
         )
         answers = rows.ids.masked_fill(rows.masked, -1)
         parts = [torch.stack(numbers, dim=1), answers]
