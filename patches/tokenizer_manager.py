@@ -56,6 +56,7 @@ async def _generate_request(
     best = BestAnswers(obj)
     with checks.refusals.counted("arguments"):
         checks.check_arguments(obj)
+        await checks.check_forms(obj)
     gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
     with checks.ids.replaced(obj) as client_ids:
         async for out in original(self, obj, request):
