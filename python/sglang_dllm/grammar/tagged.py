@@ -32,7 +32,8 @@ def read_tag(text: str) -> Rules:
         raise FormError("expected structures: a list of at least 1 object")
     if tag.get("at_least_one") is not True:
         raise FormError(
-            "expected at_least_one: true; free text around a structure is not served"
+            "expected at_least_one: true; free text around a structure is not served, "
+            "as strict functions with tool_choice auto ask for it"
         )
     rules: Rules = {}
     for i, structure in enumerate(structures):
