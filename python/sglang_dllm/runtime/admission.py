@@ -284,7 +284,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
             ends_at_eos=not params.ignore_eos,
             edits=token_edits_of(params, stop_ids.union(facts.eos_ids), facts),
         )
-    give_form(req, canvas, decoding, has_parts=parts is not None or scoring is not None)
+    give_form(req, canvas)
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
     watching = watching_of(params.custom_params)
