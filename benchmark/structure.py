@@ -2,11 +2,11 @@
 
     python -m benchmark.structure [--rounds 5] [--json OUT.json]
 
-One server answers the same prompts with and without the schema, in turns, one request at
-a time and 16 at once; then 15 plain requests beside one with the schema. An answer
-without the schema fills its canvas (``ignore_eos``), so that both decode canvases of one
-size. A structured answer ends earlier and has fewer tokens: the milliseconds of a forward
-compare like with like.
+One server answers the same prompts with and without the schema, in turns, one request
+at a time and 16 at once; then 15 plain requests beside one with the schema. An answer
+without the schema fills its canvas (``ignore_eos``), so that both decode canvases of
+one size. A structured answer ends earlier and has fewer tokens: the milliseconds of a
+forward compare like with like.
 """
 
 from __future__ import annotations

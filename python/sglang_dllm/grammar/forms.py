@@ -123,7 +123,7 @@ def _rules(form: Form, work: Work) -> Rules:
         case "ebnf":
             return _ebnf(form.text)
         case "structural_tag":
-            return read_tag(form.text)
+            return read_tag(form.text, work)
 
 
 def _texts(text: str) -> list[str]:
