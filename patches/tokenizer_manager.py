@@ -57,6 +57,7 @@ async def _generate_request(
     entry, best = ENTRY.get(), BestAnswers(obj)
     with checks.refusals.counted("arguments"):
         checks.check_arguments(obj)
+        await checks.check_forms(obj)
     gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
     with checks.ids.replaced(obj) as client_ids:
         if entry is not None:

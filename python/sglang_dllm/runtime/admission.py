@@ -33,7 +33,7 @@ from sglang_dllm.config.scoring import given_scoring
 from sglang_dllm.config.token_fields import token_edits_of
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
-from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.guard import Guard, message_of, text_of
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
@@ -235,7 +235,7 @@ def _end(req: Req, error: Exception, engine: DenoisingEngine) -> None:
         )
     else:
         logger.error("request %s could not start", req.rid, exc_info=error)
-        req.finished_reason = failed(text_of(error))
+        req.finished_reason = failed(message_of(error))
 
 
 def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
@@ -284,7 +284,7 @@ def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:
             ends_at_eos=not params.ignore_eos,
             edits=token_edits_of(params, stop_ids.union(facts.eos_ids), facts),
         )
-    give_form(req, canvas, decoding, has_parts=parts is not None or scoring is not None)
+    give_form(req, canvas)
     _check_windows(canvas, scheduler)
     req.full_untruncated_fill_ids = fill_ids(canvas)
     watching = watching_of(params.custom_params)
