@@ -9,6 +9,7 @@ is that of the router's process alone.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from benchmark.router import Router, is_installed
 from benchmark.server import cpu_seconds, free_port
 
 CLIENTS = 8
+EVENT_SECONDS = 0.005
+"""Events that come at once would be read as one."""
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "x" * 400}]}
 EVENT = json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 40}}]})
 
@@ -48,6 +51,7 @@ def serve_stub(port: int) -> None:
         await stream.prepare(request)
         for _ in range(body["max_tokens"]):
             await stream.write(f"data: {EVENT}\n\n".encode())
+            await asyncio.sleep(EVENT_SECONDS)
         await stream.write(b"data: [DONE]\n\n")
         return stream
 
@@ -69,7 +73,8 @@ def stub() -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-c", code])
     url = f"http://127.0.0.1:{port}"
     try:
-        urllib3.request("GET", f"{url}/health", retries=urllib3.Retry(20, connect=20))
+        patience = urllib3.Retry(12, backoff_factor=0.1)
+        urllib3.request("GET", f"{url}/health", retries=patience)
         yield url
     finally:
         process.kill()
@@ -110,7 +115,7 @@ def measure(args: argparse.Namespace) -> Figures:
             return (cpu_seconds(process) - before) / count, seconds / count
 
         request, seconds = cost(num)
-        num_streams = max(num // events, CLIENTS)
+        num_streams = 10 * CLIENTS
         few, _ = cost(num_streams, stream=True, max_tokens=1)
         many, _ = cost(num_streams, stream=True, max_tokens=1 + events)
         direct = ask_many(workers[0], num) / num
