@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any, Literal
 
 import xgrammar
@@ -17,9 +18,17 @@ from sglang_dllm.grammar.ebnf import Choice, Rule, Rules, Text, read_rules
 from sglang_dllm.grammar.errors import FormError
 from sglang_dllm.grammar.json_schema import read_schema
 from sglang_dllm.grammar.regex import read_regex
+from sglang_dllm.grammar.tagged import read_tag
 from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
+from sglang_dllm.grammar.work import Work
 
-Kind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
+_ONE_AT_A_TIME = Lock()
+
+Kind = Literal[
+    "json_schema", "json_object", "regex", "choice", "ebnf", "structural_tag"
+]
+
+_ANY_OBJECT = ('{"type": "object"}', '{"type":"object"}', "$$ANY$$")
 
 MAX_TEXT_LENGTH = 65_536
 """Characters of the text of a form."""
@@ -29,45 +38,61 @@ MAX_TEXT_LENGTH = 65_536
 class Form:
     """
     Attributes:
-        text: the JSON of a schema, the expression, a JSON list of texts, or the EBNF;
-            empty for any JSON object.
+        text: the JSON of a schema or of a structural tag, the expression, a JSON list
+            of texts, or the EBNF; empty for any JSON object.
     """
 
     kind: Kind
     text: str = ""
 
 
-@lru_cache(maxsize=128)
+# An automaton may take 20 MB.
+@lru_cache(maxsize=16)
 def read_form(form: Form) -> ByteAutomaton:
     """The automaton over bytes.
 
-    Takes a second at most: a form that needs more is refused.
+    Takes about a second at most: a form that needs more work is refused.
 
     Raises:
         FormError: the form is wrong, too large, or not served.
     """
     if len(form.text) > MAX_TEXT_LENGTH:
         raise FormError(f"it has more than {MAX_TEXT_LENGTH} characters")
+    work = Work()
     try:
-        rules = _rules(form)
+        return byte_automaton(_rules(form, work), work)
     except RecursionError:
         raise FormError("it is nested too deeply") from None
-    return byte_automaton(rules)
+
+
+def native_form(kind: Kind, text: str) -> Form:
+    """The form of a sampling parameter of SGLang, under the name of the parameter.
+
+    SGLang has no parameter for any JSON object, but words for it.
+    """
+    is_any = kind == "json_schema" and text in _ANY_OBJECT
+    return Form("json_object") if is_any else Form(kind, text)
 
 
 def compile_form(form: Form, vocabulary: Vocabulary) -> TokenAutomaton:
-    """The automaton over the tokens of a vocabulary. It may take seconds.
+    """The automaton over the tokens of a vocabulary.
+
+    Takes about two seconds at most. One form is compiled at a time: threads that
+    compile share an interpreter with the scheduler, which would wait for all of them.
 
     Raises:
         FormError: as ``read_form``; or it is too large, or no tokens have the form.
     """
-    return token_automaton(read_form(form), vocabulary)
+    with _ONE_AT_A_TIME:
+        return token_automaton(read_form(form), vocabulary)
 
 
 def vocabulary_of(
     tokenizer: Any, eos_ids: Iterable[int], size: int, never: Iterable[int] = ()
 ) -> Vocabulary:
-    """The texts of a tokenizer's tokens. Special and added tokens have none.
+    """The texts of a tokenizer's tokens. Special tokens have none.
+
+    An added token that is not special is text, such as Qwen's ``<tool_call>``.
 
     Args:
         tokenizer: of transformers.
@@ -77,25 +102,28 @@ def vocabulary_of(
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
     tokens: list[bytes | None] = list(info.decoded_vocab)
     special = {*never, *info.special_token_ids, *tokenizer.all_special_ids}
-    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special |= {token for token, found in added.items() if found.special}
     for token in special:
         if token < len(tokens):
             tokens[token] = None
     return Vocabulary(tokens, list(eos_ids), size)
 
 
-def _rules(form: Form) -> Rules:
+def _rules(form: Form, work: Work) -> Rules:
     match form.kind:
         case "json_schema":
-            return read_schema(form.text)
+            return read_schema(form.text, work)
         case "json_object":
             return {**json_text.ANY_RULES, "root": Rule("any object")}
         case "regex":
-            return {"root": read_regex(form.text)}
+            return {"root": read_regex(form.text, work)}
         case "choice":
             return {"root": Choice(tuple(map(Text, _texts(form.text))))}
         case "ebnf":
             return _ebnf(form.text)
+        case "structural_tag":
+            return read_tag(form.text, work)
 
 
 def _texts(text: str) -> list[str]:
