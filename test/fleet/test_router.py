@@ -23,6 +23,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+MOST_RUNNING = 8
+"""Canvases that a server decodes at once. More wait."""
 LONGEST_END = 30
 """Seconds that a router gets to notice what a server does within a few."""
 
@@ -64,6 +66,7 @@ def servers(
     flags = (
         *("--dllm-algorithm", "FullAttnMultiBlock"),
         *("--served-model-name", "demo", "--enable-metrics"),
+        *("--max-running-requests", str(MOST_RUNNING)),
     )
 
     def start(ranks: str) -> Server:
@@ -74,14 +77,25 @@ def servers(
 
 
 @pytest.fixture(scope="module")
-def router(
+def start_router(
     servers: list[Server], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Router]:
-    log = tmp_path_factory.mktemp("router") / "log"
-    urls = [server.base_url for server in servers]
-    started = Router(urls, log, "--policy", "round_robin").wait_until_ready()
-    yield started
-    started.stop()
+) -> Iterator[Callable[..., Router]]:
+    """``start_router(*flags)``: a router that knows both servers."""
+    started: list[Router] = []
+
+    def start(*flags: str) -> Router:
+        log = tmp_path_factory.mktemp("router") / "log"
+        started.append(Router([server.base_url for server in servers], log, *flags))
+        return started[-1].wait_until_ready()
+
+    yield start
+    for router in started:
+        router.stop()
+
+
+@pytest.fixture(scope="module")
+def router(start_router: Callable[..., Router]) -> Router:
+    return start_router("--policy", "round_robin")
 
 
 def answered(server: Server) -> float:
@@ -99,10 +113,10 @@ def canvases(servers: list[Server]) -> list[dict[str, Any]]:
     return [canvas for state in states for canvas in state["canvases"]]
 
 
-def used_tokens(router: Router) -> list[int]:
-    """The tokens in use of each rank, as the router knows them."""
+def told(router: Router, name: str) -> list[int]:
+    """A number of each rank's load, as the router knows it."""
     loads = requests.get(f"{router.base_url}/get_loads", timeout=30).json()["loads"]
-    return [load["num_used_tokens"] for load in loads]
+    return [load[name] for load in loads]
 
 
 def wait_until(is_true: Callable[[], bool], what: str) -> None:
@@ -225,11 +239,36 @@ def test_a_client_that_hangs_up_frees_its_canvas(
         next(response.iter_lines())
         (canvas,) = canvases(servers)
         wait_until(
-            lambda: canvas["canvas_len"] in used_tokens(router),
+            lambda: canvas["canvas_len"] in told(router, "num_used_tokens"),
             "the router knows the tokens of the canvas",
         )
     wait_until(lambda: not canvases(servers), "the canvas is freed")
-    wait_until(lambda: not any(used_tokens(router)), "the router knows it too")
+    wait_until(
+        lambda: not any(told(router, "num_used_tokens")), "the router knows it too"
+    )
+
+
+@pytest.mark.parametrize("policy", ["power_of_two", "least_load"])
+def test_the_least_load_is_that_of_canvas_tokens(
+    start_router: Callable[..., Router], servers: list[Server], policy: str
+) -> None:
+    """The prompts that wait have a few tokens each, and their canvases many."""
+    busy, idle = servers
+    router = start_router("--policy", policy, "--least-load-mean-prefill-tokens", "64")
+    crowd = [Ask(GENERATE, f"{i}?", 1200, SLOW) for i in range(MOST_RUNNING + 6)]
+    before = answered(idle)
+    with ThreadPoolExecutor(len(crowd)) as pool:
+        waiting = [pool.submit(busy.post, ask.path, **ask.body()) for ask in crowd]
+        wait_until(
+            lambda: max(told(router, "num_waiting_uncached_tokens")) > 6 * 1200,
+            "the router knows the tokens that wait",
+        )
+        for ask in ASKS:
+            whole(router, ask)
+        assert not any(answer.done() for answer in waiting)
+        assert answered(idle) - before == len(ASKS)
+        assert busy.post("/abort_request", abort_all=True).ok
+    busy.wait_until_idle()
 
 
 def test_a_server_dies_under_requests(router: Router, servers: list[Server]) -> None:
