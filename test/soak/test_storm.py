@@ -235,7 +235,7 @@ def test_slow_and_vanished_clients(
 def test_a_full_disk(
     soaked: Soaked, table: Table, budget: Budget, tmp_path: Path
 ) -> None:
-    """Of the log, and of the dumps that an operator asked for."""
+    """The log and the dumps that an operator asked for find no room."""
     server = soaked.server
     on = {"log_requests": True, "log_requests_level": 3, "dump_requests_threshold": 1}
     off = {"log_requests": False, "dump_requests_folder": ""}
