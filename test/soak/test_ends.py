@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -90,12 +90,17 @@ def seconds_to_end(processes: list[psutil.Process], began: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("title", "status"),
-    [("sglang::scheduler", 1), ("sglang::detokenizer", 1), ("tokenizer and HTTP", -9)],
+    ("title", "status", "disk"),
+    [
+        ("sglang::scheduler", 1, "free"),
+        ("sglang::detokenizer", 1, "full"),
+        ("tokenizer and HTTP", -9, "free"),
+    ],
 )
 def test_kill_9(
     title: str,
     status: int,
+    disk: str,
     started: Callable[[Path], Storm],
     table: Table,
     tmp_path: Path,
@@ -103,16 +108,18 @@ def test_kill_9(
     storm = started(tmp_path / "log")
     server = storm.server
     processes = processes_of(server)
-    launching = processes[0]
-    victim = launching if status == -9 else process_named(server, title)
-    with table.phase(NAME, f"kill -9 of {title}") as phase:
-        with under_load(storm, phase, lambda: server.process.poll() is None):
+    victim = processes[0] if status == -9 else process_named(server, title)
+    with table.phase(NAME, f"kill -9 of {title}, {disk} disk") as phase:
+        with (
+            no_room_for_files(server) if disk == "full" else nullcontext(),
+            under_load(storm, phase, lambda: server.process.poll() is None),
+        ):
             victim.kill()
             seconds = seconds_to_end(processes, time.monotonic())
             server.process.wait(60)
         phase.equal("exit status", server.process.returncode, status)
         phase.at_most("seconds until all processes have gone", seconds, 10)
-        if victim is not launching:
+        if disk == "free" and status == 1:
             line = server.tail(1)
             start = f"sglang-dllm: error: {title}"
             phase.equal("the last line names it", line.startswith(start), True)
