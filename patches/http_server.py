@@ -45,6 +45,7 @@ def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
         from sglang.srt.entrypoints.http_server import app
         from starlette.middleware import Middleware
 
+        from sglang_dllm.serving.body_limits import BodyLimit
         from sglang_dllm.serving.page import Page, algorithms_route
         from sglang_dllm.serving.routes import OwnPaths, RefusedRoutes
         from sglang_dllm.serving.score_route import score_route
@@ -52,6 +53,8 @@ def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
 
         build = app.build_middleware_stack
         app.user_middleware.append(Middleware(RefusedRoutes))
+        most = checks.decode.max_body_bytes
+        app.user_middleware.append(Middleware(BodyLimit, most=most))
         own = [algorithms_route(checks), state_route(checks), score_route(checks)]
         # The first route of a path answers it.
         app.router.routes[:0] = own

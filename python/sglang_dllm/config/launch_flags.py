@@ -43,6 +43,16 @@ def require_algorithm(server_args: Any, architecture: str) -> None:
         )
 
 
+def trust_no_checkpoint(server_args: Any) -> None:
+    """Turn --trust-remote-code off: no Python file of a checkpoint may run.
+
+    Configs, models and tokenizers are ours or transformers' own. With the flag,
+    transformers would take those of the folder for a Llama, and in a process without
+    our plugin for any model.
+    """
+    server_args.trust_remote_code = False
+
+
 def settle_launch_flags(
     server_args: Any, architecture: str, given: Mapping[str, Any]
 ) -> None:
