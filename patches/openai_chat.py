@@ -6,7 +6,8 @@ Ours: the history of a watched canvas comes in an object ``dllm`` beside ``choic
 (``serving.watched``): in each part of a stream of drafts, and in answers with a trace.
 All other answers pass as they are.
 Tool calls: the parsers of a stream get a part in pieces, because a part may have many
-tokens, and a parser takes one step for each part.
+tokens, and a parser takes one step for each part. A forced call is one call
+(``serving.tool_calls``).
 Goes when: upstream lets a model add fields to an answer and to the parts of a stream.
 """
 
@@ -68,6 +69,21 @@ async def _process_tool_call_stream(
             yield chunk
 
 
+def _process_messages(
+    original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from sglang_dllm.serving.tool_calls import forced_call, is_forced
+
+    found = original(self, request, *args, **kwargs)
+    choice = getattr(request, "tool_choice", None)
+    # SGLang's record of a function is no dict.
+    is_call = not isinstance(choice, str) or is_forced(choice)
+    if choice is not None and is_call and _is_ours(self):
+        tools = self._effective_tools(request)
+        found.tool_call_constraint = forced_call(self.tool_call_parser, tools, choice)
+    return found
+
+
 def _process_logprobs_tokens(
     original: Callable[..., Any],
     self: Any,
@@ -126,6 +142,14 @@ HOOKS = (
         "with the name, and calls that come in one part with another",
         contract=None,
         remove_when="upstream's parsers take several tokens at a time",
+    ),
+    Hook(
+        target=f"{_CHAT}._process_messages",
+        fn=_process_messages,
+        why="a forced call may be of another function than the named one, with any "
+        "arguments, and text may follow it",
+        contract=None,
+        remove_when="upstream's constraint of a forced call is one call by its schema",
     ),
     Hook(
         target=f"{_CHAT}._generate_stream_content",

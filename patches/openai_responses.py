@@ -3,8 +3,10 @@
 Upstream: takes two tokens from the length that a client asks for, or asks for the
 whole context. A stream answers 200 before its request is checked. SGLang 0.5.17 names
 the counts of usage as chat does.
-Ours: the length is the one that the client asks for, and chat's default without one. A
-request is checked before its stream begins. Usage has the names of the responses API.
+The form that an answer must have (``text.format``) is dropped there.
+Ours: the length is the one that the client asks for, and chat's default without one. An
+answer has its form. A request is checked before its stream begins. Usage has the names
+of the responses API.
 Goes when: upstream leaves the length alone, and checks a stream before it answers.
 """
 
@@ -26,6 +28,7 @@ def _to_sampling_params(
 ) -> Any:
     from sglang.srt.entrypoints.http_server import get_global_state
 
+    from sglang_dllm.serving.chat_like import text_schema
     from sglang_dllm.serving.request_checks import checks_of
 
     params = original(
@@ -34,6 +37,9 @@ def _to_sampling_params(
     state = get_global_state()
     if state is not None and checks_of(state.tokenizer_manager) is not None:
         params["max_new_tokens"] = self.max_output_tokens
+        schema = text_schema()
+        if schema is not None:
+            params["json_schema"] = schema
     return params
 
 
@@ -83,7 +89,7 @@ async def _retrieve_responses(
 def _with_usage(serving: Any, answer: Any) -> Any:
     from sglang.srt.entrypoints.openai.protocol import ResponsesResponse
 
-    from sglang_dllm.serving.chat_like import response_usage
+    from sglang_dllm.serving.chat_like import TEXT_FORMAT, response_usage
     from sglang_dllm.serving.request_checks import checks_of
 
     if checks_of(serving.tokenizer_manager) is None:
@@ -91,7 +97,9 @@ def _with_usage(serving: Any, answer: Any) -> Any:
     if not isinstance(answer, ResponsesResponse) or answer.usage is None:
         return answer
     usage = response_usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-    return {**answer.model_dump(), "usage": usage}
+    form = TEXT_FORMAT.get()
+    text = {} if form is None else {"text": {"format": form}}
+    return {**answer.model_dump(), **text, "usage": usage}
 
 
 _SERVING = "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses"

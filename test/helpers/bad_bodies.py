@@ -66,7 +66,7 @@ OPENAI: list[tuple[str, Any]] = [
     *(("cache_salt", bad) for bad in (5, ["a"])),
     *(("priority", bad) for bad in ("high", 2**63, True, 5, "", {})),
     ("session_id", 5),
-    ("guided_json", {"type": "object"}),
+    ("guided_json", 5),
     ("structural_tag", "x"),
     *(("truncate_prompt_tokens", bad) for bad in (4, -1)),
     *(("include_stop_str_in_output", bad) for bad in (1, "yes", {})),
@@ -147,7 +147,7 @@ NATIVE: list[tuple[str, Any]] = [
     *(("min_new_tokens", bad) for bad in (-1, True, "", {}, [])),
     *((field, bad) for field, bad in (("use_beam_search", True), ("typical_p", 0.5))),
     ("json_schema", 5),
-    ("structural_tag", "x"),
+    ("structural_tag", 5),
 ]
 
 

@@ -39,6 +39,8 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         return [(serving, manager)]
     if name == "_generate_stream_content":
         return [(serving, "content", 0, "request", "created")]
+    if name == "_process_messages":
+        return [(serving, SimpleNamespace(tool_choice="required"), False)]
     if name == "_process_tool_call_stream":
         return [(serving, 0, "delta", "parsers")]
     if ".entrypoints." in hook.target and hook.contract[0] == "self":

@@ -95,7 +95,7 @@ def test_the_dtype_is_read_without_running_a_pickle(
     assert not marker.exists()
 
 
-ALGORITHM = ("--dllm-algorithm", "FullAttnMultiBlock")
+TRUSTING = ("--dllm-algorithm", "FullAttnMultiBlock", "--trust-remote-code")
 EVIL_FILE = "from pathlib import Path\n(Path(__file__).parent / 'it ran').touch()\n"
 
 

@@ -26,6 +26,7 @@ from sglang_dllm.serving.fields import (
     NativeSampling,
 )
 from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
+from sglang_dllm.serving.forms import forms_in
 
 MODEL = ServedModel(vocab_size=375, defaults={"temperature": 0.0})
 TABLES: dict[str, type[BaseModel]] = {
@@ -89,7 +90,7 @@ many = settings(
 def refusal_of(path: str, body: Any) -> str | None:
     """The refusal of a body, None where it passes."""
     try:
-        check_body(path, body, MODEL)
+        forms_in(check_body(path, body, MODEL))
     except BadRequest as refusal:
         message = str(refusal)
         assert refusal.status_code == 400

@@ -40,6 +40,7 @@ class Manager:
             "max_running_requests": 4,
             "allow_auto_truncate": False,
             "reasoning_parser": None,
+            "tool_call_parser": None,
         }
         self.server_args = SimpleNamespace(**{**fields, **flags})
 

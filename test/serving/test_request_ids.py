@@ -82,6 +82,9 @@ class Checks:
     def check_arguments(self, obj: Any) -> None:
         pass
 
+    async def check_forms(self, obj: Any) -> None:
+        pass
+
 
 def test_an_abort_reaches_all_copies_and_no_neighbour(
     monkeypatch: pytest.MonkeyPatch,

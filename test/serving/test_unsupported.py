@@ -71,7 +71,11 @@ def test_a_field_that_is_on_is_named(route: str, field: str, value: Any) -> None
     served |= {("min_tokens", 7, "chat"), ("min_tokens", 7, "completions")}
     served |= {("min_new_tokens", 7, "generate"), ("min_p", 0.37, route)}
     served |= {("json_schema", "x", "generate")}  # the compiler refuses it
+    served |= {("structural_tag", "x", "generate")}
     if isinstance(value, int | float | str) and (field, value, route) in served:
+        return
+    forms = {"guided_regex": "x", "guided_grammar": "x", "guided_json": {"a": 1}}
+    if route != "generate" and {**forms, "guided_choice": ["a"]}.get(field) == value:
         return
     with pytest.raises(BadRequest) as refusal:
         check_body(ROUTES[route], body, MODEL)

@@ -96,6 +96,25 @@ def read_rules(text: str) -> Rules:
     return rules
 
 
+def renamed(rules: Rules, prefix: str) -> Rules:
+    """The same rules with a prefix before each name."""
+
+    def node(found: Node) -> Node:
+        match found:
+            case Rule(name):
+                return Rule(prefix + name)
+            case Sequence(parts):
+                return Sequence(tuple(map(node, parts)))
+            case Choice(parts):
+                return Choice(tuple(map(node, parts)))
+            case Repeat(part, least, most):
+                return Repeat(node(part), least, most)
+            case _:
+                return found
+
+    return {prefix + name: node(found) for name, found in rules.items()}
+
+
 class _Reader:
     def __init__(self, text: str, at: int) -> None:
         self.text, self.at = text, at

@@ -18,12 +18,17 @@ from sglang_dllm.grammar.ebnf import Choice, Rule, Rules, Text, read_rules
 from sglang_dllm.grammar.errors import FormError
 from sglang_dllm.grammar.json_schema import read_schema
 from sglang_dllm.grammar.regex import read_regex
+from sglang_dllm.grammar.tagged import read_tag
 from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
 from sglang_dllm.grammar.work import Work
 
 _ONE_AT_A_TIME = Lock()
 
-Kind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
+Kind = Literal[
+    "json_schema", "json_object", "regex", "choice", "ebnf", "structural_tag"
+]
+
+_ANY_OBJECT = ('{"type": "object"}', '{"type":"object"}', "$$ANY$$")
 
 MAX_TEXT_LENGTH = 65_536
 """Characters of the text of a form."""
@@ -33,8 +38,8 @@ MAX_TEXT_LENGTH = 65_536
 class Form:
     """
     Attributes:
-        text: the JSON of a schema, the expression, a JSON list of texts, or the EBNF;
-            empty for any JSON object.
+        text: the JSON of a schema or of a structural tag, the expression, a JSON list
+            of texts, or the EBNF; empty for any JSON object.
     """
 
     kind: Kind
@@ -60,6 +65,15 @@ def read_form(form: Form) -> ByteAutomaton:
         raise FormError("it is nested too deeply") from None
 
 
+def native_form(kind: Kind, text: str) -> Form:
+    """The form of a sampling parameter of SGLang, under the name of the parameter.
+
+    SGLang has no parameter for any JSON object, but words for it.
+    """
+    is_any = kind == "json_schema" and text in _ANY_OBJECT
+    return Form("json_object") if is_any else Form(kind, text)
+
+
 def compile_form(form: Form, vocabulary: Vocabulary) -> TokenAutomaton:
     """The automaton over the tokens of a vocabulary.
 
@@ -76,7 +90,9 @@ def compile_form(form: Form, vocabulary: Vocabulary) -> TokenAutomaton:
 def vocabulary_of(
     tokenizer: Any, eos_ids: Iterable[int], size: int, never: Iterable[int] = ()
 ) -> Vocabulary:
-    """The texts of a tokenizer's tokens. Special and added tokens have none.
+    """The texts of a tokenizer's tokens. Special tokens have none.
+
+    An added token that is not special is text, such as Qwen's ``<tool_call>``.
 
     Args:
         tokenizer: of transformers.
@@ -86,7 +102,8 @@ def vocabulary_of(
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
     tokens: list[bytes | None] = list(info.decoded_vocab)
     special = {*never, *info.special_token_ids, *tokenizer.all_special_ids}
-    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special |= {token for token, found in added.items() if found.special}
     for token in special:
         if token < len(tokens):
             tokens[token] = None
@@ -105,6 +122,8 @@ def _rules(form: Form, work: Work) -> Rules:
             return {"root": Choice(tuple(map(Text, _texts(form.text))))}
         case "ebnf":
             return _ebnf(form.text)
+        case "structural_tag":
+            return read_tag(form.text, work)
 
 
 def _texts(text: str) -> list[str]:

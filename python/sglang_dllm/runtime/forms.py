@@ -18,19 +18,18 @@ from sglang.srt.constrained.base_grammar_backend import (
 from sglang.srt.managers.schedule_batch import Req
 
 from sglang_dllm.decoding.canvas import Canvas
-from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
 from sglang_dllm.decoding.structure.structure import Structure
 from sglang_dllm.errors import RequestError
 from sglang_dllm.grammar.errors import FormError
-from sglang_dllm.grammar.forms import Form, compile_form, vocabulary_of
+from sglang_dllm.grammar.forms import (
+    Form,
+    compile_form,
+    native_form,
+    vocabulary_of,
+)
 from sglang_dllm.grammar.token_automaton import Vocabulary
 from sglang_dllm.models.facts import ModelFacts
-
-_ANY_OBJECT = ('{"type": "object"}', '{"type":"object"}', "$$ANY$$")
-"""SGLang's words for a JSON object of any keys."""
-
-_LENGTHS = ("fixed", "append")
 
 
 class AutomatonGrammar(BaseGrammarObject):
@@ -67,9 +66,7 @@ class AutomatonBackend(BaseGrammarBackend):
             return InvalidGrammarObject(str(error))
 
     def dispatch_json(self, key_string: str) -> BaseGrammarObject:
-        if key_string in _ANY_OBJECT:
-            return self._compiled(Form("json_object"))
-        return self._compiled(Form("json_schema", key_string))
+        return self._compiled(native_form("json_schema", key_string))
 
     def dispatch_regex(self, key_string: str) -> BaseGrammarObject:
         return self._compiled(Form("regex", key_string))
@@ -78,7 +75,7 @@ class AutomatonBackend(BaseGrammarBackend):
         return self._compiled(Form("ebnf", key_string))
 
     def dispatch_structural_tag(self, key_string: str) -> BaseGrammarObject:
-        return InvalidGrammarObject("structural_tag is not served; use json_schema")
+        return self._compiled(Form("structural_tag", key_string))
 
 
 def use_automata(scheduler: Any, facts: ModelFacts) -> None:
@@ -99,40 +96,20 @@ def take_compiled(scheduler: Any) -> None:
             scheduler._add_request_to_queue(req)
 
 
-def give_form(req: Req, canvas: Canvas, decoding: Decoding, has_parts: bool) -> None:
+def give_form(req: Req, canvas: Canvas) -> None:
     """Give a canvas the form that its request asks for.
 
-    Args:
-        has_parts: a part of the answer is given, or the request scores one.
+    ``serving.forms`` has refused what does not go together with a form.
 
     Raises:
-        RequestError: the answer could not have the form, or could be cut.
+        RequestError: the canvas is too short for the form.
     """
     if req.grammar is None:
         return
-    params, automaton = req.sampling_params, req.grammar.automaton
-    num_tokens = params.max_new_tokens
+    automaton, num_tokens = req.grammar.automaton, req.sampling_params.max_new_tokens
     if automaton.min_tokens > num_tokens:
         raise RequestError(
             f"max_new_tokens={num_tokens} is too short: a valid answer needs at least "
             f"{automaton.min_tokens} tokens"
-        )
-    for field, value in (
-        ("stop", params.stop_strs),
-        ("stop_token_ids", params.stop_token_ids),
-        ("stop_regex", getattr(params, "stop_regex_strs", None)),
-        ("ignore_eos", params.ignore_eos),
-        ("dllm.canvas or dllm.score", has_parts),
-        (
-            "allowed_token_ids, bad_words or min_tokens",
-            canvas.edits is not None and canvas.edits.forbids,
-        ),
-    ):
-        if value:
-            raise RequestError(f"{field} is not allowed beside a form of the answer")
-    if decoding.length.name not in _LENGTHS:
-        raise RequestError(
-            f"length={decoding.length.name!r} is not allowed beside a form of the "
-            f"answer; expected one of {', '.join(_LENGTHS)}"
         )
     canvas.require(Structure(automaton))

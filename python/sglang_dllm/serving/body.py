@@ -18,12 +18,7 @@ from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.best_of import check_best_of
-from sglang_dllm.serving.canvas import (
-    CANVAS,
-    canvas_of,
-    infill_parts,
-    with_canvas,
-)
+from sglang_dllm.serving.canvas import with_suffix
 from sglang_dllm.serving.chat_like import (
     check_anthropic,
     check_count_tokens,
@@ -38,7 +33,7 @@ from sglang_dllm.serving.fields import (
     check_fields,
     check_token_ids,
 )
-from sglang_dllm.serving.forms import with_form
+from sglang_dllm.serving.forms import given_forms, with_form, with_own_form
 from sglang_dllm.serving.logprobs import (
     check_chat_logprobs,
     check_native_logprobs,
@@ -46,6 +41,7 @@ from sglang_dllm.serving.logprobs import (
 )
 from sglang_dllm.serving.scoring import refuse_score
 from sglang_dllm.serving.token_fields import moved_token_fields
+from sglang_dllm.serving.tool_calls import check_choice
 from sglang_dllm.serving.unsupported import (
     all_tokens,
     defaults_of,
@@ -64,12 +60,14 @@ class ServedModel:
             (``sampling_defaults.SamplingDefaults``).
         template_names: the words of the chat template, its variables among them.
         has_reasoning: whether the server has a --reasoning-parser.
+        has_tool_calls: whether it has a --tool-call-parser.
     """
 
     vocab_size: int
     defaults: Mapping[str, Any]
     template_names: frozenset[str] = frozenset()
     has_reasoning: bool = False
+    has_tool_calls: bool = False
 
 
 def explain_malformed(raw: bytes, problem: str) -> BadRequest:
@@ -144,7 +142,9 @@ def _check_responses(body: dict[str, Any], model: ServedModel) -> dict[str, Any]
 
 def _check_anthropic(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
     _check_template("tools", body.get("tools"), model)
-    return check_anthropic(body, model.defaults, model.has_reasoning)
+    return check_anthropic(
+        body, model.defaults, model.has_reasoning, model.has_tool_calls
+    )
 
 
 def _check_count_tokens(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -166,6 +166,7 @@ def _check_chat(body: dict[str, Any], model: ServedModel) -> dict[str, Any]:
         check_fields(MessageFields, message, f"messages[{i}].")
         _check_template(f"messages[{i}].tool_calls", message.get("tool_calls"), model)
     _check_template("tools", body.get("tools"), model)
+    check_choice(body, given_forms(body), has_parser=model.has_tool_calls)
     check_token_ids("input_ids", body.get("input_ids", []), model.vocab_size)
     reserved = _template_arguments() & body.get("chat_template_kwargs", {}).keys()
     if reserved:
@@ -200,24 +201,13 @@ def _check_completion(body: dict[str, Any], model: ServedModel) -> dict[str, Any
 
     body = _check_openai(body, model, CompletionFields, CompletionRequest)
     check_best_of(body)
-    body = _with_suffix(completion_logprobs(body))
+    default = CompletionFields.model_fields["max_tokens"].default
+    body = with_suffix(completion_logprobs(body), default)
     prompt = body["prompt"]
     _check_ids("prompt", prompt, model.vocab_size)
     is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
     _check_per_prompt(body, len(prompt) if is_batch else None)
     return body
-
-
-def _with_suffix(body: dict[str, Any]) -> dict[str, Any]:
-    """The suffix of a completion as text behind the canvas."""
-    suffix = body.pop("suffix", "")
-    if not suffix:
-        return body
-    if canvas_of(body.get("custom_params")) is not None:
-        raise refused("suffix", suffix, f"nothing beside {CANVAS}")
-    default = CompletionFields.model_fields["max_tokens"].default
-    parts = infill_parts(body.get("max_tokens", default), suffix)
-    return {**body, "custom_params": with_canvas(body.get("custom_params"), parts)}
 
 
 def _check_openai(
@@ -226,6 +216,7 @@ def _check_openai(
     implemented: type[BaseModel],
     upstream: type[Any],
 ) -> dict[str, Any]:
+    body = with_own_form(body)
     check_fields(implemented, body)
     check_token_ids(
         "stop_token_ids", body.get("stop_token_ids") or [], model.vocab_size

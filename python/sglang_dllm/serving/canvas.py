@@ -196,3 +196,22 @@ def check_length(field: str, asked: int | None, canvas: CanvasParts) -> None:
     if asked not in (None, canvas.num_shown):
         num = canvas.num_shown
         raise refused(field, asked, f"nothing: {CANVAS} has {num} positions to show")
+
+
+def with_suffix(body: dict[str, Any], default_len: int) -> dict[str, Any]:
+    """The body of a completion with its suffix as text behind the canvas.
+
+    Args:
+        body: changed: it loses its suffix.
+        default_len: tokens of the canvas where the body says nothing.
+
+    Raises:
+        BadRequest: it has both a suffix and a canvas.
+    """
+    suffix = body.pop("suffix", "")
+    if not suffix:
+        return body
+    if canvas_of(body.get("custom_params")) is not None:
+        raise refused("suffix", suffix, f"nothing beside {CANVAS}")
+    parts = infill_parts(body.get("max_tokens", default_len), suffix)
+    return {**body, "custom_params": with_canvas(body.get("custom_params"), parts)}

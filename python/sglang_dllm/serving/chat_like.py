@@ -5,7 +5,9 @@ SGLang's models of these bodies drop fields that they do not have, without a wor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,13 +20,13 @@ from sglang_dllm.serving.fields import (
     check_fields,
 )
 from sglang_dllm.serving.logprobs import check_response_logprobs
+from sglang_dllm.serving.tool_calls import check_choice
 from sglang_dllm.serving.unsupported import (
     all_tokens,
     defaults_of,
     without_unsupported,
 )
 
-_REASON = "full-attention diffusion models do not implement it"
 _STATEFUL = ("prompt", "conversation", "context_management")
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -48,37 +50,68 @@ def check_responses(
     from sglang_dllm.upstream.compat import responses_have_logprobs
 
     given = dict(body)
-    _check_text(given.pop("text", None))
+    text = _checked_text(given.pop("text", None))
     for key in _STATEFUL:
         if given.get(key):
             raise refused(key, given[key], "the text itself, in input")
     found = _checked(given, defaults, ResponseFields, ResponsesRequest)
     check_response_logprobs(found, _LOGPROBS, is_served=responses_have_logprobs())
+    TEXT_FORMAT.set(None if text is None else text["format"])
+    if text is not None:
+        # An SGLang that has no place for it drops it; the hook on its sampling
+        # parameters does not.
+        found["text"] = text
     return found
 
 
-def _check_text(text: Any) -> None:
-    """Refuse a form of the answer other than plain text."""
+TEXT_FORMAT: ContextVar[dict[str, Any] | None] = ContextVar("TEXT_FORMAT", default=None)
+"""The form of the answer that a request of /v1/responses asks for."""
+
+
+def text_schema() -> str | None:
+    """The JSON schema that the present request of /v1/responses asks for."""
+    form = TEXT_FORMAT.get()
+    if form is None:
+        return None
+    return json.dumps(form.get("schema", {"type": "object"}))
+
+
+def _checked_text(text: Any) -> dict[str, Any] | None:
+    """The object ``text`` where it asks for a form other than plain text."""
     if text is None:
-        return
+        return None
     if not isinstance(text, dict):
         raise refused("text", text, "an object")
-    form = text.get("format")
-    if form is not None and form != {"type": "text"}:
-        plain = {"type": "text"}
-        raise refused("text.format", form, f"{plain} or nothing: {_REASON}")
     if text.get("verbosity") not in (None, "medium"):
         raise refused("text.verbosity", text["verbosity"], "'medium' or nothing")
+    form = text.get("format")
+    if form is None or form == {"type": "text"}:
+        return None
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind not in ("json_object", "json_schema"):
+        types = "an object with type text, json_object or json_schema"
+        raise refused("text.format", form, types)
+    if kind == "json_object":
+        return {"format": {"type": kind}}
+    name = form.get("name")
+    if not isinstance(form.get("schema"), dict) or not isinstance(name, str):
+        expected = "an object with type json_schema, a name and a schema"
+        raise refused("text.format", form, expected)
+    return {"format": form}
 
 
 def check_anthropic(
-    body: Mapping[str, Any], defaults: Mapping[str, Any], has_reasoning: bool
+    body: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    has_reasoning: bool,
+    has_tool_calls: bool,
 ) -> dict[str, Any]:
     """Check a body of /v1/messages.
 
     Args:
         defaults: the sampling of a request that names none.
         has_reasoning: whether the server has a --reasoning-parser.
+        has_tool_calls: whether it has a --tool-call-parser.
 
     Returns:
         The body that SGLang reads.
@@ -88,6 +121,9 @@ def check_anthropic(
     """
     from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 
+    from sglang_dllm.upstream.compat import messages_have_formats
+
+    body = _with_output_config(body)
     found = _checked(body, defaults, AnthropicFields, AnthropicMessagesRequest)
     # SGLang refuses these two as well, with a traceback in the log.
     thinking = found.get("thinking") or {"type": "disabled"}
@@ -103,10 +139,30 @@ def check_anthropic(
         ]
         if "redacted_thinking" in kinds:
             raise refused(f"messages.{i}.content", "redacted_thinking", "readable text")
-    form = found.get("output_config", {}).get("format")
-    if form is not None:
-        raise refused("output_config.format", form, f"nothing: {_REASON}")
+    form = (found.get("output_config") or {}).get("format")
+    forms = [] if form is None else ["output_config.format"]
+    check_choice(found, forms, has_parser=has_tool_calls)
+    if form is None:
+        return found
+    is_schema = isinstance(form, dict) and form.get("type") == "json_schema"
+    if not is_schema or not isinstance(form.get("schema"), dict):
+        expected = "an object with type json_schema and a schema"
+        raise refused("output_config.format", form, expected)
+    if not messages_have_formats():
+        there = "nothing with this SGLang; response_format on /v1/chat/completions"
+        raise refused("output_config.format", form, there)
     return found
+
+
+def _with_output_config(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with the form in its place; Anthropic's clients had another before."""
+    found = dict(body)
+    form, config = found.pop("output_format", None), found.get("output_config")
+    if form is None or (config is not None and not isinstance(config, dict)):
+        return found
+    if (config or {}).get("format") not in (None, form):
+        raise refused("output_format", form, "nothing beside output_config.format")
+    return found | {"output_config": {**(config or {}), "format": form}}
 
 
 def check_count_tokens(body: Mapping[str, Any]) -> dict[str, Any]:

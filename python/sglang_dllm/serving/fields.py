@@ -94,9 +94,10 @@ _Regex = Annotated[
     _Form, Field(description="a regular expression, up to 65536 characters")
 ]
 _Ebnf = Annotated[_Form, Field(description="an EBNF, up to 65536 characters")]
+_Tag = Annotated[_Form, Field(description="a tag as JSON, up to 65536 characters")]
 _ResponseFormat = Annotated[
     dict[str, Any],
-    Field(description="an object with type text, json_object or json_schema"),
+    Field(description="an object with type text, json_schema or another form"),
 ]
 _CustomParams = Annotated[
     dict[str, Any], Field(description='an object {"dllm": {...}}')
@@ -134,6 +135,7 @@ class NativeSampling(_Sampling):
     json_schema: _Schema | None = None
     regex: _Regex | None = None
     ebnf: _Ebnf | None = None
+    structural_tag: _Tag | None = None
     max_new_tokens: _Count | None = None
     min_new_tokens: _Least = 0
     sampling_seed: _Int64 | None = None
@@ -257,7 +259,8 @@ class ChatFields(_OpenAI):
     extra_key: _Str | None = None
     tools: Annotated[list[dict[str, Any]], Field(description="a list of tools")] = []
     tool_choice: Annotated[
-        Literal["auto", "none"], Field(description="auto or none: calls are not forced")
+        Literal["auto", "none", "required"] | dict[str, Any],
+        Field(description="auto, none, required, or the function to call"),
     ] = "auto"
     continue_final_message: _Bool = False
     parallel_tool_calls: _Bool = True

@@ -15,10 +15,11 @@ from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import ServedModel, check_body
 from sglang_dllm.serving.canvas import CANVAS, canvas_of
 from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
+from sglang_dllm.serving.forms import FIELD, json_format
 from sglang_dllm.serving.validation import refuse_watching
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-NUM_PREDICT = "options.num_predict"
+NUM_PREDICT, FORMAT = "options.num_predict", "format"
 
 _REASON = "full-attention diffusion models do not implement it"
 _SAMPLING = ("temperature", "top_p", "top_k", "stop", "seed")
@@ -34,9 +35,12 @@ _LOADING = frozenset(
 )
 """Options of how Ollama loads a model, or shifts a context that is too long."""
 
-_DROPPED = ("options", "keep_alive", "truncate", "shift", "raw", "system", "prompt")
+_DROPPED = (
+    *("options", "keep_alive", "truncate", "shift", "raw", "system", "prompt"),
+    FORMAT,
+)
 _NO_VALUE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("format", "suffix", "template"), ("",)),
+    **dict.fromkeys(("suffix", "template"), ("",)),
     **dict.fromkeys(("images", "tools", "context"), ([],)),
     "think": (False,),
     **dict.fromkeys(("width", "height", "steps"), ()),
@@ -81,6 +85,7 @@ def translate(given: Any, model: ServedModel, *, is_chat: bool) -> Translated:
     if "num_predict" in options:
         options["max_tokens"] = options.pop("num_predict")
     body |= options | {"stream": is_streamed, "model": data.get("model", "")}
+    body |= _form(data.get(FORMAT) or None)
     if is_streamed:
         body["stream_options"] = {"include_usage": True}
     is_raw = not is_chat and _boolean(data, "raw", False)
@@ -126,6 +131,17 @@ def _options(given: Any) -> dict[str, Any]:
             raise refused("options.num_ctx", value, "an integer of 1 or more")
         found[key] = value
     return found
+
+
+def _form(given: Any) -> dict[str, Any]:
+    """OpenAI's field of a form: Ollama's is the word json, or a schema."""
+    if given is None:
+        return {}
+    if given == "json":
+        return {FIELD: {"type": "json_object"}}
+    if not isinstance(given, dict):
+        raise refused(FORMAT, given, "'json' or a JSON schema")
+    return {FIELD: json_format(FORMAT, given)}
 
 
 def _is_one_of(value: Any, values: tuple[int, ...]) -> bool:

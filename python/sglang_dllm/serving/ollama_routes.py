@@ -19,7 +19,15 @@ from sglang_dllm.config.resolve import DEFAULT_MAX_NEW_TOKENS
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import explain_malformed
 from sglang_dllm.serving.body_limits import check_parts
-from sglang_dllm.serving.ollama import CHAT, NUM_PREDICT, Translated, Words, translate
+from sglang_dllm.serving.forms import forms_in, read_forms
+from sglang_dllm.serving.ollama import (
+    CHAT,
+    FORMAT,
+    NUM_PREDICT,
+    Translated,
+    Words,
+    translate,
+)
 from sglang_dllm.serving.request_checks import RequestChecks
 from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import LENGTH_FIELD
@@ -86,6 +94,7 @@ class OllamaRoutes:
         words = Words(given.get("model", ""), is_chat, time.time_ns())
         if not asked.body:
             return _form(asked, [_end(words, words.part("", _now()), "load", {})])
+        await read_forms(forms_in(asked.body), named=FORMAT)
         LENGTH_FIELD.set(NUM_PREDICT)
         handler, body = _openai(request, asked)
         await self._check_context(handler, body, request, asked)

@@ -25,6 +25,7 @@ from sglang_dllm.models.facts import FAMILIES, ModelFacts
 from sglang_dllm.models.tokenizers import tokenizer_of
 from sglang_dllm.serving.best_of import BEST_OF
 from sglang_dllm.serving.body import (
+    CHECKS,
     ServedModel,
     check_body,
     check_generate,
@@ -39,6 +40,7 @@ from sglang_dllm.serving.canvas import (
 )
 from sglang_dllm.serving.copies import unfold_copies
 from sglang_dllm.serving.fields import NAMES
+from sglang_dllm.serving.forms import forms_in, read_forms
 from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.sampling_defaults import (
     SamplingDefaults,
@@ -79,6 +81,7 @@ class RequestChecks:
             ).to_dict(),
             template_names=_words(getattr(manager.tokenizer, "chat_template", None)),
             has_reasoning=bool(args.reasoning_parser),
+            has_tool_calls=bool(args.tool_call_parser),
         )
         self.decode = load_decode_config(
             args.dllm_algorithm,
@@ -118,6 +121,8 @@ class RequestChecks:
         if is_completion and body.get("suffix"):
             PART_FIELDS.set(("max_tokens", "suffix"))
         body = check_body(path, body, self.model)
+        if path in CHECKS:
+            await read_forms(forms_in(body))
         if is_completion:
             BEST_OF.set(body.pop("best_of", 1))
             body = self._with_canvas_len(body)
@@ -175,6 +180,14 @@ class RequestChecks:
         else:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
         unfold_copies(obj, BEST_OF.get())
+
+    async def check_forms(self, obj: Any) -> None:
+        """Read the forms that the answers of a GenerateReqInput must have.
+
+        Raises:
+            BadRequest: a form is wrong or is not served.
+        """
+        await read_forms(forms_in({"sampling_params": obj.sampling_params}))
 
     def check_early(self, obj: Any) -> None:
         """Check a GenerateReqInput before its stream begins; it stays as it is.

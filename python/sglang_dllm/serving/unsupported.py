@@ -19,7 +19,7 @@ from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
 _REASON = "full-attention diffusion models do not implement it"
-_FORMS = ("json_schema", "regex", "ebnf")
+_FORMS = ("json_schema", "regex", "ebnf", "structural_tag")
 _FORM = "response_format, or sampling_params.json_schema, has a place for it"
 _REGEX = "regex has a place for it"
 _PENALTY = "no paper states a penalty for canvases, whose tokens come in any order"

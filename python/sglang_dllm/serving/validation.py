@@ -29,6 +29,7 @@ from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.canvas import CANVAS, PART_FIELDS, check_length
 from sglang_dllm.serving.fields import check_token_ids
+from sglang_dllm.serving.forms import check_beside_form
 from sglang_dllm.serving.token_fields import check_edits
 
 logger = logging.getLogger(__name__)
@@ -178,6 +179,8 @@ def check_request(
         )
     watching = _watching(params.get("custom_params"))
     edits = check_edits(params, facts, LENGTH_FIELD.get())
+    has_canvas = canvas is not None
+    check_beside_form(params, decoding.length.name, edits, has_canvas=has_canvas)
     options = {**decoding.to_dict(), **watching.to_dict(), **edits}
     if canvas is not None:
         options[CANVAS_KEY] = canvas.parts

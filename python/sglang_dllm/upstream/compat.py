@@ -187,6 +187,16 @@ def responses_have_logprobs() -> bool:
     return hasattr(serving_responses, "_build_output_text_logprobs")
 
 
+def messages_have_formats() -> bool:
+    """True if a request of /v1/messages has a place for the form of its answer.
+
+    0.5.17: it has none. 0.5.23: ``output_config.format``.
+    """
+    from sglang.srt.entrypoints.anthropic.protocol import AnthropicOutputConfig
+
+    return "format" in AnthropicOutputConfig.model_fields
+
+
 # Requests and their slots
 
 
