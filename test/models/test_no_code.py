@@ -140,14 +140,7 @@ def test_a_launch_runs_no_python_file_of_a_checkpoint(
     llada = with_python_files(write_llada(tmp_path / "llada", seed=1))
     llama = with_python_files(write_diffullama(tmp_path / "diffullama"))
     arguments = [
-        [
-            "launch",
-            "--model-path",
-            str(folder),
-            *flags,
-            "--trust-remote-code",
-            *ALGORITHM,
-        ]
+        ["launch", "--model-path", str(folder), *flags, *TRUSTING]
         for folder, flags in ((llada, []), (llama, DIFFULLAMA_FLAGS))
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,9 +77,10 @@ def server(monkeypatch: pytest.MonkeyPatch, **keys: str | None) -> FastAPI:
     metrics.path_regex = re.compile("^/metrics(?P<path>.*)$")
     app.router.routes.append(metrics)
     OllamaRoutes(None, checks).replace(app.router.routes, {})
-    launch: Any = SimpleNamespace(is_draining=False, answering=_nothing)
+    launch: Any = SimpleNamespace(is_draining=False, answering=nullcontext)
+    door: Any = {"queue": None, "queued_paths": (), "on_refusal": None}
     app.add_middleware(
-        Doorkeeper, launch=launch, is_up=lambda: True, on_startup=lambda: None
+        Doorkeeper, launch=launch, is_up=lambda: True, on_startup=lambda: None, **door
     )
     monkeypatch.setattr(http_server, "app", app)
     monkeypatch.setattr(
@@ -88,12 +90,6 @@ def server(monkeypatch: pytest.MonkeyPatch, **keys: str | None) -> FastAPI:
     _set_global_state(lambda same: same, state)
     add_api_key_middleware(app, **{"api_key": None, "admin_api_key": None, **keys})
     return app
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: Any) -> None: ...
 
 
 def requests_of(app: FastAPI) -> Iterator[tuple[str, str]]:

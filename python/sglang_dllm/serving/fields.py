@@ -220,10 +220,7 @@ class CompletionFields(_OpenAI):
 
     prompt: Annotated[
         _Text | _Texts | _Ids | _IdLists,
-        Field(
-            description="a non-empty string, token ids, or a list of up to "
-            f"{MAX_PROMPTS} of them"
-        ),
+        Field(description=f"text, token ids, or a list of up to {MAX_PROMPTS} of them"),
     ]
     max_tokens: _Count = 16
     suffix: _Str | None = None
