@@ -69,7 +69,7 @@ class BodyLimit:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            # What is left of the body would be read as the next request.
+            # The rest of the body would be read as the next request.
             (b"connection", b"close"),
         ]
         start = {"type": "http.response.start", "status": _TOO_LARGE}

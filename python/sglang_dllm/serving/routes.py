@@ -94,7 +94,7 @@ PAGE, ALGORITHMS, STATE = "/dllm", "/dllm/algorithms", "/dllm/state"
 """Routes of ours, which take no body (``serving.page``, ``serving.state``)."""
 
 OPEN = frozenset({"/health", "/health_generate", "/ready", "/metrics", PAGE})
-"""What needs no key: probes and metrics, as in SGLang, and the page without data."""
+"""Routes without a key: probes and metrics, as in SGLang, and the page without data."""
 
 _HOST = re.compile(rb"[\w.:%\[\]-]*")
 _WITH_LINKS = ("/docs", "/redoc", "/openapi.json")
