@@ -145,7 +145,7 @@ def test_nothing_leaks_after_all_that(demo_server: Server) -> None:
         ("/parse_function_call", []),
         ("/separate_reasoning", {}),
         ("/pause_generation", {"mode": 5}),
-        ("/v1/responses", {"input": [{"role": 5}]}),
+        ("/v1/responses", {"input": 5}),
         ("/v1/messages", {"model": "a", "max_tokens": 4, "messages": [{"role": 5}]}),
         ("/api/show", {"model": 5}),
     ],

@@ -8,11 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.testclient import TestClient
+from sglang.srt.entrypoints import http_server
 
 from sglang_dllm.config.resolve import MAX_BODY_BYTES
 from sglang_dllm.config.server import ServerConfig
 from sglang_dllm.errors import ConfigError
-from sglang_dllm.serving.bad_request import BadRequest
+from sglang_dllm.serving.bad_request import BadRequest, without_places
 from sglang_dllm.serving.body_limits import (
     MAX_DEPTH,
     MAX_PARTS,
@@ -133,3 +137,22 @@ def test_the_largest_body_is_a_key_of_the_yaml_file() -> None:
     for wrong in (0, 1023, "1 MB", True, 2**40):
         with pytest.raises(ConfigError, match="max_body_bytes"):
             ServerConfig.parse({"max_body_bytes": wrong})
+
+
+def test_a_body_that_fastapi_refuses_names_no_file() -> None:
+    """SGLang's handler sends FastAPI's text, which has the endpoint's file."""
+    theirs = http_server.app.exception_handlers[RequestValidationError]
+    texts = []
+    for handler in (theirs, without_places(theirs)):
+        app = FastAPI(exception_handlers={RequestValidationError: handler})
+
+        @app.post("/x")
+        async def x(number: int) -> int:
+            return number
+
+        answer = TestClient(app).post("/x?number=a")
+        assert answer.status_code == 400
+        assert "valid integer" in answer.json()["message"]
+        texts.append(answer.text)
+    assert __file__ in texts[0], "SGLang leaves it out now"
+    assert __file__ not in texts[1]
