@@ -143,6 +143,7 @@ def server_ask(
     dllm: dict[str, Any],
     answer_len: int | None = None,
     canvas_len: int | None = None,
+    **others: Any,
 ) -> Ask:
     """A function that asks ``/generate`` at temperature 0.
 
@@ -150,6 +151,7 @@ def server_ask(
         dllm: the algorithm and the options of the request.
         answer_len: tokens of the answer.
         canvas_len: tokens of prompt and answer together, instead of ``answer_len``.
+        others: more sampling parameters.
     """
     assert (answer_len is None) != (canvas_len is None)
     # The scheduler's CPU time is measured beside the client's: urllib3 is a light
@@ -161,6 +163,7 @@ def server_ask(
             "max_new_tokens": answer_len or max(1, (canvas_len or 0) - len(prompt)),
             "temperature": 0,
             "custom_params": {"dllm": dllm},
+            **others,
         }
         began = time.perf_counter()
         body = {"input_ids": prompt, "sampling_params": sampling}

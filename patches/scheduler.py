@@ -2,9 +2,11 @@
 
 Upstream: a pause begins between two forwards, and weights may be updated during it. The
 internal state of a scheduler has launch flags and sizes. Grammars mask the next token.
+A full queue refuses single prompts.
 Ours: a forward may be in flight between two rounds; it is committed before the pause.
 The internal state has the active canvases too (``runtime.state``). Forms of answers are
-compiled to automata (``runtime.forms``).
+compiled to automata (``runtime.forms``). The queue of a server is bounded in its
+launching process (``launching.queue_bound``).
 Goes when: upstream lets a dLLM algorithm finish its work before a pause, and lets it
 add to the internal state.
 """
@@ -50,7 +52,27 @@ def _init_grammar_manager(original: Callable[..., Any], scheduler: Any) -> Any:
     return result
 
 
+def _abort_on_queued_limit(
+    original: Callable[..., Any], scheduler: Any, recv_req: Any
+) -> Any:
+    from sglang_dllm.launching.end_note import EndNote
+
+    if is_ours(scheduler) and EndNote.of_this_server() is not None:
+        # The launching process has bounded the queue before it took the request.
+        return False
+    return original(scheduler, recv_req)
+
+
 HOOKS = (
+    Hook(
+        target="sglang.srt.managers.scheduler.Scheduler._abort_on_queued_limit",
+        fn=_abort_on_queued_limit,
+        why="a full queue is met behind the HTTP answer's begin: a stream is answered "
+        "with 200, a request of many prompts is cut in two, and a retracted request "
+        "is lost",
+        contract=("self", "recv_req"),
+        remove_when="upstream bounds the queue before it takes a request",
+    ),
     Hook(
         target="sglang.srt.managers.scheduler.Scheduler.init_grammar_manager",
         fn=_init_grammar_manager,

@@ -77,9 +77,12 @@ def _before_launch(launch: Any, server_args: Any, flags: Any) -> None:
     from sglang.srt.entrypoints.http_server import app, get_global_state
     from sglang.srt.managers.tokenizer_manager import ServerStatus
 
+    from sglang_dllm.config.launch_flags import most_queued
     from sglang_dllm.launching.address import check_address
     from sglang_dllm.launching.doorkeeper import Doorkeeper
     from sglang_dllm.launching.end_note import bad_input
+    from sglang_dllm.launching.queue_bound import QueueBound
+    from sglang_dllm.serving.routes import QUEUED
 
     check_address(flags.host, flags.port)
     # SGLang checks again, in a place where an error is a traceback.
@@ -114,6 +117,9 @@ def _before_launch(launch: Any, server_args: Any, flags: Any) -> None:
         launch=launch,
         is_up=is_up,
         on_startup=partial(_on_startup, launch, flags.host, flags.port),
+        queue=QueueBound(most_queued(flags), _num_in_flight, _load),
+        queued_paths=QUEUED,
+        on_refusal=_on_refusal,
     )
 
 
@@ -134,12 +140,51 @@ def _on_startup(launch: Any, host: str, port: int) -> None:
     from sglang.srt.entrypoints.http_server import get_global_state
 
     launch.watch.complete()
+    launch.started()
     state = get_global_state()
     # SGLang would do so at the first request, and die of a SIGTERM before it.
     state.tokenizer_manager.auto_create_handle_loop()
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGINT, _on_signal, launch, state.tokenizer_manager, signal.SIGINT
     )
+
+
+def _num_in_flight() -> int:
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    state = get_global_state()
+    return 0 if state is None else len(state.tokenizer_manager.rid_to_state)
+
+
+def _load() -> Any:
+    """The load that the schedulers have published last."""
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    from sglang_dllm.launching.queue_bound import Load
+
+    state = get_global_state()
+    if state is None:
+        return Load()
+    ranks = state.tokenizer_manager.load_snapshot_reader.read_all()
+    return Load(
+        places=sum(rank.max_running_requests for rank in ranks),
+        running=sum(rank.num_running_reqs for rank in ranks),
+        waiting=sum(rank.num_waiting_reqs for rank in ranks),
+        waiting_tokens=sum(
+            rank.num_total_tokens - rank.num_used_tokens for rank in ranks
+        ),
+    )
+
+
+def _on_refusal(stage: str) -> None:
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    from sglang_dllm.serving.request_checks import checks_of
+
+    state = get_global_state()
+    checks = None if state is None else checks_of(state.tokenizer_manager)
+    if checks is not None:
+        checks.refusals.add(stage)
 
 
 def _on_signal(launch: Any, manager: Any, number: int) -> None:

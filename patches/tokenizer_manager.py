@@ -48,22 +48,27 @@ async def _generate_request(
         async for out in original(self, obj, request):
             yield out
         return
+    from sglang_dllm.launching.queue_bound import ENTRY
     from sglang_dllm.runtime.report import final_gaps, into_meta_info
     from sglang_dllm.serving.best_of import BestAnswers
     from sglang_dllm.serving.gaps import GapAnswers
     from sglang_dllm.serving.watched import EXTENSION, WatchedAnswers, extension_of
 
-    best = BestAnswers(obj)
+    entry, best = ENTRY.get(), BestAnswers(obj)
     with checks.refusals.counted("arguments"):
         checks.check_arguments(obj)
         await checks.check_forms(obj)
     gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
     with checks.ids.replaced(obj) as client_ids:
+        if entry is not None:
+            entry.arrive()
         async for out in original(self, obj, request):
             for response in out if isinstance(out, list) else [out]:
                 meta_info = response["meta_info"]
                 new_gaps = gaps.add(response, final_gaps(meta_info))
                 watched.add(meta_info, into_meta_info(meta_info))
+                if entry is not None and meta_info["finish_reason"] is not None:
+                    entry.ended(meta_info.get("canvas_len", 0))
                 if new_gaps is not None:
                     meta_info["dllm"] = {**meta_info.get("dllm", {}), "gaps": new_gaps}
                 EXTENSION.set(extension_of(meta_info))

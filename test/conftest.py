@@ -34,8 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gsm8k-min-accuracy", type=float)
     group.addoption("--gsm8k-min-tpf", type=float)
     storm = parser.getgroup("soak")
-    storm.addoption("--soak-minutes", type=float, default=0.25, help="per server")
+    storm.addoption("--soak-minutes", type=float, default=0.5, help="of two servers")
     storm.addoption("--soak-seed", type=int, default=0)
+    storm.addoption("--soak-report", help="folder for soak.md and soak.json")
     page = parser.getgroup("page")
     page.addoption("--screenshots", help="folder for pictures of the page")
 

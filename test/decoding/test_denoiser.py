@@ -243,7 +243,7 @@ def test_a_failure_of_the_head_or_the_device_is_not_swallowed(
         torch.OutOfMemoryError("no memory"),
         RuntimeError("CUDA error: an illegal memory access was encountered"),
     ):
-        denoiser = Denoiser(facts_of("llada"))
+        denoiser = Denoiser(facts_of("llada"), agree=lambda event: None)
         _, group = prepare(denoiser, 9, "LocalLeap")
         denoiser.join(group)
         denoiser.sync()

@@ -23,7 +23,7 @@ from sglang_dllm.decoding.block_steps import whole_canvas_step
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.canvas_batch import CanvasBatch
 from sglang_dllm.decoding.decision import StepInputs
-from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.logits import Candidates, LogitsOf
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.prediction import plain_prediction, predict
 from sglang_dllm.decoding.sampling import (
@@ -204,8 +204,13 @@ class FirstTwo:
 
     candidates = torch.tensor([0, 1])
 
-    def tokens(self, logits: Logits) -> torch.Tensor:
-        assert logits(self.candidates).shape == (2, VOCAB)
+    def edit(self, logits: torch.Tensor, some: Candidates) -> torch.Tensor:
+        """The token 6 is never proposed."""
+        return logits.index_fill(1, torch.tensor([6]), -torch.inf)
+
+    def tokens(self, logits_of: LogitsOf) -> torch.Tensor:
+        found = logits_of(self.candidates)
+        assert found.shape == (2, VOCAB) and found.isfinite().all()
         return torch.tensor([3, 3])
 
 
@@ -215,14 +220,15 @@ def test_edits_come_behind_changes_and_proposed_tokens_are_measured() -> None:
     bias = torch.zeros(VOCAB)
     bias[5] = 100.0
     plain = held(values)
-    edited = plain.edited(lambda logits, some: logits + bias, FirstTwo())
+    edited = plain.edited(lambda logits, some: logits + bias).proposed_by(FirstTwo())
     other = edited.changed(lambda some: edited.before_edits(some) * 2)
     every = torch.arange(4)
     assert torch.equal(edited.before_edits(every), values)
-    assert torch.equal(other(every), values * 2 + bias)
+    wanted = (values * 2 + bias).index_fill(1, torch.tensor([6]), -torch.inf)
+    assert torch.equal(other(every), wanted)
     tokens, value = other.measure(PROBABILITY, MASK)
     assert tokens.tolist() == [3, 3, 5, 5]
-    p = (values * 2 + bias).double().softmax(dim=-1)
+    p = wanted.double().softmax(dim=-1)
     torch.testing.assert_close(value, p[every, tokens])
     # The model's own, whatever was asked for.
     of_plain = plain.logprobs(every, tokens, MASK, 3)
@@ -237,7 +243,7 @@ def test_a_prediction_takes_proposed_tokens_at_any_temperature(
     sampling = SamplingOptions(temperature=temperature, seed=3)
     logits = torch.zeros(4, VOCAB).index_fill_(1, torch.tensor([8]), 50.0)
     inputs = inputs_of(logits, sampling=sampling)
-    proposed = inputs.logits.edited(lambda logits, some: logits, FirstTwo())
+    proposed = inputs.logits.proposed_by(FirstTwo())
     found = predict(replace(inputs, logits=proposed))
     assert found.tokens.tolist() == [3, 3, 8, 8]
     assert (found.value[:2] < 1e-20).all() and (found.value[2:] > 0.99).all()

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from helpers.toy_model import (
     EOS,
-    MASK,
     VOCAB,
     Request,
     ToyModel,
@@ -26,8 +25,9 @@ from helpers.toy_model import (
 from sglang_dllm.decoding.canvas import SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.registry import algorithms
+from sglang_dllm.decoding.structure.arcs import Forms
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
-from sglang_dllm.decoding.structure.programme import Part, Programme
+from sglang_dllm.decoding.structure.programme import Programme, Strip
 from sglang_dllm.decoding.structure.structure import Structure
 from sglang_dllm.grammar.forms import Form, read_form
 from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
@@ -53,52 +53,74 @@ def is_valid(automaton: TokenAutomaton, tokens: tuple[int, ...]) -> bool:
     return is_padded and automaton.takes(list(tokens[:end]))
 
 
-def class_scores(
-    automaton: TokenAutomaton, scores: np.ndarray, fixed: list[int]
-) -> torch.Tensor:
-    found = np.full((len(scores), automaton.num_classes + 1), -np.inf)
-    for at, row in enumerate(scores):
-        for token, score in enumerate(row):
-            if fixed[at] in (-1, token):
-                of = automaton.token_class[token]
-                found[at, of] = max(found[at, of], score)
-    return torch.from_numpy(found)
+def valid_strings(
+    automaton: TokenAutomaton, fixed: list[int], behind: int
+) -> list[tuple[int, ...]]:
+    """The beginnings of all valid answers that have some tokens; -1 for any."""
+    length = len(fixed)
+    found = (
+        tokens
+        for tokens in itertools.product(range(VOCAB), repeat=length + behind)
+        if all(f in (-1, t) for f, t in zip(fixed, tokens, strict=False))
+        and is_valid(automaton, tokens)
+    )
+    return sorted({tokens[:length] for tokens in found})
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from(FORMS),
-    st.integers(1, 4),
+    st.lists(
+        st.tuples(
+            st.sampled_from(FORMS),
+            st.integers(1, 3),
+            st.integers(0, 1),
+            st.lists(st.sampled_from([-1, -1, -1, 0, 1, 2, EOS]), min_size=3),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
     st.integers(0, 1000),
-    st.lists(st.sampled_from([-1, -1, -1, 0, 1, 2, EOS]), min_size=4, max_size=4),
 )
 def test_the_programme_finds_the_best_of_all_strings(
-    regex: str, length: int, seed: int, fixed: list[int]
+    made: list[tuple[str, int, int, list[int]]], seed: int
 ) -> None:
-    automaton, fixed = AUTOMATA[regex], fixed[:length]
-    scores = np.random.default_rng(seed).normal(size=(length, VOCAB))
-    strings = [
-        tokens
-        for tokens in itertools.product(range(VOCAB), repeat=length)
-        if all(f in (-1, t) for f, t in zip(fixed, tokens, strict=True))
-        and is_valid(automaton, tokens)
+    """Several canvases together, with tokens in their middle, and with an open end."""
+    rng = np.random.default_rng(seed)
+    cases = [(AUTOMATA[regex], fixed[:num], more) for regex, num, more, fixed in made]
+    strips = [
+        Strip(
+            automaton,
+            automaton.start,
+            np.array([-1 if t < 0 else automaton.token_class[t] for t in fixed]),
+            behind,
+        )
+        for automaton, fixed, behind in cases
     ]
-    programme = Programme(
-        [Part(automaton, automaton.start, length)], torch.device("cpu")
-    )
-    ids = torch.tensor([[MASK if token < 0 else token for token in fixed]])
-    is_open = programme.open_classes(ids, torch.tensor([fixed]) < 0)
-    possible = programme.possible(is_open)
-    for at in range(length):
-        of = automaton.token_class[[tokens[at] for tokens in strings]]
-        assert set(of) == set(possible[at].nonzero()[:, 0].tolist())
-    if not strings:
-        return
-    best = max(
-        strings, key=lambda tokens: sum(scores[at, t] for at, t in enumerate(tokens))
-    )
-    path = programme.best_classes(class_scores(automaton, scores, fixed))
-    assert path[0].tolist() == automaton.token_class[list(best)].tolist()
+    programme = Programme(Forms.of(strip.automaton for strip in strips), strips)
+    by_token = rng.normal(size=(programme.num_rows, VOCAB))
+    scores = np.full((programme.num_rows, programme.num_classes), -np.inf)
+    for rows, (automaton, _, _) in zip(programme.rows, cases, strict=True):
+        for row in rows[rows >= 0]:
+            np.maximum.at(scores[row], automaton.token_class, by_token[row])
+    best_classes = programme.best_classes(scores)
+    for rows, (automaton, fixed, behind) in zip(programme.rows, cases, strict=True):
+        strings = valid_strings(automaton, fixed, behind)
+        masks = [at for at, token in enumerate(fixed) if token < 0]
+        for at in masks:
+            of = {int(automaton.token_class[tokens[at]]) for tokens in strings}
+            row = rows[at]
+            assert of == set(programme.possible[row].nonzero()[0].tolist())
+            tokens_at = {tokens[at] for tokens in strings}
+            assert programme.certain[row] == (len(tokens_at) == 1)
+        found = best_classes[rows[masks]].tolist()
+        if strings:
+            best = max(
+                strings,
+                key=lambda tokens: sum(by_token[rows[at], tokens[at]] for at in masks),
+            )
+            assert found == [automaton.token_class[best[at]] for at in masks]
+        else:
+            assert found == [-1] * len(masks)
 
 
 def structured(family: str, request: Request, regex: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -254,24 +253,6 @@ def test_an_expression_takes_what_python_takes(pattern: str, words: list[str]) -
 def test_an_expression_without_an_automaton_is_refused(pattern: str) -> None:
     with pytest.raises(FormError):
         read_form(Form("regex", pattern))
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        Form("regex", "([a-z]{1,1000}){1,1000}"),
-        Form("regex", ".*a.{20}"),
-        Form("regex", "(){4000000000}"),
-        Form("regex", "(a{1,9}){1,9}" * 5000),
-        Form("json_schema", "[" * 60_000),
-        schema({"type": "array", "items": {"type": "string", "maxLength": 10**8}}),
-    ],
-)
-def test_a_form_that_explodes_is_refused_soon(form: Form) -> None:
-    began = time.thread_time()
-    with pytest.raises(FormError):
-        read_form(form)
-    assert time.thread_time() - began < 2
 
 
 def test_recursion_is_unrolled_to_a_depth() -> None:

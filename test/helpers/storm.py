@@ -8,21 +8,25 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any
 
-import psutil
 import requests
 
 from helpers.random_settings import Case
 from helpers.serving_harness import Server
 
 NUM_CLIENTS = 12
-ENDS = [*["whole"] * 4, *["stream"] * 4, "abort", "abort stream", "hang up", "refused"]
+WHOLE = ("whole", "stream")
+CUTS = ("abort", "abort stream", "hang up")
+ENDS = (*WHOLE * 4, *CUTS, "refused")
 """How a request may end. Its client aborts it by its id, closes the connection, or
 asks for an option that is out of range; or the request runs to its end."""
+ENDED = (*WHOLE, "aborted", "too late", "hang up", "refused", "503", "500")
+"""How a request that is not lost has ended."""
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Storm:
     """Clients that ask one server at random until a time is over.
 
     Args:
-        server: asked by ``NUM_CLIENTS`` clients at once.
+        server: asked by many clients at once.
         cases: the requests to choose from; each is first asked alone.
         seed: of all random choices.
     """
@@ -41,7 +45,8 @@ class Storm:
     alone: list[list[int]] = field(default_factory=list)
     """The tokens of each case, from a server that does nothing else."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Answers by the way they ended, and ``compared`` and ``equal`` tokens."""
+    """``sent`` requests, and how they ``ENDED``, or that they were ``lost``. One
+    that is ``too late`` ended before its abort. Some are ``compared`` and ``equal``."""
     different: list[tuple[Case, list[int], list[int]]] = field(default_factory=list)
     """Cases with the tokens they got alone and in the storm."""
     num_retractions: int = 0
@@ -53,23 +58,62 @@ class Storm:
             answer = self.server.generate(list(case.prompt), **case.sampling_params())
             self.alone.append(answer["output_ids"])
 
-    def run(self, seconds: float) -> None:
-        """Raises what any of the clients raises, and waits until all have ended."""
+    def run(
+        self,
+        seconds: float,
+        ends: Sequence[str] = ENDS,
+        num_clients: int = NUM_CLIENTS,
+        with_pauses: bool = False,
+        num_cuts: float = float("inf"),
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> Counter[str]:
+        """Raises what any of the clients raises, and waits until all have ended.
+
+        Args:
+            ends: to choose from.
+            with_pauses: whether an operator pauses the scheduler at times.
+            num_cuts: the storm ends early after so many aborts and hang-ups.
+            goes_on: asked before each request; the client leaves if not.
+
+        Returns:
+            The counts of this run.
+        """
+        before = self.counts.copy()
         deadline = time.monotonic() + seconds
-        with ThreadPoolExecutor(NUM_CLIENTS + 1) as pool:
+        last_cut = num_cuts + self._num_cuts()
+
+        def is_open() -> bool:
+            is_late = time.monotonic() >= deadline or self._num_cuts() >= last_cut
+            return not is_late and goes_on()
+
+        with ThreadPoolExecutor(num_clients + 1) as pool:
             clients = [
-                pool.submit(self._client, random.Random(f"{self.seed}-{i}"), deadline)
-                for i in range(NUM_CLIENTS)
+                pool.submit(
+                    self._client,
+                    random.Random(f"{self.seed}-{i}-{before['sent']}"),
+                    *(ends, is_open),
+                )
+                for i in range(num_clients)
             ]
-            operator = random.Random(f"{self.seed}-operator")
-            clients.append(pool.submit(self._pause_at_times, operator, deadline))
+            if with_pauses:
+                operator = random.Random(f"{self.seed}-operator")
+                clients.append(pool.submit(self._pause_at_times, operator, deadline))
             for client in clients:
                 client.result()
+        return self.counts - before
 
-    def _client(self, rng: random.Random, deadline: float) -> None:
-        while time.monotonic() < deadline:
-            self._ask(rng.randrange(len(self.cases)), rng.choice(ENDS), rng.random())
-            time.sleep(rng.random() ** 4)
+    def _num_cuts(self) -> int:
+        return sum(self.counts[kind] for kind in ("aborted", "too late", "hang up"))
+
+    def _client(
+        self,
+        rng: random.Random,
+        ends: Sequence[str],
+        is_open: Callable[[], bool],
+    ) -> None:
+        while is_open():
+            is_busy = self.ask(rng.randrange(len(self.cases)), rng.choice(ends), rng)
+            time.sleep(rng.random() + 0.5 if is_busy else rng.random() ** 4)
 
     def _pause_at_times(self, rng: random.Random, deadline: float) -> None:
         """Pauses of the scheduler, with the running requests kept or retracted."""
@@ -81,18 +125,28 @@ class Storm:
             time.sleep(0.3 * rng.random())
             assert self.server.post("/continue_generation").ok
 
-    def _ask(self, index: int, end: str, delay: float) -> None:
+    def ask(self, index: int, end: str, rng: random.Random) -> bool:
+        """Ask one case, and note how it ended; True if the server was too busy."""
+        self._note("sent")
+        try:
+            how = self._ask(index, end, 0.3 * rng.random() ** 3)
+        except requests.RequestException:
+            how = "lost"
+        self._note(how)
+        return how == "503"
+
+    def _ask(self, index: int, end: str, delay: float) -> str:
         case, before = self.cases[index], self.num_retractions
         body = self._body(case, is_stream=end in ("stream", "abort stream", "hang up"))
         if end == "refused":
             body["sampling_params"]["custom_params"]["dllm"]["max_forwards"] = -1
             assert self.server.post("/generate", **body).status_code == 400
-            return self._note(end)
+            return end
         if end == "hang up":
             self._hang_up(body, delay)
-            return self._note(end)
+            return end
         timer = threading.Timer(
-            delay * 0.3, self.server.post, ["/abort_request"], {"rid": body["rid"]}
+            delay, self.server.post, ["/abort_request"], {"rid": body["rid"]}
         )
         if end.startswith("abort"):
             timer.start()
@@ -100,11 +154,17 @@ class Storm:
         timer.cancel()
         if end.startswith("abort") and "was aborted" in response.text:
             # SGLang's answer where the abort comes before the scheduler has it.
-            return self._note("abort")
+            return "aborted"
+        if response.status_code in (500, 503):
+            if response.status_code == 503 and "retry-after" not in response.headers:
+                self._note("503 without Retry-After")
+            return str(response.status_code)
         answer = last_answer(response)
-        reason = answer["meta_info"]["finish_reason"]["type"]
+        finish = answer["meta_info"]["finish_reason"]
+        if finish.get("status_code") in (500, 503):
+            return str(int(finish["status_code"]))
+        reason = finish["type"]
         assert reason in ("stop", "length") or end.startswith("abort"), answer
-        self._note(reason if reason == "abort" else end)
         is_watched = "trace" in body["sampling_params"]["custom_params"]["dllm"]
         if is_watched and reason != "abort":
             self._note("watched")
@@ -114,6 +174,9 @@ class Storm:
         # A retracted canvas starts its cache anew, and may choose other tokens.
         if "cache" not in case.options or before == self.num_retractions:
             self._compare(index, answer["output_ids"], is_whole=reason != "abort")
+        if reason == "abort":
+            return "aborted"
+        return "too late" if end.startswith("abort") else end
 
     def _body(self, case: Case, is_stream: bool) -> dict[str, Any]:
         number, params = next(self._ids), case.sampling_params()
@@ -129,7 +192,7 @@ class Storm:
 
     def _hang_up(self, body: dict[str, Any], delay: float) -> None:
         with contextlib.suppress(requests.RequestException):
-            url, timeout = self.server.base_url + "/generate", (30, delay * 0.3 + 0.01)
+            url, timeout = self.server.base_url + "/generate", (30, delay + 0.01)
             with requests.post(url, json=body, stream=True, timeout=timeout) as answer:
                 next(answer.iter_lines())
 
@@ -166,10 +229,3 @@ def last_answer(response: requests.Response) -> dict[str, Any]:
         ids = one["output_ids"]
         assert later["output_ids"][: len(ids)] == ids, "a streamed token changed"
     return dict(events[-1])
-
-
-def resident_mib(server: Server) -> float:
-    """Memory of the server's processes in MiB."""
-    parent = psutil.Process(server.process.pid)
-    processes = [parent, *parent.children(recursive=True)]
-    return sum(process.memory_info().rss for process in processes) / 2**20

@@ -52,6 +52,10 @@ class WatchedDenoiser(Denoiser):
         assert not self.is_packed, "a canvas leaves during a forward"
         super().remove(canvases)
 
+    def fail(self, message: str) -> None:
+        self.is_packed = False
+        super().fail(message)
+
     def park(self, canvas: Canvas) -> Group:
         assert not self.is_packed, "a canvas leaves during a forward"
         return super().park(canvas)

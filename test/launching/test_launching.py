@@ -27,6 +27,7 @@ from sglang_dllm.launching.address import check_address
 from sglang_dllm.launching.doorkeeper import Doorkeeper
 from sglang_dllm.launching.end_note import End, EndNote, bad_input, one_line, reported
 from sglang_dllm.launching.processes import Gone, Watch
+from sglang_dllm.launching.queue_bound import Load, QueueBound
 from sglang_dllm.serving.routes import OwnPaths
 
 LOCAL = "127.0.0.1"
@@ -247,12 +248,20 @@ async def _answer(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"SGLang: {request.url.path}")
 
 
+GIVEN: dict[str, Any] = {
+    "is_up": lambda: True,
+    "on_startup": lambda: None,
+    "queue": QueueBound(1, lambda: 0, Load),
+    "queued_paths": {"/generate"},
+    "on_refusal": lambda stage: None,
+}
+
+
 def client(launch: server.ServerLaunch, **changes: Any) -> TestClient:
     paths = ("/health", "/health_generate", "/generate", "/abort_request")
     routes = [Route(path, _answer, methods=["GET", "POST"]) for path in paths]
     app: Any = Starlette(routes=routes)
-    given = {"is_up": lambda: True, "on_startup": lambda: None, **changes}
-    return TestClient(Doorkeeper(app, launch, **given))
+    return TestClient(Doorkeeper(app, launch, **{**GIVEN, **changes}))
 
 
 def test_health_is_answered_before_sglang(launch: server.ServerLaunch) -> None:
@@ -268,8 +277,7 @@ def test_probes_need_no_key_behind_the_path_of_a_proxy(
     routes = [Route(path, _answer) for path in ("/health", "/health_generate", "/x")]
     app: Any = Starlette(routes=routes)
     add_api_key_middleware(app, api_key="secret", admin_api_key=None)
-    given: Any = {"is_up": lambda: True, "on_startup": lambda: None}
-    app.add_middleware(Doorkeeper, launch=launch, **given)
+    app.add_middleware(Doorkeeper, launch=launch, **GIVEN)
     door = TestClient(OwnPaths(app), root_path="/dllm")
     assert door.get(f"{prefix}/x").status_code == 401
     assert door.get(f"{prefix}/health").text == ""

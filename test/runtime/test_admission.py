@@ -128,16 +128,16 @@ def test_an_algorithm_that_cannot_start_is_a_500(
 
 
 def test_a_fault_of_the_device_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other ranks would wait for this one forever."""
+    """Every later forward would fail too."""
     scheduler = FakeScheduler()
 
     def begin(*args: Any) -> None:
-        raise torch.OutOfMemoryError("no memory")
+        raise torch.AcceleratorError("illegal address")
 
     monkeypatch.setattr(Faulty, "begin", begin)
     register(monkeypatch, Faulty())
     scheduler.queue("bad", dllm={"algorithm": "Faulty"})
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.AcceleratorError):
         scheduler.loop()
 
 
@@ -166,22 +166,6 @@ def test_a_request_is_done_without_a_canvas() -> None:
     scheduler.loop()
     assert end_of(req)[0] == "length"
     assert scheduler.sent == {"empty": [0]}
-
-
-def test_the_queue_waits_for_slots_in_its_order() -> None:
-    scheduler = FakeScheduler(slots=25, context_len=50)
-    reqs = [scheduler.queue(f"{i}", length=8) for i in range(3)]
-    long = scheduler.queue("long", length=18)
-    short = scheduler.queue("short", length=4)
-    scheduler.loop()
-    assert scheduler.running == ["0", "1"], "two canvases of 10 tokens fit"
-    while "long" not in scheduler.running:
-        scheduler.loop()
-        # The short one fits, and waits all the same.
-        assert "short" not in scheduler.running
-    scheduler.loop_to_end()
-    assert [end_of(r)[0] for r in (*reqs, long, short)] == ["length"] * 5
-    assert scheduler.free_slots == (25, 4)
 
 
 def test_one_canvas_may_exceed_the_tokens_of_a_round() -> None:

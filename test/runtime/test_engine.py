@@ -319,7 +319,7 @@ def test_a_launch_ahead_that_fails_is_not_hidden() -> None:
 
     def once(packed: Any) -> Logits:
         if setup.launches():
-            raise DeviceError("out of memory")
+            raise DeviceError("illegal memory access")
         return launch(packed)
 
     setup.model.launch = once  # type: ignore[method-assign]

@@ -24,6 +24,8 @@ from sglang_dllm.models.tokenizers import plain_tokenizer_path
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_RUNNING_REQUESTS = 32
+DEFAULT_QUEUED_PER_RUNNING = 32
+"""Requests that may wait for each one that may run, without --max-queued-requests."""
 
 ATTENTION_BACKENDS = tuple(backend.flag for backend in BACKENDS)
 
@@ -41,6 +43,20 @@ def require_algorithm(server_args: Any, architecture: str) -> None:
             f"{architecture} is a diffusion model: add --dllm-algorithm with one of "
             f"{', '.join(algorithms())}"
         )
+
+
+def most_queued(flags: Any) -> int:
+    """Requests that may wait in a server, over all data-parallel ranks.
+
+    Args:
+        flags: in effect. The flag of the queue stays None where the user gave none:
+            the Python engine has no client that could come back, and so no bound.
+    """
+    most = flags.max_queued_requests
+    if most is None:
+        running = flags.max_running_requests or DEFAULT_MAX_RUNNING_REQUESTS
+        most = DEFAULT_QUEUED_PER_RUNNING * running
+    return int(most * flags.dp_size)
 
 
 def settle_launch_flags(
@@ -62,6 +78,11 @@ def settle_launch_flags(
         server_args.dllm_algorithm_config,
     )
     _refuse(server_args, architecture, given)
+    if (server_args.max_queued_requests or 0) < 0:
+        raise ConfigError(
+            f"--max-queued-requests={server_args.max_queued_requests} is not allowed; "
+            "expected 0 or more"
+        )
     settle_dtype(server_args)
     _check_attention_backend(server_args, architecture)
     if server_args.max_running_requests is None:

@@ -12,7 +12,7 @@ from sglang_dllm.errors import ConfigError, RequestError
 
 REFUSALS = (
     "sglang:dllm_refusals_total",
-    "Requests answered with status 400, by the stage and the field that refused them",
+    "Refused requests, by the stage and the field that refused them",
 )
 """Its name and its help text. It has SGLang's labels, and ``stage`` and ``field``."""
 
@@ -32,11 +32,15 @@ class Refusals:
         self._labels = None if collector is None else dict(collector.labels)
         self._fields = frozenset(fields)
 
-    def add(self, stage: str, error: Exception) -> None:
-        """Count a refusal whose message begins with the field or the path to it."""
+    def add(self, stage: str, error: Exception | None = None) -> None:
+        """Count a refusal whose message begins with the field or the path to it.
+
+        Args:
+            error: None where no field is wrong.
+        """
         if self._labels is None:
             return
-        path = _PATH.match(str(error))
+        path = None if error is None else _PATH.match(str(error))
         parts = re.findall(r"[A-Za-z_]+", path[0]) if path else []
         field = next((x for x in reversed(parts) if x in self._fields), "other")
         counter = _counter(tuple(self._labels))

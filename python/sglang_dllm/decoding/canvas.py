@@ -72,7 +72,8 @@ class Canvas:
         done: no forward is needed any more.
         failure: why the request cannot go on.
         window: half-open range of positions that the next forward computes.
-        num_candidates: positions on which the next forward decides.
+        num_candidates, span_end: positions on which the next forward decides, and the
+            end of the span that they are in, from ``prompt_len``.
         num_forwards: denoising steps that were run (NFE).
         num_committed: answer positions that the algorithm filled. Positions that an
             EOS filled do not count.
@@ -112,6 +113,7 @@ class Canvas:
     failure: str | None = None
     window: tuple[int, int] = (0, 0)
     num_candidates: int = 0
+    span_end: int = 0
     num_forwards: int = 0
     num_committed: int = 0
     tokens_computed: int = 0
@@ -284,10 +286,8 @@ class Canvas:
         return np.where(self.masked[places], -1, self.ids[places])
 
     def _next_start(self) -> int:
-        """The start of the first block with a mask, the end where none has one.
-
-        Blocks count from where the algorithm began.
-        """
+        """The start of the first block with a mask, the end where none has one. Blocks
+        count from where the algorithm began."""
         assert self.length is not None
         masked = self.masked[self.prompt_len :]
         if not masked.any():
@@ -311,8 +311,10 @@ class Canvas:
         self.window = (0, len(self))
 
     def require(self, structure: Structure) -> None:
-        """Note the form that the answer must have."""
+        """Note the form of the answer, and commit the tokens that follow from it."""
         self.structure = structure
+        at, tokens = structure.known_tokens(self)
+        self.ids[at], self.masked[at] = tokens, False
 
     def watch(self) -> None:
         """Keep a history from now on."""
@@ -376,16 +378,15 @@ class Canvas:
         self.num_committed = progress.num_committed
         self.cut_short, self.done = progress.cut_short, progress.done
         self.num_candidates, self.window = progress.num_candidates, progress.window
+        self.span_end = progress.span_end
         # A rule measures the whole answer, which a smaller window does not compute.
         may_resize = ran and (was_full or not measured) and not self.is_out_of_forwards
         if self.length is not None and may_resize:
             self.resize = self.length.next_resize(self, measured)
 
     def take_committed_prefix(self) -> IdArray:
-        """The tokens by which the committed prefix grew; each once.
-
-        Tokens that a change of length takes away are not among them.
-        """
+        """The tokens by which the committed prefix grew, each once. Tokens that a
+        change of length takes away are not among them."""
         start = self.answer_start + self.num_emitted
         most = len(self.ids) if self.num_shown is None else self.num_shown
         if self.resize is not None:

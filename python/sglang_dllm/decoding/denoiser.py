@@ -91,6 +91,12 @@ class Denoiser:
                 else:
                     del self._groups[key]
 
+    def fail(self, message: str) -> None:
+        """Fail and forget all canvases. A forward that was packed is not committed."""
+        for canvas in self.canvases:
+            canvas.fail(message)
+        self._groups, self._packed = {}, None
+
     def park(self, canvas: Canvas) -> Group:
         """Take a canvas out with all its state; ``join`` takes it in again.
 
@@ -226,6 +232,7 @@ def _progress(
     num_candidates: int,
     start: int,
     end: int,
+    span_end: int,
 ) -> Progress:
     return Progress(
         num_forwards,
@@ -234,4 +241,5 @@ def _progress(
         bool(done),
         num_candidates,
         (start, end),
+        span_end,
     )

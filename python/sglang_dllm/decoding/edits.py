@@ -23,6 +23,6 @@ def edited(inputs: StepInputs[Any, Any]) -> StepInputs[Any, Any]:
         inputs = replace(inputs, logits=logits)
     form = structured(inputs)
     if form is not None:
-        logits = inputs.logits.edited(form.edit, form)
+        logits = inputs.logits.proposed_by(form)
         inputs = replace(inputs, logits=logits, certain=form.certain)
     return inputs

@@ -22,7 +22,7 @@ from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.canvas_batch import CanvasBatch, Device
 from sglang_dllm.decoding.decision import Decision, StepInputs
 from sglang_dllm.decoding.forward_limit import accept_all, widen
-from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.guard import Guard, message_of
 from sglang_dllm.decoding.lengths.base import LengthRule, Probes
 from sglang_dllm.decoding.options import Options
 from sglang_dllm.decoding.resolved import Decoding
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 GroupKey: TypeAlias = tuple[Algorithm[Any, Any], str, str]
 
-NUM_NUMBERS = 7
+NUM_NUMBERS = 8
 """The numbers of a ``Progress`` in ``Group.table``."""
 
 
@@ -292,6 +292,7 @@ class Group:
             rows.done.long(),
             step.candidates.sum(dim=1),
             *self.windows,
+            step.end,
         )
         answers = rows.ids.masked_fill(rows.masked, -1)
         parts = [torch.stack(numbers, dim=1), answers]
@@ -321,4 +322,4 @@ class Group:
     def _fail(self, error: Exception) -> None:
         logger.error("%s failed", self.algorithm.name, exc_info=error)
         for canvas in self.records:
-            canvas.fail(f"{self.algorithm.name}: {text_of(error)}")
+            canvas.fail(f"{self.algorithm.name}: {message_of(error)}")

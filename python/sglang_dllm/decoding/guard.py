@@ -13,6 +13,15 @@ from sglang_dllm.decoding.logits import HeadError
 
 _FAULTS = (RanksDiffer, HeadError, torch.OutOfMemoryError, torch.AcceleratorError)
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""Words of CUDA's, the CPU allocator's and cuBLAS's errors."""
+
+OUT_OF_MEMORY = (
+    "the server ran out of memory in a forward that this request was part of; "
+    "ask again, or for a shorter answer"
+)
+"""A client's message. The allocator's own tells of the host."""
+
 
 def is_device_fault(error: BaseException) -> bool:
     """True for a failure of the forward or of the device, or of one rank alone.
@@ -23,12 +32,40 @@ def is_device_fault(error: BaseException) -> bool:
     return isinstance(error, _FAULTS) or "CUDA error" in text_of(error)
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """True for a failed allocation, or an error that a failed allocation caused.
+
+    It leaves the device as it was: the next allocation may succeed.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, RuntimeError):
+        text = text_of(error)
+        if any(words in text for words in _NO_MEMORY):
+            return True
+    return error is not None and is_out_of_memory(error.__cause__)
+
+
+def ends_requests_only(error: BaseException, agree: Agree) -> bool:
+    """True for an allocation that failed on the only rank.
+
+    Its requests end and the process goes on. With more ranks, the others may have had
+    the memory; they wait in a collective.
+    """
+    return agree is alone and is_out_of_memory(error)
+
+
 def text_of(error: BaseException) -> str:
     """The message of an error; its class if a third party's message raises."""
     try:
         return str(error)
     except Exception:
         return type(error).__name__
+
+
+def message_of(error: BaseException) -> str:
+    """What a client reads of an error that is not its own."""
+    return OUT_OF_MEMORY if is_out_of_memory(error) else text_of(error)
 
 
 class Guard:
@@ -48,7 +85,8 @@ class Guard:
     ) -> None:
         """
         Args:
-            handle: gets the error, unless it is a fault of the device.
+            handle: gets the error, unless it is a fault of the device. It gets a
+                failed allocation too where there is one rank.
             agree: of the ranks that run the block.
         """
         self._handle, self._agree = handle, agree
@@ -66,7 +104,9 @@ class Guard:
         if error is None:
             self._agree(Event.DONE)
             return False
-        if not isinstance(error, Exception) or is_device_fault(error):
+        if not isinstance(error, Exception):
+            return False
+        if is_device_fault(error) and not ends_requests_only(error, self._agree):
             return False
         self._agree(Event.FAILED)
         self.caught = True

@@ -45,8 +45,16 @@ class Proposer(Protocol):
 
     candidates: torch.Tensor
 
-    def tokens(self, logits: Logits) -> torch.Tensor:
-        """``(K,)`` int64: the tokens of these candidates, by all their logits."""
+    def edit(self, logits: torch.Tensor, some: Candidates) -> torch.Tensor:
+        """The last ``Edit`` of all: it forbids the tokens that are never chosen."""
+        ...
+
+    def tokens(self, logits_of: LogitsOf) -> torch.Tensor:
+        """``(K,)`` int64: the tokens of these candidates.
+
+        Args:
+            logits_of: with all edits but its own.
+        """
         ...
 
 
@@ -103,6 +111,10 @@ class Logits:
 
     def __call__(self, some: Candidates) -> torch.Tensor:
         """``(n, V)``: the logits of some candidates, with all edits."""
+        logits = self._before_proposer(some)
+        return logits if self._proposer is None else self._proposer.edit(logits, some)
+
+    def _before_proposer(self, some: Candidates) -> torch.Tensor:
         logits = self._of(some)
         for edit in self._edits:
             logits = edit(logits, some)
@@ -132,15 +144,15 @@ class Logits:
         num, size = self.num_candidates, self.vocab_size
         return Logits(num, size, of, self._edits, self._proposer)
 
-    def edited(self, edit: Edit, proposer: Proposer | None = None) -> Logits:
-        """The same logits with one edit more, and with a proposer if there is one."""
-        return Logits(
-            self.num_candidates,
-            self.vocab_size,
-            self._of,
-            (*self._edits, edit),
-            proposer or self._proposer,
-        )
+    def edited(self, edit: Edit) -> Logits:
+        """The same logits with one edit more."""
+        num, size = self.num_candidates, self.vocab_size
+        return Logits(num, size, self._of, (*self._edits, edit), self._proposer)
+
+    def proposed_by(self, proposer: Proposer) -> Logits:
+        """The same logits with a proposer, and with its edit behind all others."""
+        num, size = self.num_candidates, self.vocab_size
+        return Logits(num, size, self._of, self._edits, proposer)
 
     def with_proposed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens ``(N,)`` int64 of all candidates, the proposed ones in their places.
@@ -150,7 +162,7 @@ class Logits:
         if self._proposer is None:
             return tokens
         if self._proposed is None:
-            self._proposed = self._proposer.tokens(self)
+            self._proposed = self._proposer.tokens(self._before_proposer)
         return tokens.index_put((self._proposer.candidates,), self._proposed)
 
     def measure(self, statistic: Statistic, mask_id: int) -> Measured:
@@ -169,8 +181,9 @@ class Logits:
             if self._proposer is not None:
                 some = self._proposer.candidates
                 tokens = self.with_proposed(tokens)
-                value = self._value_of(statistic, some, tokens[some], mask_id)
-                values = values.index_put((some,), value)
+                if statistic.is_of_token:
+                    value = self._value_of(statistic, some, tokens[some], mask_id)
+                    values = values.index_put((some,), value)
             self._measured[statistic] = tokens, values
         return self._measured[statistic]
 

@@ -10,8 +10,8 @@ class Progress:
     """The news of a canvas after a step.
 
     Attributes:
-        num_forwards, num_committed, cut_short, done, num_candidates, window: as in
-            ``Canvas``.
+        num_forwards, num_committed, cut_short, done, num_candidates, window,
+            span_end: as in ``Canvas``.
     """
 
     num_forwards: int
@@ -20,3 +20,4 @@ class Progress:
     done: bool
     num_candidates: int
     window: tuple[int, int]
+    span_end: int

@@ -41,6 +41,11 @@ class Statistic:
         if self.kind not in _WANTED or not isinstance(self.eps, float):
             raise TypeError(f"{self} is no statistic; kinds are {', '.join(_WANTED)}")
 
+    @property
+    def is_of_token(self) -> bool:
+        """True if it depends on the token, not on the whole row alone."""
+        return self.kind == "probability"
+
     def of(self, p: torch.Tensor, tokens: torch.Tensor, mask_id: int) -> torch.Tensor:
         """``(N,)`` float64 from probabilities ``(N, V)`` float64, tokens ``(N,)``."""
         if self.kind == "negative_entropy":

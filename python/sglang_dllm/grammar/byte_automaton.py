@@ -7,7 +7,6 @@ and no others. So every answer that it accepts satisfies the grammar.
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from dataclasses import dataclass
 
@@ -25,7 +24,9 @@ from sglang_dllm.grammar.ebnf import (
     Text,
 )
 from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.minimal import equal_states
 from sglang_dllm.grammar.utf8 import Range, byte_ranges
+from sglang_dllm.grammar.work import Work
 
 MAX_DEPTH = 4
 """How often a rule may be inside of itself."""
@@ -33,10 +34,6 @@ MAX_DEPTH = 4
 MAX_STATES = 20_000
 """States of the automaton before it is made smaller."""
 
-MAX_SECONDS = 0.9
-"""The processor time that one form may take to be read."""
-
-_MAX_PARTS = 200_000
 _DEAD = 0
 _ACCEPT = 1
 
@@ -54,31 +51,30 @@ class ByteAutomaton:
     accepting: npt.NDArray[np.bool_]
 
 
-def byte_automaton(rules: Rules) -> ByteAutomaton:
+def byte_automaton(rules: Rules, work: Work) -> ByteAutomaton:
     """The automaton of the rule ``root``.
 
     Raises:
-        FormError: it has too many states, takes too long, or accepts nothing.
+        FormError: it has too many states, takes too much work, or accepts nothing.
     """
-    deadline = time.thread_time() + MAX_SECONDS
-    parts = _Parts(rules, deadline)
+    parts = _Parts(rules, work)
     start = parts.rule("root", _ACCEPT)
-    return _minimal(*_deterministic(parts, start, deadline))
+    table, accepting, column_of_byte = _deterministic(parts, start, work)
+    return _minimal(table, accepting, column_of_byte, work)
 
 
 class _Parts:
     """A nondeterministic automaton; each part is made with the state behind it."""
 
-    def __init__(self, rules: Rules, deadline: float) -> None:
-        self.rules, self._deadline = rules, deadline
+    def __init__(self, rules: Rules, work: Work) -> None:
+        self.rules, self._work = rules, work
         self.jumps: list[list[int]] = [[], []]
         self.edges: list[list[tuple[int, int, int]]] = [[], []]
         self._rules_made: dict[tuple[str, int], int] = {}
         self._inside: Counter[str] = Counter()
 
     def new(self) -> int:
-        if len(self.jumps) >= _MAX_PARTS or time.thread_time() > self._deadline:
-            raise _too_large()
+        self._work.spend(3)
         self.jumps.append([])
         self.edges.append([])
         return len(self.jumps) - 1
@@ -93,17 +89,13 @@ class _Parts:
             return _DEAD
         self._rules_made[name, behind] = start = self.new()
         self._inside[name] += 1
-        try:
-            self.jumps[start].append(self.node(self.rules[name], behind))
-        except RecursionError:
-            raise _too_large() from None
+        self.jumps[start].append(self.node(self.rules[name], behind))
         self._inside[name] -= 1
         return start
 
     def node(self, node: Node, behind: int) -> int:
         # Here too: repetitions of nothing make no parts.
-        if time.thread_time() > self._deadline:
-            raise _too_large()
+        self._work.spend(1)
         if behind == _DEAD:
             return _DEAD
         match node:
@@ -155,9 +147,14 @@ class _Parts:
 
 
 def _deterministic(
-    parts: _Parts, start: int, deadline: float
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """Sets of parts as states, with every byte of a class in one column."""
+    parts: _Parts, start: int, work: Work
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
+    """Sets of parts as states, with every byte of a class in one column.
+
+    Returns:
+        ``(Q, C)`` the state behind each column, ``(Q,)`` whether it accepts, and
+        ``(256,)`` the column of each byte.
+    """
     bounds = {0, 256}
     for edges in parts.edges:
         for low, high, _ in edges:
@@ -171,7 +168,9 @@ def _deterministic(
         if part not in closures:
             found, left = {part}, [part]
             while left:
-                for other in parts.jumps[left.pop()]:
+                jumps = parts.jumps[left.pop()]
+                work.spend(len(jumps) + 1)
+                for other in jumps:
                     if other not in found:
                         found.add(other)
                         left.append(other)
@@ -186,14 +185,20 @@ def _deterministic(
     waiting = deque([first])
     rows = []
     while waiting:
-        if len(number) > MAX_STATES or time.thread_time() > deadline:
-            raise _too_large()
+        if len(number) > MAX_STATES:
+            raise FormError(
+                f"it is too large: its automaton needs more than {MAX_STATES} states"
+            )
         here = waiting.popleft()
+        work.spend(len(starts) // 4 + 4)
         targets: list[set[int]] = [set() for _ in starts]
         for part in here:
             for low, high, behind in parts.edges[part]:
-                for column in range(column_of[low], ends[high + 1]):
-                    targets[column] |= closure(behind)
+                reached = closure(behind)
+                columns = range(column_of[low], ends[high + 1])
+                work.spend(len(columns) * (len(reached) // 16 + 1) // 4 + 1)
+                for column in columns:
+                    targets[column] |= reached
         row = np.full(len(starts), -1, dtype=np.int32)
         for column, found in enumerate(targets):
             if found:
@@ -203,55 +208,30 @@ def _deterministic(
                     waiting.append(key)
                 row[column] = number[key]
         rows.append(row)
-    table = np.stack(rows)
     accepting = np.array([_ACCEPT in found for found in number])
     column_of_byte = np.searchsorted(starts, np.arange(256), side="right") - 1
-    return table[:, column_of_byte], accepting
+    return np.stack(rows), accepting, column_of_byte
 
 
 def _minimal(
-    table: npt.NDArray[np.int32], accepting: npt.NDArray[np.bool_]
+    table: npt.NDArray[np.int32],
+    accepting: npt.NDArray[np.bool_],
+    column_of_byte: npt.NDArray[np.intp],
+    work: Work,
 ) -> ByteAutomaton:
     """Without states that lead nowhere, and with equal states as one."""
-    alive = accepting.copy()
-    while True:
-        leads = np.append(alive, False)[table].any(axis=1) | alive
-        if (leads == alive).all():
-            break
-        alive = leads
-    if not alive[0]:
-        raise FormError("no text has this form")
-    kept = np.flatnonzero(alive)
-    number = np.full(len(table) + 1, -1, dtype=np.int32)
-    number[kept] = np.arange(len(kept), dtype=np.int32)
-    table, accepting = number[table[kept]], accepting[kept]
     # The bytes of one column of equal targets do the same everywhere.
-    columns = np.unique(table, axis=1)
-    label = accepting.astype(np.int64)
-    weights = np.random.default_rng(0).integers(
-        1, 1 << 62, size=columns.shape[1] + 1, dtype=np.int64
-    )
-    num_labels = len(np.unique(label))
-    while True:
-        targets = np.append(label, -1)[columns] + 1
-        with np.errstate(over="ignore"):
-            mixed = (targets * weights[:-1]).sum(axis=1) + label * weights[-1]
-        _, label = np.unique(mixed, return_inverse=True)
-        if label.max() + 1 == num_labels:
-            break
-        num_labels = int(label.max()) + 1
+    table, same = np.unique(table, axis=1, return_inverse=True)
+    label = equal_states(table, accepting, work)
+    if label[0] < 0:
+        raise FormError("no text has this form")
+    alive = np.flatnonzero(label >= 0)
+    numbers, first = np.unique(label[alive], return_index=True)
     # In the order in which the states were found, so that the start stays first.
-    _, first, label = np.unique(label, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    label = np.append(rank[label], -1).astype(np.int32)
-    chosen = first[order]
-    return ByteAutomaton(label[table[chosen]].astype(np.int32), accepting[chosen])
-
-
-def _too_large() -> FormError:
-    return FormError(
-        f"it is too large: it needs more than {MAX_STATES} states or "
-        f"{MAX_SECONDS} seconds"
-    )
+    rank = np.full(int(numbers[-1]) + 2, -1, dtype=np.int32)
+    rank[numbers[order]] = np.arange(len(order), dtype=np.int32)
+    chosen = alive[first[order]]
+    targets = rank[np.append(label, -1)[table[chosen]]]
+    byte_table = targets[:, same.reshape(-1)[column_of_byte]]
+    return ByteAutomaton(np.ascontiguousarray(byte_table), accepting[chosen])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any, Literal
 
 import xgrammar
@@ -19,6 +20,9 @@ from sglang_dllm.grammar.json_schema import read_schema
 from sglang_dllm.grammar.regex import read_regex
 from sglang_dllm.grammar.tagged import read_tag
 from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
+from sglang_dllm.grammar.work import Work
+
+_ONE_AT_A_TIME = Lock()
 
 Kind = Literal[
     "json_schema", "json_object", "regex", "choice", "ebnf", "structural_tag"
@@ -42,22 +46,23 @@ class Form:
     text: str = ""
 
 
-@lru_cache(maxsize=128)
+# An automaton may take 20 MB.
+@lru_cache(maxsize=16)
 def read_form(form: Form) -> ByteAutomaton:
     """The automaton over bytes.
 
-    Takes a second at most: a form that needs more is refused.
+    Takes about a second at most: a form that needs more work is refused.
 
     Raises:
         FormError: the form is wrong, too large, or not served.
     """
     if len(form.text) > MAX_TEXT_LENGTH:
         raise FormError(f"it has more than {MAX_TEXT_LENGTH} characters")
+    work = Work()
     try:
-        rules = _rules(form)
+        return byte_automaton(_rules(form, work), work)
     except RecursionError:
         raise FormError("it is nested too deeply") from None
-    return byte_automaton(rules)
 
 
 def native_form(kind: Kind, text: str) -> Form:
@@ -70,12 +75,16 @@ def native_form(kind: Kind, text: str) -> Form:
 
 
 def compile_form(form: Form, vocabulary: Vocabulary) -> TokenAutomaton:
-    """The automaton over the tokens of a vocabulary. It may take seconds.
+    """The automaton over the tokens of a vocabulary.
+
+    Takes about two seconds at most. One form is compiled at a time: threads that
+    compile share an interpreter with the scheduler, which would wait for all of them.
 
     Raises:
         FormError: as ``read_form``; or it is too large, or no tokens have the form.
     """
-    return token_automaton(read_form(form), vocabulary)
+    with _ONE_AT_A_TIME:
+        return token_automaton(read_form(form), vocabulary)
 
 
 def vocabulary_of(
@@ -101,20 +110,20 @@ def vocabulary_of(
     return Vocabulary(tokens, list(eos_ids), size)
 
 
-def _rules(form: Form) -> Rules:
+def _rules(form: Form, work: Work) -> Rules:
     match form.kind:
         case "json_schema":
-            return read_schema(form.text)
+            return read_schema(form.text, work)
         case "json_object":
             return {**json_text.ANY_RULES, "root": Rule("any object")}
         case "regex":
-            return {"root": read_regex(form.text)}
+            return {"root": read_regex(form.text, work)}
         case "choice":
             return {"root": Choice(tuple(map(Text, _texts(form.text))))}
         case "ebnf":
             return _ebnf(form.text)
         case "structural_tag":
-            return read_tag(form.text)
+            return read_tag(form.text, work)
 
 
 def _texts(text: str) -> list[str]:

@@ -29,6 +29,7 @@ from sglang_dllm.grammar.number_range import (
 )
 from sglang_dllm.grammar.regex import read_regex
 from sglang_dllm.grammar.string_formats import FORMATS
+from sglang_dllm.grammar.work import Work
 
 _NOTES = frozenset(
     {
@@ -58,29 +59,27 @@ _HARMLESS = {"uniqueItems": False, "unevaluatedProperties": False}
 """Values with which a keyword asks for nothing, or for what the rules do anyway."""
 
 
-def read_schema(text: str) -> Rules:
+def read_schema(text: str, work: Work) -> Rules:
     """The rules of a JSON schema.
 
     Raises:
-        FormError: naming the place and the keyword that cannot be honoured.
+        FormError: naming place and keyword that cannot be honoured; or it is too large.
     """
     try:
         schema = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise FormError(f"it is no JSON: {error}") from None
-    reader = _Reader(schema)
+    reader = _Reader(schema, work)
     try:
         reader.rules["root"] = reader.value(schema, "#")
-    except RecursionError:
-        raise FormError("it is nested too deeply") from None
     except OverflowError:
         raise FormError("it has a number that no float can hold") from None
     return reader.rules
 
 
 class _Reader:
-    def __init__(self, root: Any) -> None:
-        self.root = root
+    def __init__(self, root: Any, work: Work) -> None:
+        self.root, self._work = root, work
         self.rules: Rules = dict(json_text.ANY_RULES)
         self._kinds: dict[str, Callable[[dict[str, Any], str], Node]] = {
             "object": self.object,
@@ -93,6 +92,7 @@ class _Reader:
         }
 
     def value(self, schema: Any, at: str) -> Node:
+        self._work.spend(32)
         if schema is True or schema == {}:
             return Rule("any")
         if not isinstance(schema, dict):
@@ -167,6 +167,7 @@ class _Reader:
     def are_disjoint(self, schemas: list[Any]) -> bool:
         """True if it is plain that no value satisfies two of them."""
         marks = [self.mark(one) for one in schemas]
+        self._work.spend(len(schemas) ** 2)
         return all(
             one is not None and other is not None and _differ(one, other)
             for index, one in enumerate(marks)
@@ -223,7 +224,7 @@ class _Reader:
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise FormError(f"{at}: properties must be an object, required a list")
         for name in required:
-            if name not in properties:
+            if not isinstance(name, str) or name not in properties:
                 raise FormError(f"{at}/required names {name!r}, which has no property")
         if not properties:
             if others is False:
@@ -240,7 +241,8 @@ class _Reader:
             )
             for name, schema in properties.items()
         ]
-        needed = [name in required for name in properties]
+        names = set(required)
+        needed = [name in names for name in properties]
         return Sequence((Text("{"), self.members(parts, needed, at), Text("}")))
 
     def members(self, parts: list[Node], needed: list[bool], at: str) -> Node:
@@ -295,7 +297,7 @@ class _Reader:
         if not isinstance(pattern, str):
             raise FormError(f"{at}/pattern: expected a string")
         try:
-            return json_text.string(json_text.content(read_regex(pattern)))
+            return json_text.string(json_text.content(read_regex(pattern, self._work)))
         except FormError as error:
             raise FormError(f"{at}/pattern: {error}") from None
 
@@ -311,6 +313,7 @@ class _Reader:
             return in_range or json_text.INTEGER
         if in_range:
             raise FormError(f"{at}/multipleOf beside a limit is not served")
+        self._work.spend(48 * of)
         return multiples(of, f"{at} remainder", self.rules)
 
     def number(self, asked: dict[str, Any], at: str) -> Node:
@@ -323,6 +326,7 @@ class _Reader:
                 raise FormError(f"{at}/{key}: expected a number")
         if not limits:
             return None
+        self._work.spend(3000)
         try:
             return numbers_in_range(limits, kind == "integer")
         except FormError as error:
@@ -359,7 +363,7 @@ def _types_of(asked: dict[str, Any], at: str) -> list[str]:
     if not isinstance(types, list) or not types:
         raise FormError(f"{at}/type: expected a name or a list of names")
     for one in types:
-        if one not in _BY_TYPE:
+        if not isinstance(one, str) or one not in _BY_TYPE:
             known = ", ".join(_BY_TYPE)
             raise FormError(f"{at}/type is {one!r}; expected one of {known}")
     return types
@@ -370,7 +374,8 @@ def _bounds(
 ) -> tuple[int, int | None]:
     least, most = asked.get(low, 0), asked.get(high)
     for key, value in ((low, least), (high, most)):
-        if value is not None and (type(value) is not int or value < 0):
+        is_given = value is not None or key == low
+        if is_given and (type(value) is not int or value < 0):
             raise FormError(f"{at}/{key}: expected an integer, 0 or more")
     if most is not None and most < least:
         raise FormError(f"{at}: {low} is above {high}")

@@ -23,6 +23,7 @@ from sglang_dllm.grammar.ebnf import (
     complement,
 )
 from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.work import Work
 
 Ranges = list[tuple[int, int]]
 
@@ -41,25 +42,30 @@ _STARTS = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
 _ENDS = (sre.AT_END, sre.AT_END_STRING)
 
 
-def read_regex(pattern: str) -> Node:
+def read_regex(pattern: str, work: Work) -> Node:
     """The parts of a regular expression that has to match a whole text.
 
     Raises:
-        FormError: it is no expression of Python's ``re``, or it has a construct that
-            no automaton has.
+        FormError: it is no expression of Python's ``re``, it has a construct that no
+            automaton has, or it takes too much work.
     """
+    work.spend(4 * len(pattern))
     try:
         found = parser.parse(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+    except RecursionError:
+        raise FormError("it is nested too deeply") from None
+    except (re.error, OverflowError) as error:
         raise FormError(f"it is no regular expression: {error}") from None
     flags = found.state.flags & ~re.UNICODE
     if flags & ~_FLAGS:
         raise FormError("flags other than s and x are not served in an expression")
-    return _Reader(bool(flags & re.DOTALL)).sequence(found, is_first=True, is_last=True)
+    reader = _Reader(bool(flags & re.DOTALL), work)
+    return reader.sequence(found, is_first=True, is_last=True)
 
 
 class _Reader:
-    def __init__(self, dot_takes_newline: bool) -> None:
+    def __init__(self, dot_takes_newline: bool, work: Work) -> None:
+        self._work = work
         self._dot = [(0, LAST_CHARACTER)]
         if not dot_takes_newline:
             self._dot = complement([(10, 10)])
@@ -84,7 +90,7 @@ class _Reader:
         if kind is sre.ANY:
             return Characters(tuple(self._dot))
         if kind is sre.IN:
-            return Characters(tuple(_members(value)))
+            return Characters(tuple(self.members(value)))
         if kind is sre.BRANCH:
             options = [self.sequence(one, is_first, is_last) for one in value[1]]
             return Choice(tuple(options))
@@ -104,40 +110,35 @@ class _Reader:
         name = str(value if kind is sre.AT else kind).lower()
         raise FormError(f"an expression with {name} is not served")
 
-
-def _members(items: Any) -> Ranges:
-    """The ranges of a set such as ``[^a-z]``."""
-    found: Ranges = []
-    negated = False
-    for kind, value in items:
-        if kind is sre.NEGATE:
-            negated = True
-        elif kind is sre.LITERAL:
-            found.append((value, value))
-        elif kind is sre.RANGE:
-            found.append(value)
-        elif value in _INVERSE:
-            found += complement(_members_of(_INVERSE[value]))
-        else:
-            # In a negated set nothing may be missing, so it is Unicode's there.
-            found += _members_of(value) if negated else _ASCII[value]
-    return complement(found) if negated else found
+    def members(self, items: Any) -> Ranges:
+        """The ranges of a set such as ``[^a-z]``."""
+        found: Ranges = []
+        negated = False
+        for kind, value in items:
+            if kind is sre.NEGATE:
+                negated = True
+            elif kind is sre.LITERAL:
+                found.append((value, value))
+            elif kind is sre.RANGE:
+                found.append(value)
+            elif value in _INVERSE:
+                found += complement(_members_of(_INVERSE[value]))
+            else:
+                # In a negated set nothing may be missing, so it is Unicode's there.
+                found += _members_of(value) if negated else _ASCII[value]
+        # Three for a set in a JSON string, which compares them with the escapes.
+        self._work.spend(3 * len(found))
+        return complement(found) if negated else found
 
 
 @cache
 def _members_of(category: Any) -> Ranges:
     """All characters of a category, as ``re`` knows them."""
-    tests = {
-        sre.CATEGORY_DIGIT: str.isdecimal,
-        sre.CATEGORY_SPACE: str.isspace,
-        sre.CATEGORY_WORD: lambda c: c.isalnum() or c == "_",
+    named = {
+        sre.CATEGORY_DIGIT: r"\d+",
+        sre.CATEGORY_SPACE: r"\s+",
+        sre.CATEGORY_WORD: r"\w+",
     }
-    is_member = tests[category]
-    found: Ranges = []
-    for code in range(LAST_CHARACTER + 1):
-        if is_member(chr(code)):
-            if found and found[-1][1] == code - 1:
-                found[-1] = found[-1][0], code
-            else:
-                found.append((code, code))
-    return found
+    every = "".join(map(chr, range(LAST_CHARACTER + 1)))
+    found = re.finditer(named[category], every)
+    return [(one.start(), one.end() - 1) for one in found]

@@ -8,9 +8,10 @@ from typing import Any
 from sglang_dllm.grammar.ebnf import Choice, Node, Rule, Rules, Sequence, Text, renamed
 from sglang_dllm.grammar.errors import FormError
 from sglang_dllm.grammar.json_schema import read_schema
+from sglang_dllm.grammar.work import Work
 
 
-def read_tag(text: str) -> Rules:
+def read_tag(text: str, work: Work) -> Rules:
     """The rules of a structural tag: the answer is one of its structures, and no more.
 
     A tag that allows free text around its structures is refused: nothing would say
@@ -37,12 +38,12 @@ def read_tag(text: str) -> Rules:
         )
     rules: Rules = {}
     for i, structure in enumerate(structures):
-        rules |= _structure(structure, i)
+        rules |= _structure(structure, i, work)
     names = [f"structure {i}" for i in range(len(structures))]
     return {**rules, "root": Choice(tuple(map(Rule, names)))}
 
 
-def _structure(structure: Any, number: int) -> Rules:
+def _structure(structure: Any, number: int, work: Work) -> Rules:
     at = f"structures[{number}]"
     if not isinstance(structure, dict):
         raise FormError(f"{at}: expected an object with begin, schema and end")
@@ -52,7 +53,7 @@ def _structure(structure: Any, number: int) -> Rules:
             raise FormError(f"{at}.{key}: expected a string")
         ends.append(Text(structure[key]))
     try:
-        rules = read_schema(json.dumps(structure.get("schema") or {}))
+        rules = read_schema(json.dumps(structure.get("schema") or {}), work)
     except FormError as error:
         raise FormError(f"{at}.schema: {error}") from None
     # The schemas may have rules of one name.

@@ -1,9 +1,16 @@
-"""An automaton over the tokens of a vocabulary from one over bytes."""
+"""An automaton over the tokens of a vocabulary from one over bytes.
+
+A token does to the states what its bytes do, one after the other. Tokens with equal
+beginnings share the work, and tokens that do the same share the result: a string of at
+most 400 characters asks how many characters a token has, for all states at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +19,15 @@ from sglang_dllm.decoding.structure.automaton import NEVER, Ints, TokenAutomaton
 from sglang_dllm.grammar.byte_automaton import ByteAutomaton
 from sglang_dllm.grammar.errors import FormError
 
-Step: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
-"""Tokens, and the state behind each of them."""
-
 MAX_EDGES = 2_000_000
 """Edges of an automaton over tokens."""
+
+MAX_MOVES = 4_000_000
+"""States that beginnings of tokens move, summed over beginnings that do not do the
+same: the work and the memory of a compilation."""
+
+_FEWEST_MOVES = 32
+"""Counted for each beginning: it takes some time, however few states it moves."""
 
 
 class Vocabulary:
@@ -25,7 +36,8 @@ class Vocabulary:
     Attributes:
         size: V.
         eos_ids: tokens that end an answer.
-        num_bytes: ``(V,)``: of each token; 0 of one that is no text.
+        tokens: ``(T,)``: the tokens that are text, sorted by their bytes.
+        texts: the bytes of each of them.
     """
 
     def __init__(
@@ -44,72 +56,153 @@ class Vocabulary:
             if data and token not in self.eos_ids
         ]
         texts.sort()
-        self._tokens = np.array([token for _, token in texts], dtype=np.int32)
-        self._lens = np.array([len(data) for data, _ in texts], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(d for d, _ in texts), dtype=np.uint8)
+        self.tokens = np.array([token for _, token in texts], dtype=np.int64)
+        self.texts = [data for data, _ in texts]
+        self._lens = np.array([len(data) for data in self.texts], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(self.texts), dtype=np.uint8)
         self._starts = np.cumsum(self._lens) - self._lens
-        self.num_bytes = np.zeros(size, dtype=np.int64)
-        self.num_bytes[self._tokens] = self._lens
-        first = self._bytes[self._starts] if len(texts) else np.empty(0, np.uint8)
-        self._first_at = np.searchsorted(first, np.arange(257))
+        self.longest = int(self._lens.max(initial=0))
 
-    def step(self, automaton: ByteAutomaton, state: int) -> Step:
-        """The tokens that a state takes, and the states that they lead to."""
-        row = automaton.next_state[state]
-        found = [
-            np.arange(*self._first_at[byte : byte + 2])
-            for byte in np.flatnonzero(row >= 0)
-        ]
-        some = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-        at = row[self._bytes[self._starts[some]]]
-        taken, targets = [], []
-        place = 1
-        while len(some):
-            is_end = self._lens[some] == place
-            taken.append(some[is_end])
-            targets.append(at[is_end])
-            some, at = some[~is_end], at[~is_end]
-            at = automaton.next_state[at, self._bytes[self._starts[some] + place]]
+    def moves(self, automaton: ByteAutomaton, sources: Ints) -> tuple[Ints, Moves]:
+        """What the tokens do to some states.
+
+        Returns:
+            ``(T,)``: the number of what each token does, -1 for a token that none of
+            the states takes; and what that is.
+
+        Raises:
+            FormError: there is too much of it.
+        """
+        columns, same = np.unique(automaton.next_state, axis=1, return_inverse=True)
+        column_of_byte = same.reshape(-1)
+        moves = Moves(columns, sources)
+        does = np.full(len(self.tokens), -1, dtype=np.int64)
+        some = np.arange(len(self.tokens))
+        at = np.zeros(len(some), dtype=np.int64)
+        for place in range(self.longest):
+            byte = self._bytes[self._starts[some] + place]
+            at = moves.behind(at, column_of_byte[byte])
             some, at = some[at >= 0], at[at >= 0]
-            place += 1
-        if not taken:
-            nothing = np.empty(0, dtype=np.int32)
-            return nothing, nothing
-        return self._tokens[np.concatenate(taken)], np.concatenate(targets)
+            is_end = self._lens[some] == place + 1
+            does[some[is_end]] = at[is_end]
+            some, at = some[~is_end], at[~is_end]
+        return does, moves
+
+    def forced_moves(
+        self, automaton: ByteAutomaton, forced: Mapping[int, bytes]
+    ) -> dict[int, list[tuple[int, int]]]:
+        """The tokens of states from which all answers go on with one text.
+
+        Text that has one spelling in bytes has many in tokens. Only the longest token
+        stays, so that nothing is left to decide and the token is committed at once.
+        Tokens that reach over the end of the text stay too, where one token takes all
+        of it.
+
+        Args:
+            forced: the text of each state, of two bytes and more.
+
+        Returns:
+            By the token's place in ``tokens``: states and where it leads from them.
+
+        Raises:
+            FormError: there are too many.
+        """
+        found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        num = 0
+        for state, text in forced.items():
+            for place in self._long_tokens(text):
+                at, target = 0, state
+                data = self.texts[place]
+                while at < len(data) and target >= 0:
+                    target = int(automaton.next_state[target, data[at]])
+                    at += 1
+                num += _FEWEST_MOVES
+                if num > MAX_MOVES:
+                    raise _too_many(MAX_MOVES, "moves")
+                if target >= 0:
+                    found[place].append((state, target))
+        return found
+
+    def _long_tokens(self, text: bytes) -> Iterable[int]:
+        for num in range(min(len(text), self.longest), 0, -1):
+            place = bisect_left(self.texts, text[:num])
+            if place < len(self.texts) and self.texts[place] == text[:num]:
+                if num < len(text):
+                    return (place,)
+                break
+        first = bisect_left(self.texts, text)
+        last = first
+        while last < len(self.texts) and self.texts[last].startswith(text):
+            last += 1
+        return range(first, last)
+
+
+class Moves:
+    """Functions from states to states, each of which bytes make of another."""
+
+    def __init__(self, columns: npt.NDArray[np.int32], sources: Ints) -> None:
+        """
+        Args:
+            columns: ``(Q, C)``: the state behind each column of bytes, -1 for none.
+            sources: the states that are of interest.
+        """
+        self._columns = columns
+        self._numbers: dict[bytes, int] = {}
+        self._left = MAX_MOVES
+        self.pairs: list[tuple[Ints, Ints]] = []
+        """Sources, and where each of them leads."""
+        self._number(sources, sources)
+
+    def behind(self, moves: Ints, columns: npt.NDArray[np.intp]) -> Ints:
+        """The numbers of functions that go on with one more byte, -1 for none."""
+        num_columns = self._columns.shape[1]
+        asked, same = np.unique(moves * num_columns + columns, return_inverse=True)
+        found = np.empty(len(asked), dtype=np.int64)
+        for index, one in enumerate(asked.tolist()):
+            sources, at = self.pairs[one // num_columns]
+            self._left -= len(at) + _FEWEST_MOVES
+            if self._left < 0:
+                raise _too_many(MAX_MOVES, "moves")
+            targets = self._columns[at, one % num_columns]
+            is_alive = targets >= 0
+            found[index] = self._number(sources[is_alive], targets[is_alive])
+        return found[same.reshape(-1)]
+
+    def _number(self, sources: Ints, targets: Ints) -> int:
+        if not len(sources):
+            return -1
+        data = blake2b(sources.tobytes(), digest_size=16)
+        data.update(targets.tobytes())
+        number = self._numbers.setdefault(data.digest(), len(self.pairs))
+        if number == len(self.pairs):
+            self.pairs.append((sources, targets))
+        return number
 
 
 def token_automaton(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomaton:
     """The automaton over tokens, with an end state behind the accepting ones.
 
     Raises:
-        FormError: it has too many edges, or no tokens make a valid answer.
+        FormError: it is too large, or no tokens make a valid answer.
     """
-    num_bytes_states = len(automaton.accepting)
-    end = num_bytes_states
-    forced = _forced(automaton)
-    steps = [
-        _in_long_tokens(vocabulary.step(automaton, state), text, vocabulary)
-        for state, text in enumerate(forced)
-    ]
-    token_class, num_classes = _classes(steps, vocabulary.size)
-    of_eos = num_classes
+    end = len(automaton.accepting)
+    texts = _forced(automaton, vocabulary.longest + 1)
+    long_texts = {state: text for state, text in enumerate(texts) if len(text) > 1}
+    # One byte has one spelling; a token of it that reaches further stays.
+    sources = [state for state in range(end) if state not in long_texts]
+    does, moves = vocabulary.moves(automaton, np.array(sources, dtype=np.int32))
+    forced = vocabulary.forced_moves(automaton, long_texts)
+    token_class, members = _classes(does, forced, vocabulary)
+    of_eos = len(members)
     token_class[list(vocabulary.eos_ids)] = of_eos
-    token_class[token_class < 0] = num_classes + 1
-    edges: list[npt.NDArray[np.int64]] = []
-    num_edges = 0
-    for state, (tokens, targets) in enumerate(steps):
-        of_class = np.full(num_classes, -1, dtype=np.int64)
-        of_class[token_class[tokens]] = targets
-        (classes,) = np.nonzero(of_class >= 0)
-        sources = np.full(len(classes), state)
-        edges.append(np.stack([sources, classes, of_class[classes]]))
-        num_edges += len(classes)
-        if num_edges > MAX_EDGES:
-            raise FormError(f"it is too large: it needs more than {MAX_EDGES} edges")
-        if automaton.accepting[state]:
-            edges.append(np.array([[state], [of_eos], [end]]))
-    edges.append(np.array([[end], [of_eos], [end]]))
-    source, of_class, target = np.concatenate(edges, axis=1)
+    token_class[token_class < 0] = of_eos + 1
+    source, of_class, target = _edges(members, moves, does, forced)
+    ends = np.append(np.flatnonzero(automaton.accepting), end)
+    source = np.append(source, ends)
+    of_class = np.append(of_class, np.full(len(ends), of_eos))
+    target = np.append(target, np.full(len(ends), end))
+    order = np.lexsort((of_class, source))
+    source, of_class, target = source[order], of_class[order], target[order]
     accepting = np.append(automaton.accepting, True)
     distance = _distance(source, target, accepting)
     if distance[0] >= NEVER:
@@ -118,88 +211,102 @@ def token_automaton(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAu
         start=0,
         end=end,
         token_class=token_class,
-        num_classes=num_classes + 1,
+        num_classes=of_eos + 1,
         edge_source=source,
         edge_class=of_class,
         edge_target=target,
         accepting=accepting,
         distance=distance,
-        forced=(*forced, b""),
+        forced=(*texts, b""),
     )
 
 
-def _in_long_tokens(step: Step, text: bytes, vocabulary: Vocabulary) -> Step:
-    """The step of a state from which all answers go on with ``text``.
-
-    Text that has one spelling in bytes has many in tokens. Only the longest token
-    stays, so that nothing is left to decide and the token is committed at once. A token
-    that reaches over the end of the text stays too, where one token takes all of it.
-    """
-    tokens, targets = step
-    if not len(tokens):
-        return step
-    lens = vocabulary.num_bytes[tokens]
-    longest = lens[lens <= len(text)].max(initial=0)
-    if longest == len(text):
-        kept = lens >= len(text)
-    else:
-        kept = lens == longest
-        kept[np.flatnonzero(kept)[1:]] = False
-    return tokens[kept], targets[kept]
+def _too_many(most: int, what: str) -> FormError:
+    return FormError(f"it is too large: it needs more than {most} {what}")
 
 
-def _classes(steps: Sequence[Step], vocab_size: int) -> tuple[Ints, int]:
+def _classes(
+    does: Ints, forced: Mapping[int, list[tuple[int, int]]], vocabulary: Vocabulary
+) -> tuple[Ints, list[int]]:
     """Number tokens so that those which do the same from every state are equal.
 
     Returns:
-        ``(V,)``, -1 for a token that no state takes; and the number of classes.
+        ``(V,)``, -1 for a token that no state takes; and the place of one token of
+        each class.
     """
-    rng = np.random.default_rng(0)
-    mixed = np.zeros((vocab_size, 2), dtype=np.uint64)
-    is_taken = np.zeros(vocab_size, dtype=bool)
-    for tokens, targets in steps:
-        weights = rng.integers(0, 1 << 63, size=2, dtype=np.uint64) * 2 + 1
-        # A product with an odd weight, then bits from above: sums of such numbers
-        # are equal for equal columns only, but for a chance of 2^-128.
-        values = (targets.astype(np.uint64)[:, None] + 1) * weights
-        values ^= values >> np.uint64(29)
-        values *= np.uint64(0xBF58476D1CE4E5B9)
-        values ^= values >> np.uint64(32)
-        mixed[tokens] += values
-        is_taken[tokens] = True
-    token_class = np.full(vocab_size, -1, dtype=np.int64)
-    taken = np.flatnonzero(is_taken)
-    if not len(taken):
-        return token_class, 0
-    _, found = np.unique(mixed[taken], axis=0, return_inverse=True)
-    token_class[taken] = found.reshape(-1)
-    return token_class, int(found.max()) + 1
+    # Tokens of forced states get numbers behind all others.
+    special: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+    first_special = int(does.max(initial=-1)) + 1
+    key = does.copy()
+    for place, pairs in forced.items():
+        which = (int(does[place]), tuple(pairs))
+        key[place] = first_special + special.setdefault(which, len(special))
+    (taken,) = np.nonzero(key >= 0)
+    _, first, number = np.unique(key[taken], return_index=True, return_inverse=True)
+    token_class = np.full(vocabulary.size, -1, dtype=np.int64)
+    token_class[vocabulary.tokens[taken]] = number.reshape(-1)
+    return token_class, taken[first].tolist()
+
+
+def _edges(
+    members: list[int],
+    moves: Moves,
+    does: Ints,
+    forced: Mapping[int, list[tuple[int, int]]],
+) -> tuple[Ints, Ints, Ints]:
+    """Source, class and target of the edges of all classes but that of EOS."""
+    parts: list[npt.NDArray[np.int64]] = [np.empty((3, 0), dtype=np.int64)]
+    num_edges = 0
+    for number, place in enumerate(members):
+        pairs = []
+        if does[place] >= 0:
+            pairs.append(np.stack(moves.pairs[does[place]]).astype(np.int64))
+        if place in forced:
+            pairs.append(np.array(forced[place], dtype=np.int64).T)
+        found = np.concatenate(pairs, axis=1)
+        num_edges += found.shape[1]
+        if num_edges > MAX_EDGES:
+            raise _too_many(MAX_EDGES, "edges")
+        numbers = np.full((1, found.shape[1]), number)
+        parts.append(np.concatenate([found[:1], numbers, found[1:]]))
+    source, of_class, target = np.concatenate(parts, axis=1)
+    return source, of_class, target
 
 
 def _distance(source: Ints, target: Ints, accepting: npt.NDArray[np.bool_]) -> Ints:
     """``(Q,)``: the fewest tokens to an accepting state."""
-    pairs = np.unique(np.stack([source, target]), axis=1)
+    pairs = np.unique(np.stack([target, source]), axis=1)
+    starts = np.searchsorted(pairs[0], np.arange(len(accepting) + 1))
     distance = np.where(accepting, 0, NEVER).astype(np.int64)
-    while True:
-        shorter = distance.copy()
-        np.minimum.at(shorter, pairs[0], distance[pairs[1]] + 1)
-        shorter = np.minimum(shorter, NEVER)
-        if (shorter == distance).all():
-            return distance
-        distance = shorter
+    front, steps = np.flatnonzero(accepting), 0
+    while len(front):
+        steps += 1
+        edges = [pairs[1, starts[one] : starts[one + 1]] for one in front.tolist()]
+        before = np.unique(np.concatenate(edges))
+        front = before[distance[before] == NEVER]
+        distance[front] = steps
+    return distance
 
 
-def _forced(automaton: ByteAutomaton) -> list[bytes]:
-    """The bytes with which all continuations of each state begin."""
+def _forced(automaton: ByteAutomaton, most: int) -> list[bytes]:
+    """The bytes with which all continuations of each state begin, ``most`` of them.
+
+    No token is longer, so that more would be of no use.
+    """
     is_open = automaton.next_state >= 0
     is_forced = (is_open.sum(axis=1) == 1) & ~automaton.accepting
-    byte = is_open.argmax(axis=1)
-    found: list[bytes] = []
+    byte = is_open.argmax(axis=1).tolist()
+    behind = automaton.next_state.max(axis=1).tolist()
+    found: list[bytes | None] = [
+        None if is_one else b"" for is_one in is_forced.tolist()
+    ]
     for state in range(len(byte)):
-        data, seen = bytearray(), set()
-        while is_forced[state] and state not in seen:
-            seen.add(state)
-            data.append(byte[state])
-            state = automaton.next_state[state, byte[state]]
-        found.append(bytes(data))
-    return found
+        chain = []
+        # It ends: an accepting state can be reached, and no forced one accepts.
+        while found[state] is None:
+            chain.append(state)
+            state = behind[state]
+        for one in reversed(chain):
+            rest = found[behind[one]] or b""
+            found[one] = bytes([byte[one]]) + rest[: most - 1]
+    return [text or b"" for text in found]

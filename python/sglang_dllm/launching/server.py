@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from sglang_dllm.launching.end_note import FAILURE, End, EndNote
 from sglang_dllm.launching.processes import Watch, kill_children
+from sglang_dllm.launching.queue_bound import retry_after
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class ServerLaunch:
     def __init__(self) -> None:
         self.note = EndNote.create()
         self.watch = Watch(self._on_gone, lambda: self.note.read() is not None)
+        self._begin = time.monotonic()
+        self._seconds_to_start: float | None = None
         self._num_active = 0
         self._num_signals = 0
         self._is_drained = False
@@ -49,6 +52,15 @@ class ServerLaunch:
     def is_draining(self) -> bool:
         """True once a signal has asked for the end."""
         return self._num_signals > 0
+
+    def started(self) -> None:
+        """Note that the server takes requests from now on."""
+        self._seconds_to_start = time.monotonic() - self._begin
+
+    @property
+    def seconds_to_restart(self) -> int:
+        """The seconds that the start of this server took: a new one needs as many."""
+        return retry_after(self._seconds_to_start or time.monotonic() - self._begin)
 
     def take_sigterm(self) -> None:
         """End the launch at a SIGTERM, until the event loop takes the signals.

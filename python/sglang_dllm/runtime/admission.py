@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
@@ -33,12 +33,18 @@ from sglang_dllm.config.scoring import given_scoring
 from sglang_dllm.config.token_fields import token_edits_of
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.group import Group
-from sglang_dllm.decoding.guard import Guard, text_of
+from sglang_dllm.decoding.guard import Guard, message_of, text_of
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.errors import ConfigError, RequestError
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.engine import DenoisingEngine
 from sglang_dllm.runtime.forms import give_form
+from sglang_dllm.runtime.load import (
+    canvas_tokens,
+    may_overtake,
+    most_left,
+    round_load,
+)
 from sglang_dllm.runtime.logprobs import begin_logprobs, send
 from sglang_dllm.runtime.report import RequestReport
 from sglang_dllm.runtime.sampling import sampling_of
@@ -83,37 +89,6 @@ class Denoising:
         self.group = engine.resize(self.canvas, self.decoding)
 
 
-@dataclass
-class RoundLoad:
-    """The windows and tokens of one forward over all active canvases.
-
-    Attributes:
-        max_tokens: the most tokens of a forward. One canvas may have more.
-    """
-
-    max_tokens: int
-    windows: int = 0
-    tokens: int = 0
-
-    def add(self, canvas: Canvas) -> None:
-        self.windows += canvas.num_windows
-        self.tokens += canvas.num_windows * len(canvas)
-
-    def has_room(self, canvas: Canvas, scheduler: Any) -> bool:
-        num_tokens = self.tokens + canvas.num_windows * len(canvas)
-        # SGLang limits the windows of a forward by --max-running-requests.
-        num_free = scheduler.get_num_allocatable_reqs(self.windows)
-        return num_free >= canvas.num_windows and num_tokens <= self.max_tokens
-
-
-def round_load(scheduler: Any, canvases: Iterable[Canvas]) -> RoundLoad:
-    """The load of one forward over these canvases."""
-    load = RoundLoad(min(scheduler.max_prefill_tokens, scheduler.max_total_num_tokens))
-    for canvas in canvases:
-        load.add(canvas)
-    return load
-
-
 def admit(
     scheduler: Any, engine: DenoisingEngine, running_batch: ScheduleBatch
 ) -> list[Req]:
@@ -121,22 +96,31 @@ def admit(
 
     A canvas is admitted while a request slot and its KV slots are free, and while a
     forward over all canvases stays within --max-running-requests windows and
-    --max-prefill-tokens tokens. A canvas that runs alone may exceed the tokens. The
-    first request that does not fit blocks all later ones, so that they cannot overtake
-    it for ever. A canvas that waits for slots to grow comes before them all. If the
-    engine is empty and a request still does not fit, it is refused.
+    --max-prefill-tokens tokens. A canvas that runs alone may exceed the tokens. A
+    request may pass one that does not fit where it cannot make it wait longer
+    (``load.may_overtake``; docs/overload.md has the bounds). A canvas that waits for
+    slots to grow comes before them all. If the engine is empty and a request still
+    does not fit, it is refused.
 
     Returns:
         The admitted requests.
     """
-    grown_wait = any(req.dllm_algo_state.group for req in running_batch.reqs)
+    running = running_batch.reqs
+    grown_wait = any(req.dllm_algo_state.group for req in running)
     if not scheduler.waiting_queue or grown_wait:
         return []
     scheduler.policy.calc_priority(scheduler.waiting_queue)
-    load = round_load(scheduler, [r.dllm_algo_state.canvas for r in running_batch.reqs])
+    load = round_load(scheduler, [r.dllm_algo_state.canvas for r in running])
     admitted: list[Req] = []
     ended: list[Req] = []
+    blocked, left, room = False, 0, 0
     for req in scheduler.waiting_queue:
+        if blocked:
+            if room < 1:
+                break
+            # Asked first: to make a canvas costs device time and memory.
+            if canvas_tokens(req) > room or not may_overtake(req, left):
+                continue
         canvas = canvas_of(req, scheduler, engine)
         if canvas is None:
             ended.append(req)
@@ -147,11 +131,13 @@ def admit(
             admitted.append(req)
             load.add(canvas)
         elif load.windows:
-            break
+            blocked, left = True, left or most_left([*running, *admitted])
         else:
             error = RequestError(f"a canvas of {len(canvas)} tokens does not fit")
             _end(req, error, engine)
             ended.append(req)
+        if blocked:
+            room = load.room(scheduler)
     taken = {id(req) for req in (*admitted, *ended)}
     scheduler.waiting_queue = [r for r in scheduler.waiting_queue if id(r) not in taken]
     running_batch.reqs = running_batch.reqs + admitted
@@ -249,7 +235,7 @@ def _end(req: Req, error: Exception, engine: DenoisingEngine) -> None:
         )
     else:
         logger.error("request %s could not start", req.rid, exc_info=error)
-        req.finished_reason = failed(text_of(error))
+        req.finished_reason = failed(message_of(error))
 
 
 def start(req: Req, scheduler: Any, engine: DenoisingEngine) -> Denoising:

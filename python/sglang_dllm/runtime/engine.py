@@ -6,18 +6,23 @@ model, and emission reads the ``Canvas`` records after a round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.group import Group
+from sglang_dllm.decoding.guard import OUT_OF_MEMORY, ends_requests_only
 from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.resolved import Decoding
 from sglang_dllm.models.facts import ModelFacts
 from sglang_dllm.runtime.step_clock import NoClock
+
+logger = logging.getLogger(__name__)
 
 
 class ModelForward(Protocol):
@@ -144,15 +149,18 @@ class DenoisingEngine:
     def run_round(self) -> None:
         """Run up to ``steps_per_round`` steps, fewer where a canvas is done or failed.
 
+        A forward that finds no memory fails its canvases, and no others.
+
         Raises:
-            Exception: the forward failed. No forward is in flight then. Such an error
-                is not the fault of an algorithm, and the device may be unusable after
-                it, so it ends the scheduler as with every other model.
+            Exception: the forward failed otherwise. No forward is in flight then. Such
+                an error is not the fault of an algorithm, and the device may be
+                unusable after it, so it ends the scheduler as with every other model.
         """
         self.clock.round_begins()
         if self.in_flight is None and self._arrivals:
-            self._join_arrivals()
-            self.denoiser.sync()
+            with self._within_memory():
+                self._join_arrivals()
+                self.denoiser.sync()
         for _ in range(self.steps_per_round):
             if not self._can_go_on():
                 break
@@ -169,15 +177,17 @@ class DenoisingEngine:
             return
         logits, self.in_flight = self.in_flight.logits, None
         self.num_canvas_forwards += len(self.denoiser.canvases)
-        if logits is None:
-            self.denoiser.commit_captured()
-        else:
-            self.denoiser.commit(logits)
+        with self._within_memory():
+            if logits is None:
+                self.denoiser.commit_captured()
+            else:
+                self.denoiser.commit(logits)
         # The logits may be large, and the next forward needs their memory.
         del logits
         self.clock.decided()
-        self._join_arrivals()
-        self.denoiser.sync()
+        with self._within_memory():
+            self._join_arrivals()
+            self.denoiser.sync()
         self.clock.synced()
 
     def resize(self, canvas: Canvas, decoding: Decoding) -> Group | None:
@@ -265,10 +275,32 @@ class DenoisingEngine:
 
     def _launch(self) -> None:
         self.clock.step_begins()
-        group = self.denoiser.only_group()
-        if group is not None and self.model.launch_step(group):
-            self.in_flight = InFlight(None)
-        else:
-            packed = self.denoiser.pack()
-            self.in_flight = InFlight(self.model.launch(packed))
+        with self._within_memory():
+            group = self.denoiser.only_group()
+            if group is not None and self.model.launch_step(group):
+                self.in_flight = InFlight(None)
+            else:
+                packed = self.denoiser.pack()
+                self.in_flight = InFlight(self.model.launch(packed))
         self.clock.launched()
+
+    @contextmanager
+    def _within_memory(self) -> Iterator[None]:
+        """Fail the canvases of the denoiser, should there be no memory for a step.
+
+        A step that stopped halfway has left no canvas that could go on.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not ends_requests_only(error, self.denoiser.agree):
+                raise
+            canvases = self.denoiser.canvases
+            tokens = sum(canvas.num_windows * len(canvas) for canvas in canvases)
+            logger.error(
+                "out of memory in a forward of %d canvases with up to %d tokens, whose "
+                "requests end; --max-prefill-tokens limits the tokens of a forward",
+                *(len(canvases), tokens),
+                exc_info=error,
+            )
+            self.denoiser.fail(OUT_OF_MEMORY)

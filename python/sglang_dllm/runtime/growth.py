@@ -6,9 +6,10 @@ from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
-from sglang_dllm.decoding.guard import Guard, text_of
-from sglang_dllm.runtime.admission import Denoising, enter, round_load
+from sglang_dllm.decoding.guard import Guard, message_of
+from sglang_dllm.runtime.admission import Denoising, enter
 from sglang_dllm.runtime.engine import DenoisingEngine
+from sglang_dllm.runtime.load import round_load
 from sglang_dllm.runtime.schedule_batch import (
     fill_ids,
     set_aside_slots,
@@ -40,7 +41,7 @@ def _resize(req: Req, engine: DenoisingEngine) -> None:
     state: Denoising = req.dllm_algo_state
     canvas = state.canvas
     # A third party's code may raise anything.
-    with Guard(lambda error: canvas.fail(text_of(error)), engine.denoiser.agree):
+    with Guard(lambda error: canvas.fail(message_of(error)), engine.denoiser.agree):
         state.resize(engine)
     req.full_untruncated_fill_ids = fill_ids(canvas)
 

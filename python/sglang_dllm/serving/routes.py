@@ -34,6 +34,12 @@ ANSWERED = MappingProxyType(
 )
 """Routes that take a request for the model, and what they speak."""
 
+_WITHOUT_CANVAS = ("count_tokens", "tokenize", "detokenize", "show")
+QUEUED = frozenset(
+    path for path in ANSWERED if path.rpartition("/")[2] not in _WITHOUT_CANVAS
+)
+"""Those whose requests are canvases, which may wait."""
+
 _CHAT = "/v1/chat/completions"
 _NO_SCORES = "the model gives no scores or embeddings"
 _NO_SESSIONS = "a canvas keeps nothing from one request for the next"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from sglang_dllm.decoding.structure.arcs import Arcs, Bools, Ints, arcs_of
 
 NEVER = 1 << 40
 """The ``distance`` of a state from which no accepting state can be reached."""
@@ -42,6 +43,30 @@ class TokenAutomaton:
     accepting: Bools
     distance: Ints
     forced: tuple[bytes, ...]
+    _on_device: dict[torch.device, torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @cached_property
+    def arcs(self) -> Arcs:
+        """The edges as the programme reads them."""
+        return arcs_of(self)
+
+    @property
+    def eos_class(self) -> int:
+        """The class of every EOS. They do the same, so that any of them is as good."""
+        return int(self.edge_class[-1])
+
+    @cached_property
+    def class_size(self) -> Ints:
+        """``(num_classes + 1,)``: the tokens of each class."""
+        return np.bincount(self.token_class, minlength=self.num_classes + 1)
+
+    def token_class_on(self, device: torch.device) -> torch.Tensor:
+        """``token_class`` ``(V,)`` int64 on a device. All requests share it."""
+        if device not in self._on_device:
+            self._on_device[device] = torch.from_numpy(self.token_class).to(device)
+        return self._on_device[device]
 
     @property
     def num_states(self) -> int:
@@ -53,13 +78,14 @@ class TokenAutomaton:
         """The fewest tokens of a valid answer, without an EOS."""
         return int(self.distance[self.start])
 
-    def follow(self, state: int, tokens: list[int]) -> int | None:
+    def follow(self, state: int | None, tokens: Iterable[int]) -> int | None:
         """The state behind some tokens; None where a state does not take one."""
         for token in tokens:
-            first, last = np.searchsorted(self.edge_source, [state, state + 1])
-            wanted = self.token_class[token]
-            at = first + np.searchsorted(self.edge_class[first:last], wanted)
-            if at == last or self.edge_class[at] != wanted:
+            if state is None:
+                return None
+            key = state * self.arcs.width + int(self.token_class[token])
+            at = int(self.arcs.edge_key.searchsorted(key))
+            if at == len(self.edge_target) or self.arcs.edge_key[at] != key:
                 return None
             state = int(self.edge_target[at])
         return state

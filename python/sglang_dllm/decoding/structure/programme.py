@@ -1,181 +1,296 @@
 """The most probable valid answers of many canvases, by one dynamic programme.
 
-DINGO (arXiv 2505.23061) decodes a block of a left-to-right answer so. Here the
-programme runs over whole answers, in which masks stand anywhere. The automata of all
-canvases are one automaton of separate parts, so that a position costs the same number
-of operations for many canvases as for one.
+DINGO (arXiv 2505.23061) decodes a block of a left-to-right answer so. Here masks may
+stand anywhere. The programme of a canvas is over a strip of it: from the first mask to
+the last position that the step may commit. The state in front of the strip is known.
+Behind its end, every state is possible from which the rest of the canvas is long enough
+to end the answer; the rest decides nothing else, unless a token is committed there.
+
+All of it runs on the host. Numpy takes a microsecond for an operation over few numbers,
+a launch on a GPU takes five, and a strip has some thirty operations a position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
+from sglang_dllm.decoding.structure.arcs import Bools, Forms, Ints, ragged
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
 
+Floats = npt.NDArray[np.float64]
 
-@dataclass(frozen=True)
-class Part:
-    """The automaton of one canvas.
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """The part of one canvas on which the programme runs: W positions.
 
     Attributes:
-        start: the state in front of the first position.
-        max_distance: tokens that the canvas may still grow. The state behind the last
-            position has to be so near to an accepting one.
+        state: in front of the first position; None where none is, because the tokens
+            before are no valid answer's.
+        classes: ``(W,)``: the class of the token of each position, -1 for a mask.
+        behind: positions of the canvas behind the strip, and those that it may still
+            grow by. All are masks.
     """
 
     automaton: TokenAutomaton
-    start: int
-    length: int
-    max_distance: int = 0
+    state: int | None
+    classes: Ints
+    behind: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Ways:
+    """All ways of all strips: nodes, which are states in front of positions, and arcs.
+
+    Nodes and arcs are in the order of their positions. Behind the last arc is one from
+    the last node to itself, for strips that have ended.
+
+    Attributes:
+        first_nodes: the node in front of each strip.
+        num_nodes: with the last one, which no arc of a strip reaches.
+        source, target: of each arc. Arcs of one source are neighbours.
+        slot: where the score of each arc is; -1 for a token that is committed.
+        ends: ``(W + 1,)``: where the arcs of each position begin, and the last end.
+        going: first and last node of each position whose strip goes on.
+    """
+
+    first_nodes: Ints
+    num_nodes: int
+    source: Ints
+    target: Ints
+    slot: Ints
+    ends: Ints
+    going: list[slice]
 
 
 class Programme:
-    """S canvases with Q states, E edges and C classes together, over T positions.
-
-    Each part has one class more than its automaton, for the tokens that no state takes.
+    """S strips with R masks.
 
     Attributes:
-        token_class: ``(S, V)`` int64, as in the automata.
-        first_class: ``(S,)`` int64: where the classes of each part begin among C.
-        width: the classes of the part that has the most.
+        rows: ``(S, W)``: the masks are numbered, strip by strip; -1 for others.
+        form: ``(R,)``: the place of the automaton of each mask among ``forms``.
     """
 
-    def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
-        automata = [part.automaton for part in parts]
-        states = _starts([one.num_states for one in automata])
-        classes = _starts([one.num_classes + 1 for one in automata])
-        self.num_states, self.num_classes = states[-1], classes[-1]
-        self.num_positions = max(part.length for part in parts)
+    def __init__(self, forms: Forms, strips: Sequence[Strip]) -> None:
+        """
+        Args:
+            forms: has the automata of all strips.
+        """
+        self._arcs, self.num_classes = forms.arcs, forms.arcs.width
+        self._automata = list(forms.place)
+        lens = np.array([len(strip.classes) for strip in strips])
+        classes = np.full((len(strips), int(lens.max())), -2)
+        for row, strip in zip(classes, strips, strict=True):
+            row[: len(strip.classes)] = strip.classes
+        is_mask = classes == -1
+        self.rows = np.where(is_mask, np.cumsum(is_mask).reshape(is_mask.shape) - 1, -1)
+        self.num_rows = int(is_mask.sum())
+        place = np.array([forms.place[strip.automaton] for strip in strips])
+        self.form = np.repeat(place, is_mask.sum(axis=1))
+        # The longest first, so that the nodes of those that go on are in front.
+        order = np.argsort(-lens, kind="stable")
+        first = np.array(forms.first)[place]
+        ways = self._forward([strips[i] for i in order], first[order], order)
+        known = np.flatnonzero((classes >= 0).any(axis=0))
+        if len(known):
+            ways = _without_dead_ends(ways, int(known[-1]) + 1)
+        self._name_slots(ways)
 
-        def on_device(values: list[np.ndarray]) -> torch.Tensor:
-            found = torch.from_numpy(np.concatenate(values))
-            return found.to(device, non_blocking=True)
+    def _forward(self, strips: Sequence[Strip], first: Ints, order: Ints) -> _Ways:
+        """The arcs that are reached from the start and are not too far from an end.
 
-        self.source = on_device(
-            [a.edge_source + at for a, at in zip(automata, states, strict=False)]
+        Args:
+            strips: the longest first.
+            first: the first state of each one's automaton.
+            order: the places of these strips in ``rows``.
+        """
+        arcs, num = self._arcs, self._arcs.num_states
+        lens = np.array([len(strip.classes) for strip in strips])
+        room = lens + np.array([strip.behind for strip in strips])
+        width = self.rows.shape[1]
+        slot_base = self.rows[order].T * arcs.num_labels
+        classes = np.full((width, len(strips)), -1)
+        for at, strip in enumerate(strips):
+            classes[: len(strip.classes), at] = strip.classes
+        has_token = np.any(classes >= 0, axis=1).tolist()
+        going = (lens[None] > np.arange(width)[:, None]).sum(axis=1)
+        tightest = np.minimum.accumulate(room)[going - 1] - np.arange(width) - 1
+        is_node = np.zeros(len(strips) * num, dtype=bool)
+        place_of = np.zeros(len(is_node), dtype=np.int64)
+        begins = [
+            at * num + first[at] + strip.state
+            for at, strip in enumerate(strips)
+            if strip.state is not None
+            and strip.automaton.distance[strip.state] <= room[at]
+        ]
+        nodes = np.array(begins, dtype=np.int64)
+        is_tight = np.atleast_1d(arcs.distance.max() > tightest).tolist()
+        num_before, ends = 0, [0]
+        sources, targets, slots, going_nodes = [], [], [], []
+        for at, num_strips in enumerate(going.tolist()):
+            here = nodes[: nodes.searchsorted(num_strips * num)]
+            owner = here // num
+            state = here - owner * num
+            begin, count = arcs.begin[state], arcs.count[state]
+            if has_token[at]:
+                of_class = classes[at, owner]
+                (known,) = (of_class >= 0).nonzero()
+                edges = arcs.edges_of(state[known], of_class[known])
+                begin[known], count[known] = edges
+            source = np.arange(len(here)).repeat(count)
+            arc = (begin - count.cumsum() + count)[source]
+            arc += np.arange(len(source))
+            target = arcs.target[arc]
+            if is_tight[at]:
+                left = room[owner] - (at + 1)
+                kept = arcs.distance[target] <= left[source]
+                source, arc, target = source[kept], arc[kept], target[kept]
+            key = (here - state)[source] + target
+            is_node[key] = True
+            (behind,) = is_node.nonzero()
+            is_node[behind] = False
+            num_behind = num_before + len(nodes)
+            place_of[behind] = np.arange(num_behind, num_behind + len(behind))
+            label = arcs.label[arc]
+            slot = slot_base[at, owner][source] + label
+            if has_token[at]:
+                slot[label < 0] = -1
+            ends.append(ends[-1] + len(source))
+            going_nodes.append(slice(num_before, num_before + len(here)))
+            sources.append(source + num_before)
+            targets.append(place_of[key])
+            slots.append(slot)
+            nodes, num_before = behind, num_behind
+        last = num_before + len(nodes)
+        return _Ways(
+            np.arange(len(begins)),
+            last + 1,
+            np.concatenate([*sources, [last]]),
+            np.concatenate([*targets, [last]]),
+            np.concatenate([*slots, [-1]]),
+            np.array(ends),
+            going_nodes,
         )
-        self.target = on_device(
-            [a.edge_target + at for a, at in zip(automata, states, strict=False)]
-        )
-        self.of_class = on_device(
-            [a.edge_class + at for a, at in zip(automata, classes, strict=False)]
-        )
-        self.token_class = on_device([a.token_class[None] for a in automata])
-        self.first_class = on_device([np.array(classes[:-1])])
-        self._owner = on_device(
-            [np.full(a.num_states, i) for i, a in enumerate(automata)]
-        )
-        self._class_owner = on_device(
-            [np.full(a.num_classes + 1, i) for i, a in enumerate(automata)]
-        )
-        self._length = on_device([np.array([part.length for part in parts])])
-        is_last = [p.automaton.distance <= p.max_distance for p in parts]
-        self._is_last = on_device(is_last)
-        is_first = np.zeros(self.num_states, dtype=bool)
-        is_first[[p.start + at for p, at in zip(parts, states, strict=False)]] = True
-        self._is_first = on_device([is_first])
-        self.num_parts = len(parts)
-        self.width = max(one.num_classes + 1 for one in automata)
+
+    def _name_slots(self, ways: _Ways) -> None:
+        """Give the arcs of one mask and one label one slot for their score."""
+        num = self._arcs.num_labels
+        is_slot = np.zeros(self.num_rows * num + 1, dtype=bool)
+        is_slot[ways.slot] = True
+        is_slot[-1] = False
+        (slots,) = is_slot.nonzero()
+        place = np.empty(len(is_slot), dtype=np.int64)
+        place[slots] = np.arange(len(slots))
+        place[-1] = -1
+        self._ways = replace(ways, slot=place[ways.slot])
+        self._slot_row, label = np.divmod(slots, num)
+        self._slot_count = self._arcs.label_count[label]
+        self._slot_begin = np.cumsum(self._slot_count) - self._slot_count
+        entry = ragged(self._arcs.label_begin[label], self._slot_count)
+        self._entry_class = self._arcs.label_class[entry]
+        entry_row = np.repeat(self._slot_row, self._slot_count)
+        self._entry = entry_row * self.num_classes + self._entry_class
 
     @cached_property
-    def _active(self) -> torch.Tensor:
-        """``(T, Q)`` bool: the position is one of the state's canvas."""
-        at = torch.arange(self.num_positions, device=self._length.device)
-        return at[:, None] < self._length[self._owner]
+    def possible(self) -> Bools:
+        """``(R, C)``: the classes that some valid answer has at each mask.
 
-    def open_classes(self, ids: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """``(T, C)`` bool: the classes of the tokens that a position may have.
+        They are those of the automaton of its strip.
+        """
+        found = np.zeros(self.num_rows * self.num_classes, dtype=bool)
+        found[self._entry] = True
+        return found.reshape(self.num_rows, self.num_classes)
+
+    @cached_property
+    def certain(self) -> Bools:
+        """``(R,)``: one token alone is possible, or nothing but an EOS."""
+        found: Bools = self.possible.sum(axis=1) == 1
+        (rows,) = found.nonzero()
+        classes = self.possible[rows].argmax(axis=1)
+        for place, automaton in enumerate(self._automata):
+            some = self.form[rows] == place
+            one = classes[some]
+            is_one = automaton.class_size[one] == 1
+            found[rows[some]] = is_one | (one == automaton.eos_class)
+        return found
+
+    def best_classes(self, scores: Floats) -> Ints:
+        """``(R,)``: the classes of the valid answer of each strip with the best sum.
+
+        Of equal sums, the first arcs win. -1 where a strip has no valid answer.
 
         Args:
-            ids: ``(S, T)`` int64: the answers.
-            masked: ``(S, T)`` bool: any token may be there.
+            scores: ``(R, C)``, finite where a class is possible.
         """
-        there = self.token_class.gather(1, ids) + self.first_class[:, None]
-        found = masked.T[:, self._class_owner]
-        return found.scatter(1, there.T, True)
+        score = np.zeros(len(self._slot_begin) + 1)  # the last one is of slot -1
+        entries = scores.reshape(-1)[self._entry]
+        if len(entries):
+            np.maximum.reduceat(entries, self._slot_begin, out=score[:-1])
+        slots = self._best_slots(score)
+        counts = self._slot_count[slots]
+        entry = ragged(self._slot_begin[slots], counts)
+        is_best = entries[entry] == np.repeat(score[slots], counts)
+        row = np.repeat(self._slot_row[slots], counts)[is_best]
+        found = np.full(self.num_rows, -1)
+        # The last one that is written stays, which is the first class.
+        found[row[::-1]] = self._entry_class[entry[is_best]][::-1]
+        return found
 
-    def possible(self, open_classes: torch.Tensor) -> torch.Tensor:
-        """``(T, C)`` bool: the classes that some valid answer has at each position.
-
-        Args:
-            open_classes: ``(T, C)`` bool.
-        """
-        active = self._active
-        ahead = [self._is_first]
-        for at in range(self.num_positions - 1):
-            taken = ahead[at][self.source] & open_classes[at][self.of_class]
-            found = torch.zeros_like(self._is_first)
-            found = _any(found, self.target, taken)
-            ahead.append(torch.where(active[at], found, ahead[at]))
-        behind, possible = self._is_last, [self._is_last] * self.num_positions
-        nothing = torch.zeros_like(open_classes[0])
-        for at in reversed(range(self.num_positions)):
-            taken = behind[self.target] & open_classes[at][self.of_class]
-            taken &= active[at][self.source]
-            is_used = taken & ahead[at][self.source]
-            possible[at] = _any(nothing, self.of_class, is_used)
-            found = _any(torch.zeros_like(behind), self.source, taken)
-            behind = torch.where(active[at], found, behind)
-        return torch.stack(possible)
-
-    def best_classes(self, scores: torch.Tensor) -> torch.Tensor:
-        """``(S, T)`` int64: the classes of the valid answer with the greatest sum.
-
-        They count from each part's first class. The first edges win among equal
-        sums. Without a valid answer they are any classes.
-
-        Args:
-            scores: ``(T, C)`` float64, minus infinity where a class is not open.
-        """
-        num_edges, active = len(self.source), self._active
-        edge = torch.arange(num_edges, device=scores.device)
-        lowest = torch.full(
-            (self.num_states,), -torch.inf, dtype=torch.float64, device=scores.device
-        )
-        best = lowest.masked_fill(self._is_first, 0.0)
-        back: list[torch.Tensor] = []
-        for at in range(self.num_positions):
-            sums = best[self.source] + scores[at][self.of_class]
-            found = lowest.scatter_reduce(0, self.target, sums, "amax")
-            is_best = (sums == found[self.target]) & (sums > -torch.inf)
-            first = torch.where(is_best, edge, num_edges)
-            none = torch.full_like(self._owner, num_edges)
-            came = none.scatter_reduce(0, self.target, first, "amin")
-            back.append(torch.where(active[at], came, num_edges))
-            best = torch.where(active[at], found, best)
-        state = self._best_last(best)
-        source = torch.nn.functional.pad(self.source, (0, 1))
-        of_class = torch.nn.functional.pad(self.of_class, (0, 1))
-        path: list[torch.Tensor] = []
-        for came in reversed(back):
-            at_edge = came[state]
-            path.append(of_class[at_edge])
-            state = torch.where(at_edge < num_edges, source[at_edge], state)
-        found = torch.stack(path[::-1], dim=1) - self.first_class[:, None]
-        return found.clamp(min=0)
-
-    def _best_last(self, best: torch.Tensor) -> torch.Tensor:
-        """``(S,)`` int64: the state behind each answer, the first of equal ones."""
-        sums = best.masked_fill(~self._is_last, -torch.inf)
-        most = sums.new_full((self.num_parts,), -torch.inf)
-        most = most.scatter_reduce(0, self._owner, sums, "amax")
-        state = torch.arange(self.num_states, device=best.device)
-        # A part without a valid answer gets its own first state.
-        state = torch.where(sums == most[self._owner], state, self.num_states)
-        first = torch.full_like(most, self.num_states, dtype=torch.int64)
-        return first.scatter_reduce(0, self._owner, state, "amin")
+    def _best_slots(self, score: Floats) -> Ints:
+        """The slots on the best way of each strip: one for each mask."""
+        ways = self._ways
+        source, target = ways.source, ways.target
+        sums = score[ways.slot]
+        (begins,) = np.diff(source, prepend=-1).nonzero()
+        with_arcs = source[begins]
+        of_layer = begins.searchsorted(ways.ends).tolist()
+        ends = ways.ends.tolist()
+        value = np.zeros(ways.num_nodes)
+        for at in range(len(ends) - 2, -1, -1):
+            begin, end = ends[at], ends[at + 1]
+            if begin < end:
+                sums[begin:end] += value[target[begin:end]]
+                some = slice(of_layer[at], of_layer[at + 1])
+                best = np.maximum.reduceat(sums[:end], begins[some])
+                value[with_arcs[some]] = best
+        (is_best,) = (sums == value[source]).nonzero()
+        best_arc = np.full(ways.num_nodes, len(source) - 1)
+        # The last one that is written stays, which is the first arc.
+        best_arc[source[is_best][::-1]] = is_best[::-1]
+        node, way = ways.first_nodes, []
+        for _ in ways.going:
+            arc = best_arc[node]
+            way.append(arc)
+            node = target[arc]
+        slots = ways.slot[np.concatenate(way)]
+        return slots[slots >= 0]
 
 
-def _starts(sizes: Sequence[int]) -> list[int]:
-    """The begins of some ranges, and the end of the last one."""
-    return [0, *np.cumsum(sizes).tolist()]
+def _without_dead_ends(ways: _Ways, last: int) -> _Ways:
+    """Without arcs from which a token that is committed behind cannot be reached.
 
-
-def _any(start: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``start`` with True where a value of that index is True."""
-    return start.int().index_add(0, at, values.int()) > 0
+    Args:
+        last: no token is committed from this position on.
+    """
+    source, target = ways.source, ways.target
+    lives = np.ones(ways.num_nodes, dtype=bool)
+    for nodes in ways.going[:last]:
+        lives[nodes] = False
+    ends = ways.ends.tolist()
+    for at in range(last - 1, -1, -1):
+        arcs = slice(ends[at], ends[at + 1])
+        lives[source[arcs][lives[target[arcs]]]] = True
+    kept = lives[source] & lives[target]
+    num_kept = np.concatenate([[0], np.cumsum(kept)])
+    return replace(
+        ways,
+        source=source[kept],
+        target=target[kept],
+        slot=ways.slot[kept],
+        ends=num_kept[ways.ends],
+    )

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sglang_dllm.decoding.sampling import Stream, counter_uniform, filter_logits
-from sglang_dllm.decoding.statistics import DRAW_ELEMENTS, row_chunks
+from sglang_dllm.decoding.statistics import DRAW_ELEMENTS, fits_at_once, row_chunks
+from sglang_dllm.decoding.structure.arcs import Forms, Ints
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
-from sglang_dllm.decoding.structure.programme import Part, Programme
+from sglang_dllm.decoding.structure.programme import Programme, Strip
 
 if TYPE_CHECKING:
     from sglang_dllm.decoding.canvas import Canvas
     from sglang_dllm.decoding.decision import StepInputs
-    from sglang_dllm.decoding.logits import Candidates, Logits
+    from sglang_dllm.decoding.logits import Candidates, LogitsOf
 
 WORST = -1e6
 """The least score of a token. Nothing that forbids a token makes an answer invalid."""
+
+
+@dataclass(eq=False)
+class _Prefix:
+    """The states behind the tokens of a committed prefix.
+
+    It is found by the tokens alone, so it stays right whatever became of the canvas.
+    """
+
+    tokens: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    states: list[int | None] = field(default_factory=list)
+
+    def follow(self, automaton: TokenAutomaton, tokens: Ints) -> int | None:
+        """The state behind tokens ``(n,)``."""
+        num = min(len(tokens), len(self.tokens))
+        differs = self.tokens[:num] != tokens[:num]
+        if differs.any():
+            num = int(differs.argmax())
+        states = self.states[:num]
+        for token in tokens[num:].tolist():
+            before = states[-1] if states else automaton.start
+            states.append(automaton.follow(before, (token,)))
+        self.tokens, self.states = tokens.copy(), states
+        return states[-1] if states else automaton.start
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +53,59 @@ class Structure:
     """The form of one answer."""
 
     automaton: TokenAutomaton
+    _prefix: _Prefix = field(default_factory=_Prefix, init=False, repr=False)
 
-    def part(self, canvas: Canvas) -> Part:
-        """The automaton for the part of a canvas that is decoded."""
-        before = canvas.ids[canvas.answer_start : canvas.prompt_len].tolist()
-        state = self.automaton.follow(self.automaton.start, before)
-        length = canvas.answer_len
-        cap = length if canvas.length is None else canvas.length.cap - len(before)
-        start = self.automaton.end if state is None else state
-        return Part(self.automaton, start, length, max(0, cap - length))
+    def strip(self, canvas: Canvas, to_end: bool = False) -> tuple[int, Strip]:
+        """What the programme has to know of a canvas, and where its strip begins.
+
+        The place counts from ``Canvas.prompt_len``, in front of which is no mask.
+
+        Args:
+            to_end: every mask may be committed, not the next candidates alone.
+        """
+        automaton, start = self.automaton, canvas.answer_start
+        ids, masked = canvas.ids[start:], canvas.masked[start:]
+        (masks,) = masked.nonzero()
+        first = int(masks[0]) if len(masks) else len(ids)
+        (known,) = (~masked).nonzero()
+        end = canvas.span_end + canvas.prompt_len - start
+        if to_end or canvas.max_forwards == canvas.num_forwards + 1:
+            end = len(ids)  # the last forward commits every mask
+        if len(known):
+            end = max(end, self._last_known(ids, known) + 1)
+        end = max(end, first)
+        classes = np.where(masked[first:end], -1, automaton.token_class[ids[first:end]])
+        state = self._prefix.follow(automaton, ids[:first])
+        longest = len(ids) if canvas.length is None else canvas.length.cap
+        behind = max(longest, len(ids)) - end
+        place = first + start - canvas.prompt_len
+        return place, Strip(automaton, state, classes, behind)
+
+    def known_tokens(self, canvas: Canvas) -> tuple[Ints, Ints]:
+        """The masks of a canvas that have one token in all answers, and these tokens.
+
+        Their places are those in ``Canvas.ids``. An EOS is the model's first one.
+        """
+        place, strip = self.strip(canvas, to_end=True)
+        programme = Programme(Forms.of([self.automaton]), [strip])
+        (rows,) = programme.certain.nonzero()
+        classes = programme.possible[rows].argmax(axis=1)
+        of_class = self.automaton.token_class
+        tokens = np.array([(of_class == one).argmax() for one in classes.tolist()])
+        tokens[classes == self.automaton.eos_class] = canvas.eos_ids[0]
+        at = canvas.prompt_len + place + np.flatnonzero(programme.rows[0] >= 0)[rows]
+        return at, tokens.astype(np.int64)
+
+    def _last_known(self, ids: Ints, known: Ints) -> int:
+        """The last committed token that decides anything.
+
+        Of EOS up to the end of the canvas, that is the first: all behind follow.
+        """
+        if known[-1] < len(ids) - 1:
+            return int(known[-1])
+        is_other = self.automaton.token_class[ids] != self.automaton.eos_class
+        (others,) = is_other.nonzero()
+        return min(int(others[-1]) + 1 if len(others) else 0, len(ids) - 1)
 
     def is_kept(self, canvas: Canvas) -> bool:
         """True if the answer of a canvas that is done has the form.
@@ -56,143 +126,175 @@ class Structured:
         certain: ``(N,)`` bool: at these, every valid answer has the same token.
     """
 
-    def __init__(self, inputs: StepInputs[Any, Any], candidates: torch.Tensor) -> None:
-        batch = inputs.batch
-        self._inputs, self.candidates = inputs, candidates
-        self._programme, self._row_of = batch.memo(
-            "structure", lambda: _programme(batch.records, batch.device)
-        )
-        num = self._programme.num_positions
-        self._part = self._row_of[inputs.canvas_index[candidates]]
-        self._at = inputs.positions[candidates]
-        is_part = self._row_of >= 0
-        rows = is_part.nonzero_static(size=self._programme.num_parts)[:, 0]
-        self._ids = batch.rows.ids[rows][:, :num]
-        self._masked = batch.rows.masked[rows][:, :num]
-        self._open = self._programme.open_classes(self._ids, self._masked)
-        possible = self._programme.possible(self._open)
-        offset = self._programme.first_class[self._part]
-        self._offset = offset
-        self._possible = possible[self._at]
-        position = torch.full_like(inputs.positions, -1)
-        ordinal = torch.arange(len(candidates), device=candidates.device)
-        self._place = position.index_put((candidates,), ordinal)
-        num_tokens = torch.cat(
-            [self._allowed(ordinal[rows]).sum(dim=1) for rows in self._chunks()]
-        )
-        # Several tokens may be an EOS. They are one class.
-        of_eos = self._programme.token_class[self._part, inputs.facts.eos_ids[0]]
-        ends = self._possible.gather(1, (of_eos + offset)[:, None])[:, 0]
-        is_certain = (num_tokens == 1) | (ends & (self._possible.sum(dim=1) == 1))
+    def __init__(self, inputs: StepInputs[Any, Any], which: Ints) -> None:
+        """
+        Args:
+            which: the candidates, on the host.
+        """
+        batch, device = inputs.batch, inputs.device
+        self._inputs, self._which = inputs, which
+        self.candidates = _upload(which, device)
+        self._forms: Forms = batch.memo("forms", lambda: _forms(batch.records))
+        strips, places = [], []
+        for index, canvas in enumerate(batch.records):
+            if canvas.structure is not None:
+                place, strip = canvas.structure.strip(canvas)
+                strips.append(strip)
+                places.append((index, place, len(strip.classes)))
+        programme = self._programme = Programme(self._forms, strips)
+        row_at = np.zeros((len(batch), batch.max_answer_len), dtype=np.int64)
+        for rows, (index, place, width) in zip(programme.rows, places, strict=True):
+            row_at[index, place : place + width] = rows[:width]
+        canvas_index = inputs.canvas_index[self.candidates]
+        self._at = inputs.positions[self.candidates]
+        self._row = _upload(row_at, device)[canvas_index, self._at].clamp(min=0)
+        self._possible = _upload(programme.possible, device)[self._row]
+        self._token_class = [one.token_class_on(device) for one in self._forms.place]
+        self._form = _upload(programme.form, device)[self._row]
         certain = torch.zeros_like(inputs.positions, dtype=torch.bool)
-        self.certain = certain.index_put((candidates,), is_certain)
+        self.certain = certain.index_put(
+            (self.candidates,), _upload(programme.certain, device)[self._row]
+        )
 
     def _chunks(self) -> list[slice]:
         size = self._inputs.facts.vocab_size
         return list(row_chunks(len(self.candidates), size, DRAW_ELEMENTS))
 
-    def _allowed(self, which: torch.Tensor) -> torch.Tensor:
+    def _classes(self, which: Candidates) -> torch.Tensor:
+        """The class of each token: ``(1, V)``, or ``(n, V)`` with several forms."""
+        if len(self._token_class) == 1:
+            return self._token_class[0][None]
+        return torch.stack(self._token_class)[self._form[which]]
+
+    def _allowed(self, which: Candidates) -> torch.Tensor:
         """``(n, V)`` bool: the tokens that some valid answer has."""
-        of = self._programme.token_class[self._part[which]]
-        return self._possible[which].gather(1, of + self._offset[which, None])
+        if fits_at_once(len(self.candidates), self._inputs.facts.vocab_size):
+            return self._all_allowed[which]
+        return self._find_allowed(which)
+
+    @cached_property
+    def _all_allowed(self) -> torch.Tensor:
+        return self._find_allowed(slice(None))
+
+    def _find_allowed(self, which: Candidates) -> torch.Tensor:
+        possible, of_class = self._possible[which], self._classes(which)
+        if len(of_class) == 1:
+            return possible.index_select(1, of_class[0])
+        return possible.gather(1, of_class)
+
+    @cached_property
+    def _place(self) -> torch.Tensor:
+        """``(N,)`` int64: the place among the K candidates, -1 for another one."""
+        place = torch.full_like(self._inputs.positions, -1)
+        ordinal = torch.arange(len(self.candidates), device=place.device)
+        return place.index_put((self.candidates,), ordinal)
 
     def edit(self, logits: torch.Tensor, some: Candidates) -> torch.Tensor:
         """Tokens that no valid answer has get minus infinity."""
-        place = self._place[some]
-        is_free = (place < 0)[:, None]
-        return logits.masked_fill(
-            ~(self._allowed(place.clamp(min=0)) | is_free), -torch.inf
-        )
+        if isinstance(some, torch.Tensor):
+            place = self._place[some]
+            is_free = (place < 0)[:, None]
+            allowed = self._allowed(place.clamp(min=0)) | is_free
+            return logits.masked_fill(~allowed, -torch.inf)
+        start, stop, _ = some.indices(self._inputs.num_candidates)
+        first, last = np.searchsorted(self._which, (start, stop)).tolist()
+        allowed = self._allowed(slice(first, last))
+        if last - first == stop - start:
+            return logits.masked_fill(~allowed, -torch.inf)
+        rows = self.candidates[first:last] - start
+        changed = logits[rows].masked_fill(~allowed, -torch.inf)
+        return logits.index_copy(0, rows, changed)
 
-    def tokens(self, logits: Logits) -> torch.Tensor:
+    def tokens(self, logits_of: LogitsOf) -> torch.Tensor:
         """``(K,)`` int64: the most probable valid answer, at the candidates.
 
         Noise is added to the logits of a canvas with a temperature first. That draws
         from the joint distribution approximately (perturb and MAP), and exactly where
         one candidate is left.
+
+        Waits for the device: the programme runs on the host.
         """
-        programme, size = self._programme, self._inputs.facts.vocab_size
-        device = self._at.device
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        scores = torch.where(self._open, zero, -torch.inf)
-        some_class = torch.arange(programme.width, device=device)
-        best_tokens = []
-        for rows in self._chunks():
-            score = self._scores(logits(self.candidates[rows]), rows)
-            of = programme.token_class[self._part[rows]]
-            shape = (len(of), programme.width)
-            best = score.new_full(shape, -torch.inf)
-            best = best.scatter_reduce(1, of, score, "amax")
-            token = torch.arange(size, device=device).expand_as(of)
-            token = torch.where(score == best.gather(1, of), token, size)
-            first = torch.full(shape, size, device=device)
-            best_tokens.append(first.scatter_reduce(1, of, token, "amin"))
-            at, part = self._at[rows], self._part[rows]
-            is_new = (best > -torch.inf) & self._masked[part, at][:, None]
-            place = (self._offset[rows, None] + some_class).clamp(
-                max=programme.num_classes - 1
-            )
-            # A narrow part adds 0 to classes of others.
-            value = torch.where(is_new, best, 0.0)
-            scores = scores.index_put((at[:, None].expand(shape), place), value, True)
-        classes = programme.best_classes(scores)[self._part, self._at]
-        found = torch.cat(best_tokens).gather(1, classes[:, None])[:, 0]
-        there = self._ids[self._part, self._at]
-        is_masked = self._masked[self._part, self._at] & (found < size)
-        return torch.where(is_masked, found, there)
+        programme, chunks = self._programme, self._chunks()
+        shape = (programme.num_rows, programme.num_classes)
+        # A mask that is no candidate may become anything.
+        table = torch.zeros(shape, dtype=torch.float64, device=self._at.device)
+        best = []
+        for rows in chunks:
+            scores = self._scores(logits_of(self.candidates[rows]), rows)
+            best.append(self._best_of_classes(scores, rows))
+            worth = self._worth(best[-1], rows)
+            table = table.index_copy(0, self._row[rows], worth)
+        found = programme.best_classes(table.cpu().numpy())
+        chosen = _upload(found, self._at.device)[self._row, None]
+        tokens = []
+        for rows, best_of_class in zip(chunks, best, strict=True):
+            if len(chunks) > 1:
+                scores = self._scores(logits_of(self.candidates[rows]), rows)
+            most = best_of_class.gather(1, chosen[rows].clamp(min=0))
+            # Not ``>=``: one of the class is taken whatever became of the logits.
+            is_best = (self._classes(rows) == chosen[rows]) & ~(scores < most)
+            # Of equal tokens the first one wins.
+            tokens.append(is_best.byte().argmax(dim=1))
+        mask_id = self._inputs.facts.mask_id
+        return torch.cat(tokens).masked_fill(chosen[:, 0] < 0, mask_id)
+
+    def _best_of_classes(self, scores: torch.Tensor, rows: slice) -> torch.Tensor:
+        """``(n, C)``: the best score of each class."""
+        of_class = self._classes(rows).expand_as(scores)
+        shape = (len(scores), self._programme.num_classes)
+        worst = scores.new_full(shape, -torch.inf)
+        return worst.scatter_reduce(1, of_class, scores, "amax")
+
+    def _worth(self, best: torch.Tensor, rows: slice) -> torch.Tensor:
+        """``(n, C)`` float64: not below ``WORST``, 0 for the best possible class."""
+        score = best.double().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        score = score.masked_fill(~self._possible[rows], -torch.inf)
+        most = score.amax(dim=1, keepdim=True)
+        most = torch.where(most.isfinite(), most, 0.0)
+        return (score - most).clamp(min=WORST)
 
     def _scores(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """``(n, V)`` float64: not below ``WORST``, 0 for the best token."""
+        """``(n, V)`` float: the logits, with noise where a token is drawn."""
         inputs, some = self._inputs, self.candidates[rows]
-        mask_id = inputs.facts.mask_id
-        score = logits.double().nan_to_num(nan=-torch.inf)
-        score = score.index_fill(1, _index(mask_id, score.device), -torch.inf)
         records = inputs.batch.records
-        if not all(canvas.sampling.greedy for canvas in records if canvas.structure):
-            sampling = inputs.batch.sampling
-            heat, top_p, top_k, min_p, seed, step = (
-                inputs.per_candidate(values)[some]
-                for values in (
-                    *(sampling.temperature, sampling.top_p, sampling.top_k),
-                    *(sampling.min_p, sampling.seed, inputs.batch.rows.num_forwards),
-                )
+        if all(canvas.sampling.greedy for canvas in records if canvas.structure):
+            return logits
+        score = logits.masked_fill(~self._allowed(rows), -torch.inf).double()
+        score = score.nan_to_num(nan=-torch.inf)
+        sampling = inputs.batch.sampling
+        heat, top_p, top_k, min_p, seed, step = (
+            inputs.per_candidate(values)[some]
+            for values in (
+                *(sampling.temperature, sampling.top_p, sampling.top_k),
+                *(sampling.min_p, sampling.seed, inputs.batch.rows.num_forwards),
             )
-            is_drawn = heat > 0
-            scaled = score / torch.where(is_drawn, heat, 1.0)[:, None]
-            scaled = filter_logits(scaled, top_p, top_k, min_p)
-            size = score.shape[1]
-            token = torch.arange(size, device=score.device)
-            place = self._at[rows, None] * size + token
-            uniform = counter_uniform(
-                seed[:, None], step[:, None], place, Stream.STRUCTURE
-            )
-            noise = -(-uniform.clamp(min=2.0**-54).log()).log()
-            score = torch.where(is_drawn[:, None], scaled + noise, score)
-        best = score.amax(dim=1, keepdim=True)
-        best = torch.where(best.isfinite(), best, 0.0)
-        return (score - best).clamp(min=WORST)
+        )
+        is_drawn = heat > 0
+        scaled = score / torch.where(is_drawn, heat, 1.0)[:, None]
+        scaled = filter_logits(scaled, top_p, top_k, min_p)
+        size = score.shape[1]
+        token = torch.arange(size, device=score.device)
+        place = self._at[rows, None] * size + token
+        uniform = counter_uniform(seed[:, None], step[:, None], place, Stream.STRUCTURE)
+        noise = -(-uniform.clamp(min=2.0**-54).log()).log()
+        return torch.where(is_drawn[:, None], scaled + noise, score)
 
 
 def structured(inputs: StepInputs[Any, Any]) -> Structured | None:
     """The candidates of canvases with a form; None where there are none."""
     records = inputs.batch.records
-    some = inputs.candidates_of([canvas.structure is not None for canvas in records])
-    return None if some is None or not len(some) else Structured(inputs, some)
+    wanted = [canvas.structure is not None for canvas in records]
+    if not any(wanted):
+        return None
+    which = np.flatnonzero(np.repeat(wanted, inputs.counts))
+    return Structured(inputs, which) if len(which) else None
 
 
-def _index(value: int, device: torch.device) -> torch.Tensor:
-    return torch.full((1,), value, device=device)
+def _upload(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _programme(
-    records: list[Canvas], device: torch.device
-) -> tuple[Programme, torch.Tensor]:
-    """The programme of structured canvases, and the part ``(R,)`` of each canvas."""
-    parts: list[Part] = []
-    row_of = []
-    for canvas in records:
-        row_of.append(-1 if canvas.structure is None else len(parts))
-        if canvas.structure is not None:
-            parts.append(canvas.structure.part(canvas))
-    index = torch.tensor(row_of).to(device, non_blocking=True)
-    return Programme(parts, device), index
+def _forms(records: list[Canvas]) -> Forms:
+    return Forms.of(
+        canvas.structure.automaton for canvas in records if canvas.structure is not None
+    )

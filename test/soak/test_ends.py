@@ -1,0 +1,154 @@
+"""Servers that end under load: each client hears of it. Not in the short run."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from helpers.footprint import process_named, processes_of
+from helpers.health_probe import Prober
+from helpers.random_settings import ALGORITHMS, random_case
+from helpers.serving_harness import Server
+from helpers.soak_table import Budget, Phase, Table
+from helpers.storm import ENDED, WHOLE, Storm
+from helpers.tiny_checkpoints import write_llada
+
+NAME = "Servers that end under load"
+NUM_CLIENTS = 16
+FULL = Path("/dev/full")
+"""Every write to it fails, as on a full disk."""
+
+
+class Soaked(Server):
+    """A server of the tiny model, whose log may be no file."""
+
+    def tail(self, lines: int = 40) -> str:
+        return "" if self.log == FULL else super().tail(lines)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llada(tmp_path_factory.mktemp("ends") / "llada", seed=1)
+
+
+@pytest.fixture
+def started(checkpoint: Path, budget: Budget) -> Iterator[Callable[[Path], Storm]]:
+    """``started(log)``: a server, and what it answers when it is alone."""
+    servers: list[Server] = []
+
+    def start(log: Path) -> Storm:
+        args = ("--dllm-algorithm", "FullAttnMultiBlock", "--served-model-name", "demo")
+        server = Soaked(checkpoint, args, log)
+        servers.append(server)
+        rng = random.Random(budget.seed)
+        cases = [
+            random_case(rng, algorithm, "LLaDA", list(range(32, 120)))
+            for algorithm in ALGORITHMS
+        ]
+        storm = Storm(server.wait_until_ready(), cases, budget.seed)
+        storm.ask_alone()
+        return storm
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@contextmanager
+def under_load(
+    storm: Storm, phase: Phase, goes_on: Callable[[], bool]
+) -> Iterator[None]:
+    """Clients ask during the block and until ``goes_on`` is False; rows about them."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            lambda: storm.run(60, WHOLE, num_clients=NUM_CLIENTS, goes_on=goes_on)
+        )
+        time.sleep(2)
+        yield
+        counts = running.result()
+    phase.note("requests", counts["sent"])
+    phase.note("answered", counts["whole"] + counts["stream"])
+    phase.note("refused with 503", counts["503"])
+    phase.note("cut, which their clients saw", counts["lost"] + counts["500"])
+    heard = counts["lost"] + sum(counts[how] for how in ENDED)
+    phase.at_most("clients that heard nothing", counts["sent"] - heard, 0)
+    phase.at_most("wrong answers", len(storm.different), 1)
+
+
+def seconds_to_end(processes: list[psutil.Process], began: float) -> float:
+    """Seconds from ``began`` until all of them have gone; 60 if they do not."""
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    while any(map(lives, processes)) and time.monotonic() - began < 60:
+        time.sleep(0.05)
+    return round(time.monotonic() - began, 1)
+
+
+@pytest.mark.parametrize(
+    ("title", "status"),
+    [("sglang::scheduler", 1), ("sglang::detokenizer", 1), ("tokenizer and HTTP", -9)],
+)
+def test_kill_9(
+    title: str,
+    status: int,
+    started: Callable[[Path], Storm],
+    table: Table,
+    tmp_path: Path,
+) -> None:
+    storm = started(tmp_path / "log")
+    server = storm.server
+    processes = processes_of(server)
+    launching = processes[0]
+    victim = launching if status == -9 else process_named(server, title)
+    with table.phase(NAME, f"kill -9 of {title}") as phase:
+        with under_load(storm, phase, lambda: server.process.poll() is None):
+            victim.kill()
+            seconds = seconds_to_end(processes, time.monotonic())
+            server.process.wait(60)
+        phase.equal("exit status", server.process.returncode, status)
+        phase.at_most("seconds until all processes have gone", seconds, 10)
+        if victim is not launching:
+            line = server.tail(1)
+            start = f"sglang-dllm: error: {title}"
+            phase.equal("the last line names it", line.startswith(start), True)
+
+
+def test_sigterm_with_a_full_disk(
+    started: Callable[[Path], Storm], table: Table
+) -> None:
+    """The whole life of the server passes without a byte of log."""
+    storm = started(FULL)
+    server = storm.server
+    processes = processes_of(server)
+    with table.phase(NAME, "SIGTERM, with the log on a full disk") as phase:
+        with under_load(storm, phase, lambda: not storm.counts["503"]):
+            prober = Prober(server.port, 1)
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            time.sleep(0.1)
+            late = server.post("/v1/completions", model="demo", prompt="1")
+            seconds = seconds_to_end(processes, began)
+            server.process.wait(60)
+        phase.at_most("requests lost in the drain", storm.counts["lost"], 0)
+        phase.equal("status of a late request", late.status_code, 503)
+        after = int(late.headers.get("Retry-After", 0))
+        phase.at_least("its Retry-After", after, 1)
+        phase.note("statuses of /health", ",".join(prober.result().statuses))
+        phase.equal("exit status", server.process.returncode, 0)
+        phase.at_most("seconds until all processes have gone", seconds, 30)
+        with pytest.raises(requests.ConnectionError):
+            server.post("/v1/completions", model="demo", prompt="1")
