@@ -83,7 +83,8 @@ def test_openai_responses(client: OpenAI, text: str) -> None:
     [
         ("max_output_tokens", 5000),
         ("max_output_tokens", 0),
-        ("text.format", {"type": "json_object"}),
+        ("text.format", {"type": "xml"}),
+        ("text.format", {"type": "json_schema", "name": "a"}),
         ("tools", [{"type": "function", "name": "f", "parameters": {}}]),
         ("top_logprobs", 2),
         ("truncation", "auto"),
@@ -124,11 +125,38 @@ def test_anthropic(demo_server: Server, text: str) -> None:
         for more in (
             {"thinking": {"type": "enabled", "budget_tokens": 1024}},
             {"tools": [{"name": "f", "input_schema": {"type": "object"}}]},
+            {"tool_choice": {"type": "any"}},
+            {"extra_body": {"output_format": {"type": "json_schema", "schema": 5}}},
             {"max_tokens": 5000},
         ):
             for streamed in (False, True):
                 with pytest.raises(anthropic.BadRequestError):
                     client.messages.create(**{**asked, **more}, stream=streamed)
+
+
+def test_anthropics_form_of_an_answer(demo_server: Server) -> None:
+    """``output_config.format``, or ``output_format`` as older clients have it."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}},
+              "required": ["a"]}  # fmt: skip
+    form = {"type": "json_schema", "schema": schema}
+    asked = {**CHAT, "max_tokens": 32}
+    found = [
+        demo_server.post("/v1/messages", **asked, **fields)
+        for fields in ({"output_config": {"format": form}}, {"output_format": form})
+    ]
+    wrong = {"type": "json_schema", "schema": {"type": "x"}}
+    for is_streamed in (False, True):
+        fields = {"output_config": {"format": wrong}, "stream": is_streamed}
+        refused = demo_server.post("/v1/messages", **asked, **fields)
+        assert refused.status_code == 400
+        assert "output_config.format" in refused.text
+    if found[0].status_code == 400:
+        assert "/v1/chat/completions" in found[0].text, "SGLang has no place for it"
+        assert found[1].text == found[0].text
+        return
+    texts = [answer.json()["content"][0]["text"] for answer in found]
+    assert texts[0] == texts[1]
+    assert isinstance(json.loads(texts[0])["a"], int)
 
 
 def lines(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jsonschema
 import pytest
 from openai import BadRequestError, OpenAI
 
@@ -69,13 +70,12 @@ def test_the_fields_by_a_stock_client(demo_server: Server) -> None:
             say(**fields)
 
 
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
-    },
+PARAMETERS = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}},
+    "required": ["a"],
 }
+TOOL = {"type": "function", "function": {"name": "add", "parameters": PARAMETERS}}
 CALLS = "\n".join(
     f'<tool_call>\n{{"name": "add", "arguments": {{"a": {a}}}}}\n</tool_call>'
     for a in (1, 2)
@@ -86,18 +86,22 @@ TEMPLATE = (
 )
 
 
-def test_tools_become_tool_calls(
-    start_server: Callable[..., Server], tmp_path: Path
-) -> None:
-    """The text of the calls is given, so that it does not depend on the model."""
-    template = tmp_path / "tools.jinja"
+@pytest.fixture(scope="module")
+def tool_server(
+    start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+) -> Server:
+    template = tmp_path_factory.mktemp("template") / "tools.jinja"
     template.write_text(TEMPLATE)
-    server = start_server(
+    return start_server(
         demo_path(),
         *("--dllm-algorithm", "FullAttnMultiBlock", "--served-model-name", "demo"),
         *("--tool-call-parser", "qwen25", "--chat-template", str(template)),
     )
-    client = client_of(server)
+
+
+def test_tools_become_tool_calls(tool_server: Server) -> None:
+    """The text of the calls is given, so that it does not depend on the model."""
+    client = client_of(tool_server)
     asked: dict[str, Any] = {
         "model": "demo",
         "messages": ASKED["messages"],
@@ -129,4 +133,134 @@ def test_tools_become_tool_calls(
     plain = client.chat.completions.create(**asked, tool_choice="none")
     assert plain.choices[0].message.content == CALLS
     assert plain.choices[0].message.tool_calls is None
-    server.stop()
+    with pytest.raises(BadRequestError, match="canvas"):
+        client.chat.completions.create(**asked, tool_choice="required")
+
+
+STOP = {"type": "function", "function": {"name": "halt"}}
+TOOLS: Any = [TOOL, STOP]
+FORCED: dict[str, Any] = {**ASKED, "max_tokens": 96, "tools": TOOLS}
+
+
+def named(name: str) -> Any:
+    return {"type": "function", "function": {"name": name}}
+
+
+def streamed_calls(client: OpenAI, **asked: Any) -> tuple[list[list[str]], str, str]:
+    """Names and arguments of the calls of a stream; its text; why it ended."""
+    calls: dict[int, list[str]] = {}
+    text, reason = "", ""
+    for part in client.chat.completions.create(**asked, stream=True):
+        for choice in part.choices:
+            reason = choice.finish_reason or reason
+            text += choice.delta.content or ""
+            for call in choice.delta.tool_calls or ():
+                both = calls.setdefault(call.index, ["", ""])
+                both[0] += call.function.name or ""
+                both[1] += call.function.arguments or ""
+    return list(calls.values()), text, reason
+
+
+def test_a_forced_call_is_a_call(tool_server: Server) -> None:
+    """The model knows no tools: the form alone makes the call."""
+    client = client_of(tool_server)
+    choices = ("required", named("add"), named("halt"))
+
+    def whole(choice: Any, seed: int) -> tuple[str, Any]:
+        found = client.chat.completions.create(
+            **FORCED, tool_choice=choice, temperature=1.0, seed=seed
+        )
+        message: Any = found.choices[0].message
+        assert found.choices[0].finish_reason == "tool_calls"
+        assert not message.content
+        (call,) = message.tool_calls
+        return call.function.name, json.loads(call.function.arguments)
+
+    def streamed(choice: Any, seed: int) -> tuple[str, Any]:
+        ((name, arguments),), text, reason = streamed_calls(
+            client, **FORCED, tool_choice=choice, temperature=1.0, seed=seed
+        )
+        assert (text, reason) == ("", "tool_calls")
+        return name, json.loads(arguments)
+
+    asked = [(choice, seed) for choice in choices for seed in range(3)]
+    with ThreadPoolExecutor(18) as pool:
+        wholes = [pool.submit(whole, *one) for one in asked]
+        streams = [pool.submit(streamed, *one) for one in asked]
+    for (choice, _), one, other in zip(asked, wholes, streams, strict=True):
+        name, arguments = one.result()
+        assert other.result() == (name, arguments)
+        assert choice == "required" or name == choice["function"]["name"]
+        if name == "add":
+            jsonschema.validate(arguments, PARAMETERS)
+        else:
+            assert (name, arguments) == ("halt", {})
+
+
+def test_a_forced_call_of_messages(tool_server: Server) -> None:
+    """Anthropic's words for the same, whole and streamed."""
+    tools = [{"name": "add", "input_schema": PARAMETERS}]
+    asked: dict[str, Any] = {
+        **{"model": "demo", "messages": ASKED["messages"], "max_tokens": 96},
+        "tools": tools,
+    }
+    for choice in ({"type": "any"}, {"type": "tool", "name": "add"}):
+        whole = tool_server.post("/v1/messages", **asked, tool_choice=choice).json()
+        (block,) = whole["content"]
+        assert (block["type"], block["name"]) == ("tool_use", "add")
+        jsonschema.validate(block["input"], PARAMETERS)
+        assert whole["stop_reason"] == "tool_use"
+        events = tool_server.post(
+            "/v1/messages", **asked, tool_choice=choice, stream=True
+        )
+        found = [json.loads(line[6:]) for line in events.text.splitlines()
+                 if line.startswith("data: {")]  # fmt: skip
+        text = "".join(
+            event["delta"].get("partial_json", "")
+            for event in found
+            if event["type"] == "content_block_delta"
+        )
+        jsonschema.validate(json.loads(text), PARAMETERS)
+    free = tool_server.post("/v1/messages", **asked).json()
+    assert free["content"][0]["type"] == "text"
+
+
+def test_a_forced_call_that_cannot_be(tool_server: Server, demo_server: Server) -> None:
+    odd = {"type": "object", "patternProperties": {"a": {}}}
+    bad = {"type": "function", "function": {"name": "odd", "parameters": odd}}
+    client = client_of(tool_server)
+    for change, words in (
+        ({"tool_choice": named("gone")}, "gone"),
+        ({"tool_choice": "required", "tools": [bad]}, "patternProperties"),
+        ({"tool_choice": named("add"), "max_tokens": 8}, "at least"),
+        ({"tool_choice": "required", "stop": "a"}, "stop"),
+        ({"tool_choice": "required", "extra_body": {"regex": "a"}}, "regex"),
+    ):
+        # The length of a call is known to the scheduler, behind the door.
+        for is_streamed in (False, True)[: 1 if words == "at least" else 2]:
+            with pytest.raises(BadRequestError, match=words):
+                client.chat.completions.create(
+                    **{**FORCED, **change}, stream=is_streamed
+                )
+    # The template of the demo model has no place for tools.
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        refused = demo_server.post(path, **{**FORCED, "tool_choice": "required"})
+        assert refused.status_code == 400 and "tools" in refused.text
+
+
+def test_seeded_answers_differ_and_come_again(demo_server: Server) -> None:
+    """Five answers of a stock client; the first is that of n = 1."""
+    client = client_of(demo_server)
+
+    def five(num: int, seed: int = 3) -> list[str]:
+        found = client.chat.completions.create(
+            **ASKED, n=num, seed=seed, temperature=2, extra_body={"ignore_eos": True}
+        )
+        assert [choice.index for choice in found.choices] == list(range(num))
+        return [choice.message.content or "" for choice in found.choices]
+
+    with ThreadPoolExecutor(4) as pool:
+        once, again, one, other = pool.map(five, (5, 5, 1, 5), (3, 3, 3, 40))
+    assert len(set(once)) == 5
+    assert once == again and once[0] == one[0]
+    assert set(once).isdisjoint(other)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,12 +10,14 @@ from typing import Any
 import jsonschema
 import pytest
 import requests
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from openai import BadRequestError, OpenAI
 from pydantic import BaseModel
 
 from helpers.serving_harness import Server
+from sglang_dllm.serving.forms import json_format
 
-NUM_FORMS = 120
 PROMPT = "Question: 2 + 3?\nAnswer:"
 
 
@@ -26,49 +27,57 @@ class Person(BaseModel):
     is_tall: bool
 
 
-def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
-    kinds = ["integer", "boolean", "null", "enum", "string", "const"]
-    kind = rng.choice([*kinds, "object", "array"] if depth < 2 else kinds)
-    if kind == "enum":
-        return {"enum": rng.sample(["red", "green", 1, 2.5, None, True], 3)}
-    if kind == "const":
-        return {"const": rng.choice(["a b", 7, [1, "x"], {"k": False}])}
-    if kind == "string":
-        return {"type": "string", "maxLength": rng.randint(1, 6)}
-    if kind == "array":
-        items = random_schema(rng, depth + 1)
-        return {"type": "array", "items": items, "minItems": 1, "maxItems": 2}
-    if kind == "object":
-        names = rng.sample(["id", "name", "ok", "size"], rng.randint(1, 3))
-        return {
-            "type": "object",
-            "properties": {name: random_schema(rng, depth + 1) for name in names},
-            "required": names,
-            "additionalProperties": False,
-        }
-    return {"type": kind}
+LEAVES = st.one_of(
+    st.sampled_from(["integer", "boolean", "null"]).map(lambda kind: {"type": kind}),
+    st.permutations(["red", "green", 1, 2.5, None, True]).map(
+        lambda values: {"enum": values[:3]}
+    ),
+    st.sampled_from(["a b", 7, [1, "x"], {"k": False}]).map(lambda v: {"const": v}),
+    st.integers(1, 6).map(lambda most: {"type": "string", "maxLength": most}),
+)
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        inner.map(
+            lambda items: {
+                **{"type": "array", "items": items},
+                **{"minItems": 1, "maxItems": 2},
+            }
+        ),
+        st.dictionaries(
+            st.sampled_from(["id", "name", "ok", "size"]), inner, min_size=1, max_size=3
+        ).map(
+            lambda properties: {
+                **{"type": "object", "properties": properties},
+                **{"required": [*properties], "additionalProperties": False},
+            }
+        ),
+    ),
+    max_leaves=4,
+)
+EXPRESSIONS = st.recursive(
+    st.sampled_from(["ab", "x", "7", "the ", r"\.", "[a-f]", r"\d", "[^a-z]", r"\w"]),
+    lambda inner: st.one_of(
+        st.builds("({}|{})".format, inner, inner),
+        st.builds("{}{}".format, inner, inner),
+        st.builds(
+            lambda part, least: f"({part}){{{least},{least + 2}}}",
+            *(inner, st.integers(0, 2)),
+        ),
+    ),
+    max_leaves=5,
+)
+FORMS = st.one_of(
+    SCHEMAS.map(lambda schema: {"json_schema": json.dumps(schema)}),
+    EXPRESSIONS.map(lambda pattern: {"regex": pattern}),
+)
 
 
-def random_regex(rng: random.Random, depth: int = 0) -> str:
-    kind = rng.choice(
-        ["text", "set", "repeat", "choice", "both"][: 2 + 3 * (depth < 3)]
-    )
-    if kind == "text":
-        return rng.choice(["ab", "x", "7", "the ", r"\."])
-    if kind == "set":
-        return rng.choice(["[a-f]", r"\d", "[^a-z]", r"\w"])
-    if kind == "repeat":
-        least = rng.randint(0, 2)
-        return f"({random_regex(rng, depth + 1)}){{{least},{least + 2}}}"
-    left, right = random_regex(rng, depth + 1), random_regex(rng, depth + 1)
-    return f"({left}|{right})" if kind == "choice" else left + right
-
-
-def answer(server: Server, **params: Any) -> dict[str, Any]:
+def answer(server: Server, is_streamed: bool = False, **params: Any) -> dict[str, Any]:
     sampling = {"max_new_tokens": 96, **params}
     reply = requests.post(
         f"{server.base_url}/generate",
-        json={"text": PROMPT, "sampling_params": sampling},
+        json={"text": PROMPT, "sampling_params": sampling, "stream": is_streamed},
         timeout=200,
     )
     found = reply.json()
@@ -77,36 +86,122 @@ def answer(server: Server, **params: Any) -> dict[str, Any]:
     return {"status": reply.status_code, "message": message, **found}
 
 
-def test_random_forms_are_kept(demo_server: Server) -> None:
-    """In concurrent batches, beside requests without a form."""
-    rng = random.Random(5)
+@settings(
+    max_examples=5,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(forms=st.lists(FORMS, min_size=60, max_size=60, unique_by=repr))
+def test_random_forms_are_kept(
+    demo_server: Server, forms: list[dict[str, Any]]
+) -> None:
+    """300 in concurrent batches, beside requests without a form."""
+
+    def ask(number: int) -> dict[str, Any]:
+        heat = {"temperature": 0.9, "sampling_seed": number} if number % 3 == 0 else {}
+        return answer(demo_server, max_new_tokens=64, **forms[number], **heat)
+
     plain = answer(demo_server)["text"]
-    forms: list[dict[str, Any]] = []
-    for i in range(NUM_FORMS):
-        if i % 2:
-            form = {"json_schema": json.dumps(random_schema(rng))}
-        else:
-            form = {"regex": random_regex(rng)}
-        heat = {"temperature": 0.9, "sampling_seed": i} if i % 3 == 0 else {}
-        forms.append({**form, **heat} if i % 15 else {})
     with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(lambda form: answer(demo_server, **form), forms))
+        others = [pool.submit(answer, demo_server) for _ in range(4)]
+        replies = list(pool.map(ask, range(len(forms))))
+    assert {other.result()["text"] for other in others} == {plain}
     num_kept = 0
     for form, reply in zip(forms, replies, strict=True):
-        if not form:
-            assert reply["text"] == plain
-        elif reply["status"] != 200:
-            message = reply["message"]
-            assert reply["status"] == 400, (form, message)
-            assert "at least" in message, (form, message)
-        elif "regex" in form:
+        if reply["status"] != 200:
+            assert reply["status"] == 400, (form, reply["message"])
+            assert "at least" in reply["message"], (form, reply["message"])
+            continue
+        num_kept += 1
+        if "regex" in form:
             assert re.fullmatch(form["regex"], reply["text"]), (form, reply["text"])
-            num_kept += 1
         else:
-            value = json.loads(reply["text"])
-            jsonschema.validate(value, json.loads(form["json_schema"]))
-            num_kept += 1
-    assert num_kept > 0.8 * NUM_FORMS
+            schema = json.loads(form["json_schema"])
+            jsonschema.validate(json.loads(reply["text"]), schema)
+    assert num_kept > 0.8 * len(forms)
+
+
+PAIR = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}, "ok": {"type": "boolean"}},
+    "required": ["x", "ok"],
+    "additionalProperties": False,
+}
+EBNF = 'root ::= "(" [0-9]{1,6} ")" | "none"'
+OPTIONS: dict[str, dict[str, Any]] = {
+    "append": {"length": "append"},
+    "append by blocks": {"length": "append", "append_blocks": 2, "block_size": 8},
+    "guided": {"algorithm": "LLaDA", "cfg_scale": 1.5, "steps": 24},
+    "guided append": {"algorithm": "LLaDA", "cfg_scale": 1, "length": "append"},
+    "prefix cache": {"cache": "prefix", "block_size": 16},
+    "dual cache": {"cache": "dual", "block_size": 16},
+    "few forwards": {"max_forwards": 3},
+}
+
+
+def parts_of(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:
+    reply = server.post(path, stream=True, **body)
+    assert reply.status_code == 200, reply.text
+    lines = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def test_forms_together_with_the_rest(demo_server: Server) -> None:
+    """Options of the decoding, streams and routes, all in one crowd."""
+    chat: dict[str, Any] = {
+        **{"model": "demo", "messages": [{"role": "user", "content": "Ann?"}]},
+        **{"max_tokens": 48, "response_format": json_format("format", PAIR)},
+    }
+    completion: dict[str, Any] = {"model": "demo", "prompt": PROMPT, "max_tokens": 32}
+
+    def by_option(dllm: dict[str, Any]) -> str:
+        params = {"max_new_tokens": 48, "json_schema": json.dumps(PAIR)}
+        reply = answer(demo_server, **params, custom_params={"dllm": dllm})
+        assert reply["status"] == 200, (dllm, reply["message"])
+        return str(reply["text"])
+
+    def streamed_chat() -> str:
+        parts = parts_of(demo_server, "/v1/chat/completions", **chat)
+        choices = [one for part in parts for one in part["choices"]]
+        return "".join(one["delta"].get("content") or "" for one in choices)
+
+    def whole_chat() -> str:
+        reply = demo_server.post("/v1/chat/completions", **chat).json()
+        return str(reply["choices"][0]["message"]["content"])
+
+    def streamed(**form: Any) -> str:
+        parts = parts_of(demo_server, "/v1/completions", **completion, **form)
+        return "".join(one["text"] for part in parts for one in part["choices"])
+
+    def whole(**form: Any) -> str:
+        reply = demo_server.post("/v1/completions", **completion, **form).json()
+        return str(reply["choices"][0]["text"])
+
+    with ThreadPoolExecutor(16) as pool:
+        texts = {name: pool.submit(by_option, OPTIONS[name]) for name in OPTIONS}
+        texts["chat"] = pool.submit(whole_chat)
+        texts["a stream of chat"] = pool.submit(streamed_chat)
+        expressions = [
+            (pool.submit(ask, **form), pattern)
+            for form, pattern in (
+                ({"ebnf": EBNF}, r"\([0-9]{1,6}\)|none"),
+                ({"guided_grammar": EBNF}, r"\([0-9]{1,6}\)|none"),
+                ({"regex": "[ab]{3,9}"}, "[ab]{3,9}"),
+                ({"guided_choice": ["no.", "y|es"]}, r"no\.|y\|es"),
+                ({"structured_outputs": {"regex": "x+y"}}, "x+y"),
+            )
+            for ask in (whole, streamed)
+        ]
+    for name, text in texts.items():
+        value = json.loads(text.result())
+        jsonschema.validate(value, PAIR)
+        assert list(value) == ["x", "ok"], name
+    assert texts["chat"].result() == texts["a stream of chat"].result()
+    found = [text.result() for text, _ in expressions]
+    assert found[::2] == found[1::2], "a stream has the same text"
+    for text, (_, pattern) in zip(found, expressions, strict=True):
+        assert re.fullmatch(pattern, text), (pattern, text)
 
 
 def test_a_stock_client_parses_answers(demo_server: Server) -> None:
@@ -135,9 +230,11 @@ def test_a_stock_client_parses_answers(demo_server: Server) -> None:
     [
         ({"regex": "a+", "stop": ["a"]}, "stop"),
         ({"regex": "a+", "ignore_eos": True}, "ignore_eos"),
-        ({"regex": "(a"}, "regex"),
-        ({"json_schema": "{"}, "json"),
+        ({"regex": "(a"}, "sampling_params.regex"),
+        ({"json_schema": "{"}, "sampling_params.json_schema"),
+        ({"ebnf": "root ::= ["}, "sampling_params.ebnf"),
         ({"structural_tag": "{}x"}, "structural_tag"),
+        ({"regex": "a", "custom_params": {"dllm": {"length": "daedal"}}}, "length"),
         ({"guided_json": "{}x"}, "json_schema"),
         (
             {
@@ -152,6 +249,75 @@ def test_a_stock_client_parses_answers(demo_server: Server) -> None:
 def test_forms_that_are_refused(
     demo_server: Server, params: dict[str, Any], words: str
 ) -> None:
-    reply = answer(demo_server, **params)
-    assert reply["status"] == 400
-    assert words in reply["message"]
+    """Before a stream begins, too."""
+    for is_streamed in (False, True):
+        reply = answer(demo_server, is_streamed, **params)
+        assert reply["status"] == 400
+        assert words in reply["message"]
+
+
+SCHEMA = {"type": "string", "if": {"maxLength": 2}}
+WRONG: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": "a"}],
+        "response_format": json_format("", SCHEMA),
+    },
+    "/v1/completions": {"prompt": "a", "guided_json": SCHEMA},
+    "/v1/responses": {
+        "input": "a",
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}},
+    },
+    "/api/chat": {"messages": [{"role": "user", "content": "a"}], "format": SCHEMA},
+    "/api/generate": {"prompt": "a", "format": SCHEMA},
+}
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_a_wrong_form_is_refused_at_the_door(demo_server: Server, path: str) -> None:
+    for is_streamed in (False, True):
+        body = {"model": "demo", **WRONG[path], "stream": is_streamed}
+        refused = demo_server.post(path, **body)
+        assert refused.status_code == 400
+        assert "is not allowed" in refused.text and "#/if" in refused.text
+
+
+def test_other_clients_ask_for_forms(demo_server: Server) -> None:
+    """``responses.parse`` of openai, and Ollama's format, equal to chat's answer."""
+    url, length = demo_server.base_url, 64
+    messages = [{"role": "user", "content": "Who is Ann?"}]
+    schema = Person.model_json_schema()
+    chat: Any = {"model": "demo", "messages": messages, "max_tokens": length}
+
+    def chat_text(form: Any) -> str:
+        found = demo_server.post("/v1/chat/completions", **chat, response_format=form)
+        return str(found.json()["choices"][0]["message"]["content"])
+
+    expected = chat_text(json_format("", schema))
+    Person.model_validate_json(expected)
+    with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        found = client.responses.parse(
+            **{"model": "demo", "input": messages, "max_output_tokens": length},
+            text_format=Person,
+        )
+        assert isinstance(found.output_parsed, Person)
+        assert found.text is not None and found.text.format is not None
+        assert found.text.format.type == "json_schema"
+        events: Any = client.responses.create(
+            **{"model": "demo", "input": messages, "max_output_tokens": length},
+            text={"format": {"type": "json_object"}},
+            stream=True,
+        )
+        parts = [e.delta for e in events if e.type == "response.output_text.delta"]
+        assert "".join(parts) == chat_text({"type": "json_object"})
+    options = {"num_predict": length}
+    asked = {"model": "demo", "messages": messages, "stream": False, "options": options}
+    whole = demo_server.post("/api/chat", **asked, format=schema).json()
+    assert whole["message"]["content"] == expected
+    streamed = demo_server.post(
+        "/api/generate",
+        **{"model": "demo", "prompt": "Who is Ann?", "options": options},
+        format="json",
+    )
+    lines = [json.loads(line) for line in streamed.text.splitlines()]
+    text = "".join(line["response"] for line in lines)
+    assert text == chat_text({"type": "json_object"})
