@@ -290,20 +290,22 @@ def test_the_clock_jumps(
 def test_no_memory_in_a_forward(soaked: Soaked, table: Table, budget: Budget) -> None:
     """The requests of that forward get 500, and the others are served."""
     with table.phase(soaked.name, "out of memory in a forward") as phase:
-        seconds, num = budget.fixed(12), 0
+        seconds, num = budget.fixed(12) + 2, 0
         deadline = time.monotonic() + seconds - 1
         with soaked.meanwhile(seconds) as running:
             while time.monotonic() < deadline:
                 soaked.faults.out_of_memory()
                 while soaked.faults.is_memory_due and not running.done():
                     time.sleep(0.01)
-                num += 1
+                num += not soaked.faults.is_memory_due
                 time.sleep(0.4)
         counts = running.result()
-        phase.at_least("forwards without memory", num, 2)
+        phase.at_least("forwards without memory", num, 1)
         phase.at_least("their requests, which got 500", counts["500"], num)
         phase.at_least("other requests", counts["whole"] + counts["stream"], num)
-        soaked.check(phase, num_500=num * RUNNING, num_tracebacks=num)
+        # The last fault may meet a forward of these requests.
+        most = num + 1
+        soaked.check(phase, num_500=most * RUNNING, num_tracebacks=most)
 
 
 def test_nothing_has_grown(soaked: Soaked, table: Table, budget: Budget) -> None:
