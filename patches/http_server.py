@@ -7,8 +7,10 @@ other kinds of models fail in their middle.
 Ours: the parsed body is checked on its way to FastAPI (``serving.request_checks``), the
 prompts of a streamed /generate included, so that every refusal is a status 400. A
 path is the route's own, whatever a proxy has put before it, and routes that the model
-does not serve are refused (``serving.routes``). A page shows how canvases fill
-(``serving.page``), and a route tells the active ones (``serving.state``).
+does not serve are refused (``serving.routes``). A body has bounds before it is parsed
+(``serving.body_limits``), and no refusal names a file of this machine. A page shows
+how canvases fill (``serving.page``), and a route tells the active ones
+(``serving.state``).
 Goes when: upstream validates strictly and checks a streamed /generate before it
 answers, as it does on the OpenAI routes.
 """
@@ -42,16 +44,25 @@ def _set_global_state(original: Callable[..., Any], global_state: Any) -> Any:
     found = original(global_state)
     checks = checks_of(global_state.tokenizer_manager)
     if checks is not None:
+        from fastapi.exceptions import RequestValidationError
         from sglang.srt.entrypoints.http_server import app
         from starlette.middleware import Middleware
 
+        from sglang_dllm.serving.bad_request import without_places
+        from sglang_dllm.serving.body_limits import BodyLimit
         from sglang_dllm.serving.page import Page, algorithms_route
         from sglang_dllm.serving.routes import OwnPaths, RefusedRoutes
         from sglang_dllm.serving.score_route import score_route
         from sglang_dllm.serving.state import state_route
 
+        handlers = app.exception_handlers
+        handlers[RequestValidationError] = without_places(
+            handlers[RequestValidationError]
+        )
         build = app.build_middleware_stack
         app.user_middleware.append(Middleware(RefusedRoutes))
+        most = checks.decode.max_body_bytes
+        app.user_middleware.append(Middleware(BodyLimit, most=most))
         own = [algorithms_route(checks), state_route(checks), score_route(checks)]
         # The first route of a path answers it.
         app.router.routes[:0] = own

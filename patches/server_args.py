@@ -59,7 +59,7 @@ def _checked(server_args: Any) -> str | None:
         explain_unknown_model,
         refused_model,
     )
-    from sglang_dllm.config.launch_flags import require_algorithm
+    from sglang_dllm.config.launch_flags import require_algorithm, trust_no_checkpoint
     from sglang_dllm.config.server import load_decode_config
     from sglang_dllm.decoding.registry import algorithms
     from sglang_dllm.models.config_check import with_defaults
@@ -87,6 +87,8 @@ def _checked(server_args: Any) -> str | None:
     if not is_ours and is_of_another_plugin(algorithm):
         return None
     require_algorithm(flags, architecture)
+    # Here, because SGLang reads the config with transformers next.
+    compat.set_flags(server_args, trust_no_checkpoint)
     check_checkpoint(fields, architecture, flags)
     if flags.preferred_sampling_params:
         decode = load_decode_config(

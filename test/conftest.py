@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(
         config.stash[_NEED_GPU] = len(on_gpu)
 
 
-_WITH_SERVERS = ("serve", "page", "parity", "registered", "soak", "deploy")
+_WITH_SERVERS = ("serve", "page", "parity", "registered", "soak", "deploy", "fleet")
 _NEED_GPU = pytest.StashKey[int]()
 
 

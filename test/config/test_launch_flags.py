@@ -198,7 +198,7 @@ def test_the_launch_line_of_d3llm_is_accepted(form: str, tmp_path: Path) -> None
     assert found["error"] is None, found["stderr"][-3000:]
     assert found["reads"] == []
     assert found["flags"] == {
-        "trust_remote_code": True,
+        "trust_remote_code": False,
         "attention_backend": "flashinfer",
         "mem_fraction_static": 0.8,
         "cuda_graph_max_bs_decode": 32,

@@ -23,7 +23,7 @@ from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
 from sglang_dllm.grammar.work import Work
 
 SECONDS = 4
-"""Of the processor. The worst of these forms takes a second on a free machine."""
+"""Processor time. The worst of these forms takes a second on a free machine."""
 
 brief = settings(max_examples=60, deadline=None)
 
@@ -168,7 +168,7 @@ def test_a_useful_form_is_cheap_in_a_vocabulary_of_real_size(
 
 
 def test_too_many_moves_are_counted(large_vocabulary: Vocabulary) -> None:
-    """What a token does here depends on each of its letters."""
+    """Each letter of a token counts here, so that few tokens do the same."""
     form = regex("(" + "|".join(f"{a}.{{9}}{a}" for a in "etaoinshrdlu") + ")*")
     began = time.thread_time()
     with pytest.raises(FormError, match="4000000 moves"):

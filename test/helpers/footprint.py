@@ -1,4 +1,4 @@
-"""What the processes of a server hold of the machine."""
+"""Memory, files and threads that the processes of a server hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def process_named(server: Server, title: str) -> psutil.Process:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of all processes of a server together."""
+    """The sums over all processes of a server."""
 
     mib: float
     files: int

@@ -51,6 +51,7 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "get_new_batch_dllm": [(s, "running") for s in schedulers],
         "process_batch_result_dllm": [(s, "batch", "result") for s in schedulers],
         "pause_generation": [(s, "recv_req") for s in schedulers],
+        "_abort_on_queued_limit": [(s, "recv_req") for s in schedulers],
         "init_grammar_manager": [(s,) for s in schedulers],
         "get_internal_state": [(s, "recv_req") for s in schedulers],
         **{

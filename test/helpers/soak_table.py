@@ -22,8 +22,7 @@ class Budget:
     """The size of a soak.
 
     Attributes:
-        minutes: of the phases in which clients ask at random, on both servers together.
-            Starts of servers and single faults come on top.
+        minutes: of all of it, about, on a machine that does nothing else.
         seed: of all random choices.
     """
 
@@ -65,8 +64,8 @@ class Row:
     ok: bool
 
     def markdown(self) -> str:
-        value = f"{self.value:,.5g}" if isinstance(self.value, float) else self.value
-        if isinstance(self.value, int):
+        value = str(self.value)
+        if isinstance(self.value, int | float) and not isinstance(self.value, bool):
             value = f"{self.value:,}"
         state = "ok" if self.ok else "FAILED"
         end = state if self.bound else ""

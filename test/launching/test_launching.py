@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
 import subprocess
@@ -322,3 +323,11 @@ def test_it_starts_before_the_first_request(launch: server.ServerLaunch) -> None
     started: list[str] = []
     with client(launch, on_startup=lambda: started.append("yes")):
         assert started == ["yes"]
+
+
+def test_a_full_disk_does_not_stop_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process would live on without its server."""
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(full, write_through=True))
+        End(1, "a rank was killed").tell()
+        monkeypatch.undo()

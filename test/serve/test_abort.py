@@ -31,6 +31,7 @@ from helpers.ended_requests import (
 from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import write_llada
 
+MOST_QUEUED = 40
 BAD_LOG_LINE = re.compile(r"memory leak|Mem Leak|double free|Traceback|SIGQUIT")
 
 
@@ -267,6 +268,7 @@ def small_server(
     server = start_server(
         *flags,
         *("--max-total-tokens", "600", "--max-running-requests", "3"),
+        *("--max-queued-requests", str(MOST_QUEUED)),
         env={
             "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
             "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
@@ -318,3 +320,52 @@ def test_what_can_never_fit_is_refused(small_server: Server) -> None:
         response = small_server.post("/generate", **body)
         assert response.status_code == 400, (length, response.text)
     check_still_well(small_server)
+
+
+def test_a_full_queue_refuses_alike_on_every_route(small_server: Server) -> None:
+    """And the load tells the tokens of the canvases that run and that wait."""
+    small_server.wait_until_idle()
+    labels = '{[^}]*stage="queue"'
+    before = refused(small_server, labels)
+    large = Ask("large", (40, 41), 590, is_slow=True)
+    small = [Ask(f"small-{i}", (42, 43), 10 + i % 5) for i in range(MOST_QUEUED)]
+    lens = sum(len(ask.prompt) + ask.length for ask in small)
+    routes = ("/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses")
+    routes += ("/v1/messages", "/api/chat", "/api/generate", "/v1/score")
+    with ThreadPoolExecutor(1 + len(small)) as pool:
+        answers = [pool.submit(send, small_server, large)]
+        wait_for(small_server, num_running_reqs=1, num_waiting_reqs=0)
+        answers += [pool.submit(send, small_server, ask) for ask in small]
+        load = wait_for(small_server, num_running_reqs=1, num_waiting_reqs=len(small))
+        assert load["num_used_tokens"] == 592
+        assert load["num_waiting_uncached_tokens"] == lens
+        assert load["num_total_tokens"] == load["num_active_tokens"] == 592 + lens
+        for route in routes:
+            for is_streamed in (False, True):
+                answer = small_server.post(route, stream=is_streamed)
+                assert answer.status_code == 503, (route, answer.text)
+                assert 1 <= int(answer.headers["retry-after"]) <= 60
+                assert "queue is full" in answer.text
+        assert small_server.post("/tokenize", prompt="a").status_code != 503
+        found = [answer.result() for answer in answers]
+    for ask, one in zip([large, *small], found, strict=True):
+        check_complete(ask, one)
+    assert refused(small_server, labels) == before + 2 * len(routes)
+    check_still_well(small_server)
+
+
+def refused(server: Server, labels: str) -> float:
+    text = requests.get(f"{server.base_url}/metrics", timeout=30).text
+    pattern = rf"^sglang:dllm_refusals_total{labels}.* (\S+)$"
+    return sum(map(float, re.findall(pattern, text, re.MULTILINE)))
+
+
+def wait_for(server: Server, **numbers: int) -> dict[str, Any]:
+    """The load, once it has these numbers."""
+    deadline = time.monotonic() + 30
+    while True:
+        load = server.load()
+        if all(load[name] == number for name, number in numbers.items()):
+            return load
+        assert time.monotonic() < deadline, load
+        time.sleep(0.01)

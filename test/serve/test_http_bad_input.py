@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import sglang
 
 from helpers.bad_bodies import LATER, MALFORMED, ROUTES, SMALLEST, bad_bodies
 from helpers.serving_harness import Server
+from sglang_dllm.demo import demo_path
 from sglang_dllm.serving.routes import REFUSED
 
 MESSAGES = SMALLEST["chat"]["messages"]
 ANTHROPIC = {"model": "a", "messages": MESSAGES, "max_tokens": 4}
+_FOLDERS = [str(demo_path()), str(Path(sglang.__file__).parents[1])]
+PLACES = re.compile("|".join(["Traceback", "File ", *map(re.escape, _FOLDERS)]))
+"""The folder of the checkpoint, that of the installed packages, and tracebacks."""
+
 REDACTED = {"type": "redacted_thinking", "data": "x"}
 
 
 def refusal(response: requests.Response) -> str:
     assert response.status_code == 400, response.text[:500]
+    assert not PLACES.search(response.text), response.text[:500]
     assert "event-stream" not in response.headers["content-type"]
     answer = response.json()
     error = answer.get("error") or answer
@@ -125,3 +134,45 @@ def test_nothing_leaks_after_all_that(demo_server: Server) -> None:
     assert demo_server.generate([1, 2, 3], max_new_tokens=4)["output_ids"] is not None
     load = demo_server.wait_until_idle()
     assert load["num_used_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": 5}),
+        ("/v1/detokenize", {"tokens": {}}),
+        ("/abort_request", {"rid": [5]}),
+        ("/parse_function_call", []),
+        ("/separate_reasoning", {}),
+        ("/pause_generation", {"mode": 5}),
+        ("/v1/responses", {"input": 5}),
+        ("/v1/messages", {"model": "a", "max_tokens": 4, "messages": [{"role": 5}]}),
+        ("/api/show", {"model": 5}),
+    ],
+)
+def test_a_body_that_fastapi_refuses_names_no_file(
+    demo_server: Server, path: str, body: Any
+) -> None:
+    answer = requests.post(demo_server.base_url + path, json=body, timeout=60)
+    refusal(answer)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/api/tags", "/dllm/state", "/", "/x"])
+def test_what_clients_may_read_names_no_file(demo_server: Server, path: str) -> None:
+    answer = requests.get(demo_server.base_url + path, timeout=60)
+    assert not PLACES.search(answer.text), answer.text[:500]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/score", "/api/chat", "/tokenize"])
+def test_a_body_has_bounds(demo_server: Server, path: str) -> None:
+    address = demo_server.base_url + path
+    deep = b'{"text": ' + b"[" * 900 + b"]" * 900 + b"}"
+    json_type = {"Content-Type": "application/json"}
+    answer = requests.post(address, data=deep, headers=json_type, timeout=60)
+    assert "nests too deeply" in refusal(answer)
+    answer = requests.post(address, json={"a": [[]] * 20_000}, timeout=60)
+    assert "too many parts" in refusal(answer)
+    large = (b"x" * 2**20 for _ in range(5))
+    answer = requests.post(address, data=large, headers=json_type, timeout=60)
+    assert answer.status_code == 413
+    assert "at most 4194304 bytes" in answer.json()["message"]

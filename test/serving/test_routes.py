@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.models.facts import FAMILIES
 from sglang_dllm.serving.body import CHECKS
+from sglang_dllm.serving.body_limits import BodyLimit
 from sglang_dllm.serving.page import Page, algorithms_route
 from sglang_dllm.serving.routes import (
     ANSWERED,
@@ -187,9 +188,10 @@ def test_the_middleware_is_around_the_application(
     monkeypatch.setattr(
         "sglang_dllm.serving.request_checks.checks_of", lambda manager: manager
     )
-    for is_ours in (None, "ours"):
+    ours = SimpleNamespace(decode=SimpleNamespace(max_body_bytes=1024))
+    for is_ours in (None, ours):
         state = SimpleNamespace(tokenizer_manager=is_ours)
         assert _set_global_state(lambda same: same, state) is state
         stack = app.build_middleware_stack()
         assert isinstance(stack, OwnPaths) == (is_ours is not None)
-    assert [one.cls for one in app.user_middleware] == [RefusedRoutes]
+    assert [one.cls for one in app.user_middleware] == [RefusedRoutes, BodyLimit]

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(
 
 
 def budget_of(config: pytest.Config) -> Budget:
-    """What the command asks for."""
+    """The budget that the command asks for."""
     return Budget(config.getoption("--soak-minutes"), config.getoption("--soak-seed"))
 
 

@@ -151,9 +151,9 @@ def soaked(
 def test_a_storm_changes_nothing(soaked: Soaked, table: Table, budget: Budget) -> None:
     storm = soaked.storm
     with table.phase(soaked.name, "storm") as phase:
-        storm.run(budget.seconds(0.05), with_pauses=True)
+        storm.run(budget.seconds(0.03), with_pauses=True)
         soaked.first = Footprint.at_rest(soaked.server, budget.fixed(15))
-        storm.run(budget.seconds(0.15), with_pauses=True)
+        storm.run(budget.seconds(0.1), with_pauses=True)
         phase.note("retracting pauses", storm.num_retractions)
         soaked.check(phase)
 
@@ -163,7 +163,7 @@ def test_aborts_at_random_moments(soaked: Soaked, table: Table, budget: Budget) 
     num = budget.count(10_000)
     with table.phase(soaked.name, "aborts") as phase:
         ends = (*CUTS, *CUTS, *WHOLE)
-        seconds = budget.seconds(0.25)
+        seconds = budget.seconds(0.2)
         counts = soaked.storm.run(seconds, ends, num_clients=16, num_cuts=num)
         phase.note("aborts by /abort_request", counts["aborted"] + counts["too late"])
         phase.note("of them after the last token", counts["too late"])
@@ -178,7 +178,7 @@ def test_malformed_requests_are_refused(
         statuses, bad = send_malformed(
             soaked.server.base_url,
             budget.count(1_000),
-            budget.seconds(0.2, 10),
+            budget.seconds(0.05, 10),
             budget.seed,
         )
         phase.note("sent", sum(statuses.values()))
@@ -235,7 +235,7 @@ def test_slow_and_vanished_clients(
 def test_a_full_disk(
     soaked: Soaked, table: Table, budget: Budget, tmp_path: Path
 ) -> None:
-    """Of the log, and of the dumps that an operator asked for."""
+    """The log and the dumps that an operator asked for find no room."""
     server = soaked.server
     on = {"log_requests": True, "log_requests_level": 3, "dump_requests_threshold": 1}
     off = {"log_requests": False, "dump_requests_folder": ""}

@@ -137,7 +137,7 @@ PANELS = (
     Panel(
         "Refusals",
         "cps",
-        "Answers with status 400, by the stage and the field that refused them.",
+        "Refused requests, by the stage and the field that refused them.",
         (Rate("sglang:dllm_refusals_total", ("stage", "field")),),
     ),
 )

@@ -45,6 +45,16 @@ def require_algorithm(server_args: Any, architecture: str) -> None:
         )
 
 
+def trust_no_checkpoint(server_args: Any) -> None:
+    """Turn --trust-remote-code off: no Python file of a checkpoint may run.
+
+    Configs, models and tokenizers are ours or transformers' own. With the flag,
+    transformers would take those of the folder for a Llama, and in a process without
+    our plugin for any model.
+    """
+    server_args.trust_remote_code = False
+
+
 def most_queued(flags: Any) -> int:
     """Requests that may wait in a server, over all data-parallel ranks.
 

@@ -24,6 +24,7 @@ from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import Family
 
 STEPS_PER_ROUND = 4
+MAX_BODY_BYTES = 4 << 20
 """More steps gain little (round_cost.py), and an abort waits for a round."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -54,6 +55,7 @@ class DecodeConfig:
         steps_per_round: forwards between two looks at the queue and the clients.
         prelaunch: whether the next round's first forward is launched before a round
             ends. None: on a GPU only.
+        max_body_bytes: of a request.
     """
 
     family: Family
@@ -61,6 +63,7 @@ class DecodeConfig:
     given: Mapping[str, Mapping[str, Any]]
     steps_per_round: int = STEPS_PER_ROUND
     prelaunch: bool | None = None
+    max_body_bytes: int = MAX_BODY_BYTES
 
     def resolve(self, request: Mapping[str, Any]) -> Decoding:
         """The options that a request's ``dllm`` object comes to.

@@ -10,7 +10,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sglang_dllm.config.resolve import STEPS_PER_ROUND, DecodeConfig, expected_of
+from sglang_dllm.config.resolve import (
+    MAX_BODY_BYTES,
+    STEPS_PER_ROUND,
+    DecodeConfig,
+    expected_of,
+)
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.errors import ConfigError, OptionError
 from sglang_dllm.models.facts import FAMILIES, Family
@@ -31,6 +36,7 @@ class ServerConfig(BaseModel):
         steps_per_round: forwards between two looks at the queue and the clients.
         prelaunch: whether the first forward of a round is launched before the round
             before it ends. None: on a GPU only.
+        max_body_bytes: the largest body of a request.
         algorithms: options of other algorithms, by the algorithm's name.
     """
 
@@ -40,6 +46,9 @@ class ServerConfig(BaseModel):
         int, Field(ge=1, le=1000, description="an integer, 1 to 1000")
     ] = STEPS_PER_ROUND
     prelaunch: Annotated[bool, Field(description="true or false")] | None = None
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, le=2**31, description=f"an integer, 1024 to {2**31}")
+    ] = MAX_BODY_BYTES
     algorithms: Annotated[
         dict[Any, dict[Any, Any]],
         Field(description="a mapping of algorithms to their options"),
@@ -127,7 +136,12 @@ def parse_decode_config(
         except OptionError as error:
             raise ConfigError(f"{_FLAG}: {error}") from None
     return DecodeConfig(
-        family, algorithm, given, server.steps_per_round, server.prelaunch
+        family,
+        algorithm,
+        given,
+        server.steps_per_round,
+        server.prelaunch,
+        server.max_body_bytes,
     )
 
 

@@ -64,7 +64,7 @@ def text_of(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """What a client reads of an error that is not its own."""
+    """The text of an error for a client that did not cause it."""
     return OUT_OF_MEMORY if is_out_of_memory(error) else text_of(error)
 
 

@@ -64,7 +64,7 @@ class Vocabulary:
         self.longest = int(self._lens.max(initial=0))
 
     def moves(self, automaton: ByteAutomaton, sources: Ints) -> tuple[Ints, Moves]:
-        """What the tokens do to some states.
+        """The effect of the tokens on some states.
 
         Returns:
             ``(T,)``: the number of what each token does, -1 for a token that none of

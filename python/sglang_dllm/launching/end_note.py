@@ -45,9 +45,10 @@ class End:
     reason: str = ""
 
     def tell(self) -> None:
-        """Print the line."""
+        """Print the line if there is room: a full disk must not stop the end."""
         if self.reason:
-            print(f"sglang-dllm: error: {self.reason}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"sglang-dllm: error: {self.reason}", file=sys.stderr, flush=True)
 
 
 WRONG_INPUT = 2

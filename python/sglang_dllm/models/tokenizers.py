@@ -61,6 +61,12 @@ def plain_tokenizer_path(path: str, revision: str | None = None) -> str:
                 f"{path}: tokenizer_config.json names no class that reads vocab.json; "
                 "expected a tokenizer.json"
             )
+        if _remote_class(config) and not _is_known(name):
+            raise ConfigError(
+                f"{path}: tokenizer_config.json: the class {name} is code of the "
+                "checkpoint, which is never run; expected a class of transformers, or "
+                "--tokenizer-path"
+            )
         return path
     try:
         tokenizer = stand_in.from_pretrained(path, revision=revision)
@@ -95,9 +101,20 @@ def _has_model(path: str) -> bool:
 
 def _class_name(config: Mapping[str, Any]) -> str:
     """The tokenizer's class; the remote one where only the remote code is named."""
-    remote = (config.get("auto_map") or {}).get("AutoTokenizer") or [""]
-    slow = remote if isinstance(remote, str) else remote[0] or ""
-    return str(config.get("tokenizer_class") or slow.split(".")[-1])
+    return str(config.get("tokenizer_class") or _remote_class(config).split(".")[-1])
+
+
+def _remote_class(config: Mapping[str, Any]) -> str:
+    """The class in a Python file of the checkpoint; empty where none is named."""
+    named = config.get("auto_map") or {}
+    # Older tools write the tokenizer's alone: a slow class and a fast one.
+    remote = named.get("AutoTokenizer") if isinstance(named, dict) else named
+    classes = [remote] if isinstance(remote, str) else remote or []
+    return next((str(one) for one in classes if one), "")
+
+
+def _is_known(name: str) -> bool:
+    return any(hasattr(transformers, one) for one in (name, f"{name}Fast"))
 
 
 def _added_tokens(

@@ -7,6 +7,7 @@ unknown tensor is an error, since a model with a random parameter would still an
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def _readable(
     weights: Iterable[tuple[str, torch.Tensor]],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The same tensors. An error of the reader names no reason that a user knows."""
+    # A pickle may run code. SGLang 0.5.17 reads one in a tar file without a bound.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     tensors = iter(weights)
     while True:
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
 
 from sglang_dllm.errors import RequestError
 
@@ -37,3 +39,19 @@ def refused(field: str, value: Any, expected: str) -> BadRequest:
     if len(shown) > _LONGEST_VALUE:
         shown = shown[: _LONGEST_VALUE - 3] + "..."
     return BadRequest(f"{field}={shown} is not allowed; expected {expected}")
+
+
+def without_places(
+    handler: Callable[..., Awaitable[Any]],
+) -> Callable[[Any, RequestValidationError], Awaitable[Any]]:
+    """SGLang's handler of the bodies that FastAPI refuses.
+
+    FastAPI's error names the endpoint's file and line, and SGLang would send it to the
+    client: a path of this machine.
+    """
+
+    async def handle(request: Any, error: RequestValidationError) -> Any:
+        plain = RequestValidationError(error.errors(), body=error.body)
+        return await handler(request, plain)
+
+    return handle

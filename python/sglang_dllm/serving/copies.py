@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_dllm.serving.bad_request import refused
+from sglang_dllm.serving.fields import MAX_PROMPTS
+
 _SEEDS = 1 << 64
 
 
@@ -22,12 +25,18 @@ def unfold_copies(obj: Any, least: int = 1) -> None:
         obj: its fields are checked, and its sampling parameters are a dict for a single
             prompt, otherwise a list of dicts.
         least: so many answers are decoded for each prompt, if n is smaller.
+
+    Raises:
+        BadRequest: there are too many answers.
     """
     is_single = isinstance(obj.sampling_params, dict)
     params = [obj.sampling_params] if is_single else obj.sampling_params
     num = max(least, params[0].get("n") or 1)
     if num == 1:
         return
+    if num * len(params) > MAX_PROMPTS:
+        most = f"at most {MAX_PROMPTS} answers, n for each of {len(params)} prompts"
+        raise refused("n", num, most)
     if obj.text is not None:
         obj.text = _each([obj.text] if is_single else obj.text, num)
     else:

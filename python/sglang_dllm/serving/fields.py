@@ -16,6 +16,7 @@ from sglang_dllm.config.resolve import expected_of
 from sglang_dllm.serving.bad_request import BadRequest, refused
 
 MAX_COPIES = 128
+MAX_PROMPTS = 4096
 MAX_STOPS = 32
 MAX_STOP_LENGTH = 256
 _INT32_MAX = 2**31 - 1
@@ -82,8 +83,8 @@ _StopIds = Annotated[
     list[int], Field(max_length=256, description="a list of up to 256 token ids")
 ]
 _Text = Annotated[str, Field(min_length=1)]
-_Texts = Annotated[list[_Text], Field(min_length=1)]
-_IdLists = Annotated[list[_Ids], Field(min_length=1)]
+_Texts = Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+_IdLists = Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
 _Object = Annotated[dict[str, Any], Field(description="an object")]
 _Form = Annotated[str, Field(max_length=65536)]
 _Schema = Annotated[
@@ -155,11 +156,11 @@ class GenerateFields(_Request):
 
     text: Annotated[
         _Text | _Texts | None,
-        Field(description="a non-empty string or a list of them"),
+        Field(description=f"a non-empty string or a list of up to {MAX_PROMPTS}"),
     ] = None
     input_ids: Annotated[
         _Ids | _IdLists | None,
-        Field(description="a list of at least 1 token id, or a list of such lists"),
+        Field(description=f"a list of token ids, or up to {MAX_PROMPTS} such lists"),
     ] = None
     sampling_params: Annotated[
         dict[str, Any] | list[dict[str, Any]] | None,
@@ -219,7 +220,7 @@ class CompletionFields(_OpenAI):
 
     prompt: Annotated[
         _Text | _Texts | _Ids | _IdLists,
-        Field(description="a non-empty string, token ids, or a list of either"),
+        Field(description=f"text, token ids, or a list of up to {MAX_PROMPTS} of them"),
     ]
     max_tokens: _Count = 16
     suffix: _Str | None = None

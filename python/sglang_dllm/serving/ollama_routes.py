@@ -18,6 +18,7 @@ from starlette.routing import Route
 from sglang_dllm.config.resolve import DEFAULT_MAX_NEW_TOKENS
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import explain_malformed
+from sglang_dllm.serving.body_limits import check_parts
 from sglang_dllm.serving.forms import forms_in, read_forms
 from sglang_dllm.serving.ollama import (
     CHAT,
@@ -144,10 +145,12 @@ def _error(message: str, status: int) -> Response:
 async def _body(request: Request) -> Any:
     raw = await request.body()
     try:
-        return orjson.loads(raw)
+        body = orjson.loads(raw)
     except JSONDecodeError as error:
         problem = f"{error.msg} at character {error.pos}"
         raise explain_malformed(raw, problem) from None
+    check_parts(body)
+    return body
 
 
 def _openai(request: Request, asked: Translated) -> tuple[Any, Any]:

@@ -31,6 +31,7 @@ from sglang_dllm.serving.body import (
     check_generate,
     explain_malformed,
 )
+from sglang_dllm.serving.body_limits import check_parts
 from sglang_dllm.serving.canvas import (
     PART_FIELDS,
     canvas_of,
@@ -111,6 +112,7 @@ class RequestChecks:
         except JSONDecodeError as error:
             problem = f"{error.msg} at character {error.pos}"
             raise explain_malformed(await request.body(), problem) from None
+        check_parts(body)
         # The route's own path: the request's may have a proxy's prefix.
         path = request.scope["route"].path
         if self.manager.tokenizer is None:

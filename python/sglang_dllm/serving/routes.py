@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any
@@ -92,6 +93,10 @@ MANAGEMENT = frozenset(
 PAGE, ALGORITHMS, STATE = "/dllm", "/dllm/algorithms", "/dllm/state"
 """Routes of ours, which take no body (``serving.page``, ``serving.state``)."""
 
+OPEN = frozenset({"/health", "/health_generate", "/ready", "/metrics", PAGE})
+"""Routes without a key: probes and metrics, as in SGLang, and the page without data."""
+
+_HOST = re.compile(rb"[\w.:%\[\]-]*")
 _WITH_LINKS = ("/docs", "/redoc", "/openapi.json")
 """Pages of FastAPI whose links need the path that a proxy has put before them."""
 
@@ -111,8 +116,22 @@ class OwnPaths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            scope = _with_bearer(_with_own_path(scope))
+            scope = _with_plain_host(_with_bearer(_with_own_path(scope)))
         await self._app(scope, receive, send)
+
+
+def _with_plain_host(scope: Scope) -> Scope:
+    """Without a Host that is none, such as ``a/health``.
+
+    SGLang's check of keys takes a path from Starlette's address of the request, and
+    older versions of Starlette put the host in front of the path as it was sent.
+    """
+    is_plain = all(
+        name != b"host" or _HOST.fullmatch(value) for name, value in scope["headers"]
+    )
+    if is_plain:
+        return scope
+    return {**scope, "headers": [one for one in scope["headers"] if one[0] != b"host"]}
 
 
 def _with_own_path(scope: Scope) -> Scope:

@@ -22,6 +22,7 @@ from sglang_dllm.config.scoring import CONTINUATION
 from sglang_dllm.decoding.options import StrictModel
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import explain_malformed
+from sglang_dllm.serving.body_limits import check_parts
 from sglang_dllm.serving.fields import check_fields, check_token_ids
 from sglang_dllm.serving.scoring import SCORE, encode_pair
 from sglang_dllm.serving.token_ids_only import refuse_text
@@ -43,9 +44,12 @@ class ScoreFields(StrictModel):
     query: Annotated[str | list[int], Field(description="text, or a list of token ids")]
     items: Annotated[
         str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[_Ids], Field(min_length=1)],
-        Field(description="text, a list of texts, or a list of lists of token ids"),
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_SCORES)]
+        | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_SCORES)],
+        Field(
+            description=f"text, or a list of up to {MAX_SCORES} texts or lists of "
+            "token ids"
+        ),
     ]
     label_token_ids: Annotated[
         _Ids | None, Field(description="a list of at least 1 token id")
@@ -101,12 +105,14 @@ async def _scores(checks: RequestChecks, request: Request) -> dict[str, Any]:
     except JSONDecodeError as error:
         problem = f"{error.msg} at character {error.pos}"
         raise explain_malformed(raw, problem) from None
+    check_parts(body)
     if checks.manager.tokenizer is None:
         refuse_text(PATH, body)
     asked = _read(body)
-    pairs = _pairs(asked, checks)
-    if len(pairs) > MAX_SCORES:
+    num_items = 1 if isinstance(asked.items, str) else len(asked.items)
+    if num_items * len(asked.label_token_ids or [0]) > MAX_SCORES:
         raise refused("items", asked.items, f"at most {MAX_SCORES} scores in a request")
+    pairs = _pairs(asked, checks)
     score = {key: getattr(asked, key) for key in _OF_METHOD}
     if asked.label_token_ids is not None:
         score["method"] = score["method"] or "chain"
