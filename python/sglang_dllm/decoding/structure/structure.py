@@ -56,7 +56,7 @@ class Structure:
     _prefix: _Prefix = field(default_factory=_Prefix, init=False, repr=False)
 
     def strip(self, canvas: Canvas, to_end: bool = False) -> tuple[int, Strip]:
-        """What the programme has to know of a canvas, and where its strip begins.
+        """The strip of a canvas for its next step, and the place where it begins.
 
         The place counts from ``Canvas.prompt_len``, in front of which is no mask.
 
@@ -99,7 +99,7 @@ class Structure:
     def _last_known(self, ids: Ints, known: Ints) -> int:
         """The last committed token that decides anything.
 
-        Of EOS up to the end of the canvas, that is the first: all behind follow.
+        A canvas may end with committed EOS. All behind the first of them follow.
         """
         if known[-1] < len(ids) - 1:
             return int(known[-1])
@@ -233,7 +233,7 @@ class Structured:
             most = best_of_class.gather(1, chosen[rows].clamp(min=0))
             # Not ``>=``: one of the class is taken whatever became of the logits.
             is_best = (self._classes(rows) == chosen[rows]) & ~(scores < most)
-            # Of equal tokens the first one wins.
+            # The first one wins among equal tokens.
             tokens.append(is_best.byte().argmax(dim=1))
         mask_id = self._inputs.facts.mask_id
         return torch.cat(tokens).masked_fill(chosen[:, 0] < 0, mask_id)
