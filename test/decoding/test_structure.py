@@ -215,6 +215,30 @@ def test_states_behind_a_prefix_follow_what_became_of_it() -> None:
         assert len(strip.classes) == 5 - len(tokens) and strip.behind == 0
 
 
+def test_a_strip_ends_where_nothing_is_decided_any_more() -> None:
+    """Behind the first EOS of a committed end; at the end in the last forward."""
+    request = Request(ToyModel(1), (1,), 6, sorted(algorithms())[0], {})
+    _, canvas, _ = structured("llada", request, "(ab)*c")
+    form, canvas.span_end = canvas.structure, 2
+    place, strip = form.strip(canvas)
+    assert (place, strip.classes.tolist(), strip.behind) == (0, [-1, -1], 4)
+    canvas.max_forwards = 1
+    place, strip = form.strip(canvas)
+    assert (place, len(strip.classes), strip.behind) == (0, 6, 0)
+    canvas.max_forwards = None
+    canvas.ids[4:], canvas.masked[4:] = EOS, False
+    place, strip = form.strip(canvas)
+    assert strip.classes.tolist() == [-1, -1, -1, form.automaton.eos_class]
+    assert strip.behind == 2
+    programme = Programme(Forms.of([form.automaton]), [strip])
+    ends = programme.possible[2].nonzero()[0].tolist()
+    assert form.automaton.token_class[0] not in ends  # a cannot be the last token
+    canvas.ids[2], canvas.masked[2] = 4, False
+    canvas.ids[4:], canvas.masked[4:] = MASK, True
+    place, strip = form.strip(canvas)
+    assert strip.classes.tolist() == [-1, -1, form.automaton.token_class[4]]
+
+
 def test_an_impossible_form_ends_with_an_error() -> None:
     request = Request(ToyModel(1), (1,), 3, sorted(algorithms())[0], {})
     _, canvas, decoding = structured("llada", request, "abcabc|x")
