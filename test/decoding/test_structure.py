@@ -233,7 +233,7 @@ def test_a_strip_ends_where_nothing_is_decided_any_more() -> None:
     programme = Programme(Forms.of([form.automaton]), [strip])
     ends = programme.possible[2].nonzero()[0].tolist()
     assert form.automaton.token_class[0] not in ends  # a cannot be the last token
-    canvas.ids[2], canvas.masked[2] = 4, False
+    canvas.ids[3], canvas.masked[3] = 4, False
     canvas.ids[4:], canvas.masked[4:] = MASK, True
     place, strip = form.strip(canvas)
     assert strip.classes.tolist() == [-1, -1, form.automaton.token_class[4]]
