@@ -125,6 +125,18 @@ GOALS = (
     ),
     Goal("round outside model and head, % time", "round_cost", _round_share, most=10.0),
     Goal("peak above weights and pool, GiB", "peak_memory", _peak, most=1.0),
+    Goal(
+        "forward with a schema / without, 1 at once",
+        "structure",
+        lambda f: _ratio(f["forward 1"]),
+        most=1.25,
+    ),
+    Goal(
+        "the same, 16 at once",
+        "structure",
+        lambda f: _ratio(f["forward 16"]),
+        most=1.25,
+    ),
 )
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -133,6 +145,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "cache_speed": ("--num", "10"),
     "round_cost": ("--max-new-tokens", "32"),
     "peak_memory": ("--case", "Dream", "Credit, temperature 1"),
+    "structure": (),
 }
 """Arguments that keep `make bench` within some minutes on two cores."""
 

@@ -12,7 +12,13 @@ import pytest
 from benchmark import goals
 from benchmark.command import BenchmarkError, parser_of, run_command
 from benchmark.server import Reply, median_ratio
-from benchmark.speed import cache_speed, peak_memory, round_cost, server_bound
+from benchmark.speed import (
+    cache_speed,
+    peak_memory,
+    round_cost,
+    server_bound,
+    structure,
+)
 from benchmark.speed.server_bound import Round, outside_share
 from benchmark.subprocess_worker import in_subprocess
 
@@ -121,14 +127,35 @@ def figures(**changes: Any) -> dict[str, Any]:
             "caches": {"dual": row, "vicinity": row | {"speed": 2.0}},
         },
         "peak_memory": {"peak": 2**29, "cases": {"Credit": {"peak": 2**29}}},
+        "structure": {"forward 1": 1.3, "forward 16": 1.1},
         **changes,
     }
+
+
+def test_a_form_beside_none() -> None:
+    def reply(tokens: int, forwards: int, seconds: float) -> Reply:
+        return Reply([0] * tokens, forwards, seconds)
+
+    plain = structure.pass_of([reply(96, 24, 2.4)] * 2, [False, False], 4.8)
+    ours = structure.pass_of([reply(80, 10, 1.2), reply(80, 8, 1.2)], [True, True], 2.0)
+    mixed = structure.pass_of(
+        [reply(80, 10, 3.0), reply(96, 24, 2.64)], [True, False], 3.0
+    )
+    assert (plain.speed, plain.plain, plain.structured) == (40, 100, 0)
+    assert (ours.speed, ours.structured, ours.forwards) == (80, 135, 9)
+    passes = {"plain 1": [plain], "structured 1": [ours], "mixed": [mixed]}
+    found = structure.figures_of(
+        passes | {"plain 16": [plain], "structured 16": [ours]}
+    )
+    assert (found["speed 1"], found["forward 16"]) == (2, 1.35)
+    assert found["forward of others"] == pytest.approx(1.1)
+    assert "ratio 1.10" in structure.show(found)
 
 
 def test_goals_met_and_missed() -> None:
     lines = goals.table(figures()).splitlines()[1:]
     met = [line[55:].split()[0] for line in lines]
-    assert met == ["no", "yes", "yes", "yes", "no", "no", "-", "yes"]
+    assert met == ["no", "yes", "yes", "yes", "no", "no", "-", "yes", "no", "yes"]
     assert lines[4].endswith("-3.0 (dual, 10 problems)")
     assert lines[7].endswith("0.50 (Credit)")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.toy_model import (
     EOS,
+    MASK,
     VOCAB,
     Request,
     ToyModel,
@@ -181,6 +182,61 @@ def test_certain_tokens_cost_no_forward_of_their_own() -> None:
     run_canvases("llada", [(model, canvas, decoding)], [])
     assert canvas.ids[1:6].tolist() == [9] * 5
     assert canvas.num_forwards == 1
+
+
+def test_tokens_that_follow_from_the_form_are_there_before_the_first_forward() -> None:
+    """The beginning of the answer, and all of one that leaves no choice."""
+    request = Request(ToyModel(1), (1, 2), 6, sorted(algorithms())[0], {})
+    _, canvas, decoding = structured("llada", request, FORMS[0])
+    canvas.require(Structure(automaton_of("xx(a|b)")))
+    assert canvas.ids[2:].tolist() == [9, 9, MASK, EOS, EOS, EOS]
+    run_canvases("llada", [(request.model, canvas, decoding)], [])
+    assert canvas.ids[4] in (0, 1) and canvas.num_forwards == 1
+    _, canvas, decoding = structured("llada", request, FORMS[0])
+    canvas.require(Structure(automaton_of("xxxxx")))
+    run_canvases("llada", [(request.model, canvas, decoding)], [])
+    assert canvas.ids[2:].tolist() == [9] * 5 + [EOS]
+    assert canvas.num_forwards == 0
+
+
+def test_states_behind_a_prefix_follow_what_became_of_it() -> None:
+    """Tokens may be taken back, and others may come in their place."""
+    request = Request(ToyModel(1), (1,), 5, sorted(algorithms())[0], {})
+    _, canvas, _ = structured("llada", request, "(a|bc){1,3}")
+    form = canvas.structure
+    for tokens in ([0, 0, 1], [0, 0, 1, 4], [0], [0, 1, 4], [1, 0], []):
+        canvas.ids[1:], canvas.masked[1:] = MASK, True
+        canvas.ids[1 : 1 + len(tokens)] = tokens
+        canvas.masked[1 : 1 + len(tokens)] = False
+        canvas.span_end = 5
+        place, strip = form.strip(canvas)
+        assert place == len(tokens)
+        assert strip.state == form.automaton.follow(form.automaton.start, tokens)
+        assert len(strip.classes) == 5 - len(tokens) and strip.behind == 0
+
+
+def test_a_strip_ends_where_nothing_is_decided_any_more() -> None:
+    """Behind the first EOS of a committed end; at the end in the last forward."""
+    request = Request(ToyModel(1), (1,), 6, sorted(algorithms())[0], {})
+    _, canvas, _ = structured("llada", request, "(ab)*c")
+    form, canvas.span_end = canvas.structure, 2
+    place, strip = form.strip(canvas)
+    assert (place, strip.classes.tolist(), strip.behind) == (0, [-1, -1], 4)
+    canvas.max_forwards = 1
+    place, strip = form.strip(canvas)
+    assert (place, len(strip.classes), strip.behind) == (0, 6, 0)
+    canvas.max_forwards = None
+    canvas.ids[4:], canvas.masked[4:] = EOS, False
+    place, strip = form.strip(canvas)
+    assert strip.classes.tolist() == [-1, -1, -1, form.automaton.eos_class]
+    assert strip.behind == 2
+    programme = Programme(Forms.of([form.automaton]), [strip])
+    ends = programme.possible[2].nonzero()[0].tolist()
+    assert form.automaton.token_class[0] not in ends  # a cannot be the last token
+    canvas.ids[3], canvas.masked[3] = 4, False
+    canvas.ids[4:], canvas.masked[4:] = MASK, True
+    place, strip = form.strip(canvas)
+    assert strip.classes.tolist() == [-1, -1, form.automaton.token_class[4]]
 
 
 def test_an_impossible_form_ends_with_an_error() -> None:

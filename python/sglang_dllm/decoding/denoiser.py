@@ -3,7 +3,7 @@
 The denoiser holds the canvases of all requests on the device, in groups of one
 algorithm and one cache strategy. It chooses the next step when it commits a step, so
 that one transfer tells the host both what was committed and what comes next. Only
-``sync`` waits for the device.
+``sync`` waits for the device, and a commit of canvases with a form (``structure``).
 """
 
 from __future__ import annotations

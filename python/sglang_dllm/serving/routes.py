@@ -39,7 +39,7 @@ _WITHOUT_CANVAS = ("count_tokens", "tokenize", "detokenize", "show")
 QUEUED = frozenset(
     path for path in ANSWERED if path.rpartition("/")[2] not in _WITHOUT_CANVAS
 )
-"""Those whose requests are canvases, which may wait."""
+"""The routes whose requests are canvases, which may wait."""
 
 _CHAT = "/v1/chat/completions"
 _NO_SCORES = "the model gives no scores or embeddings"

@@ -222,7 +222,7 @@ class Programme:
     def best_classes(self, scores: Floats) -> Ints:
         """``(R,)``: the classes of the valid answer of each strip with the best sum.
 
-        Of equal sums, the first arcs win. -1 where a strip has no valid answer.
+        The first arcs win among equal sums. -1 where a strip has no valid answer.
 
         Args:
             scores: ``(R, C)``, finite where a class is possible.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sglang_dllm.decoding.canvas import Canvas
     from sglang_dllm.decoding.decision import StepInputs
     from sglang_dllm.decoding.logits import Candidates, LogitsOf
+
+MAX_KNOWN = 64
+"""Positions that are looked at before the first forward. The programme over all of a
+long canvas would keep other requests waiting."""
 
 WORST = -1e6
 """The least score of a token. Nothing that forbids a token makes an answer invalid."""
@@ -55,13 +59,10 @@ class Structure:
     automaton: TokenAutomaton
     _prefix: _Prefix = field(default_factory=_Prefix, init=False, repr=False)
 
-    def strip(self, canvas: Canvas, to_end: bool = False) -> tuple[int, Strip]:
-        """What the programme has to know of a canvas, and where its strip begins.
+    def strip(self, canvas: Canvas) -> tuple[int, Strip]:
+        """The strip of a canvas for its next step, and the place where it begins.
 
         The place counts from ``Canvas.prompt_len``, in front of which is no mask.
-
-        Args:
-            to_end: every mask may be committed, not the next candidates alone.
         """
         automaton, start = self.automaton, canvas.answer_start
         ids, masked = canvas.ids[start:], canvas.masked[start:]
@@ -69,7 +70,7 @@ class Structure:
         first = int(masks[0]) if len(masks) else len(ids)
         (known,) = (~masked).nonzero()
         end = canvas.span_end + canvas.prompt_len - start
-        if to_end or canvas.max_forwards == canvas.num_forwards + 1:
+        if canvas.max_forwards == canvas.num_forwards + 1:
             end = len(ids)  # the last forward commits every mask
         if len(known):
             end = max(end, self._last_known(ids, known) + 1)
@@ -82,24 +83,21 @@ class Structure:
         return place, Strip(automaton, state, classes, behind)
 
     def known_tokens(self, canvas: Canvas) -> tuple[Ints, Ints]:
-        """The masks of a canvas that have one token in all answers, and these tokens.
+        """The masks of a new canvas that have one token in all answers, and the tokens.
 
-        Their places are those in ``Canvas.ids``. An EOS is the model's first one.
+        Their places are those in ``Canvas.ids``. No mask behind the first ``MAX_KNOWN``
+        is among them.
         """
-        place, strip = self.strip(canvas, to_end=True)
-        programme = Programme(Forms.of([self.automaton]), [strip])
-        (rows,) = programme.certain.nonzero()
-        classes = programme.possible[rows].argmax(axis=1)
-        of_class = self.automaton.token_class
-        tokens = np.array([(of_class == one).argmax() for one in classes.tolist()])
-        tokens[classes == self.automaton.eos_class] = canvas.eos_ids[0]
-        at = canvas.prompt_len + place + np.flatnonzero(programme.rows[0] >= 0)[rows]
-        return at, tokens.astype(np.int64)
+        num = canvas.answer_len
+        longest = num if canvas.length is None else canvas.length.cap
+        eos_id = canvas.eos_ids[0]
+        at, tokens = _known_tokens(self.automaton, num, max(num, longest), eos_id)
+        return at + canvas.prompt_len, tokens
 
     def _last_known(self, ids: Ints, known: Ints) -> int:
         """The last committed token that decides anything.
 
-        Of EOS up to the end of the canvas, that is the first: all behind follow.
+        A canvas may end with committed EOS. All behind the first of them follow.
         """
         if known[-1] < len(ids) - 1:
             return int(known[-1])
@@ -116,6 +114,25 @@ class Structure:
         (ends,) = np.isin(answer, canvas.eos_ids).nonzero()
         end = int(ends[0]) if len(ends) else len(answer)
         return self.automaton.takes(answer[:end].tolist())
+
+
+@lru_cache(maxsize=64)
+def _known_tokens(
+    automaton: TokenAutomaton, length: int, longest: int, eos_id: int
+) -> tuple[Ints, Ints]:
+    """As ``Structure.known_tokens``, in a canvas of ``length`` masks."""
+    num = min(length, MAX_KNOWN)
+    strip = Strip(automaton, automaton.start, np.full(num, -1), longest - num)
+    programme = Programme(Forms.of([automaton]), [strip])
+    (places,) = programme.certain.nonzero()
+    classes = programme.possible[places].argmax(axis=1).tolist()
+    tokens = [
+        eos_id
+        if one == automaton.eos_class
+        else (automaton.token_class == one).argmax()
+        for one in classes
+    ]
+    return places, np.array(tokens, dtype=np.int64)
 
 
 class Structured:
@@ -233,7 +250,7 @@ class Structured:
             most = best_of_class.gather(1, chosen[rows].clamp(min=0))
             # Not ``>=``: one of the class is taken whatever became of the logits.
             is_best = (self._classes(rows) == chosen[rows]) & ~(scores < most)
-            # Of equal tokens the first one wins.
+            # The first one wins among equal tokens.
             tokens.append(is_best.byte().argmax(dim=1))
         mask_id = self._inputs.facts.mask_id
         return torch.cat(tokens).masked_fill(chosen[:, 0] < 0, mask_id)
