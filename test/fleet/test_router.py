@@ -237,6 +237,8 @@ def test_a_client_that_hangs_up_frees_its_canvas(
     body = ask.body(stream=True)
     with requests.post(url, json=body, stream=True, timeout=60) as response:
         next(response.iter_lines())
+        # The first event of a chat comes before its canvas.
+        wait_until(lambda: len(canvases(servers)) == 1, "a canvas is decoded")
         (canvas,) = canvases(servers)
         wait_until(
             lambda: canvas["canvas_len"] in told(router, "num_used_tokens"),

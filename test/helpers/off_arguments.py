@@ -58,6 +58,10 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
             name: [(SimpleNamespace(scheduler=s), "recv_req") for s in schedulers]
             for name in CHANGES
         },
+        "get_loads": [
+            (SimpleNamespace(tp_worker=SimpleNamespace(dllm_algorithm=algorithm)),)
+            for algorithm in (None, "LowConfidence")
+        ],
         "init_forward_metadata": [hook.contract],
         "forward_extend": [hook.contract],
         "_validate_one_request": [(manager, "obj", [1, 2])],
