@@ -97,7 +97,7 @@ def _left(canvas: Canvas) -> int:
 
 
 def may_overtake(req: Req, left: int) -> bool:
-    """Whether a waiting request may pass one that does not fit.
+    """True if a waiting request may pass one that does not fit.
 
     It may if it needs no more forwards than a running canvas may still need. So it
     ends no later than the canvases for which the other one waits anyway. It is asked
