@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.toy_model import EOS, MASK, Request, ToyModel, facts_of, held, resolve
+from helpers.toy_model import EOS, Request, ToyModel, facts_of, held, resolve
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.group import NUM_NUMBERS, Group
@@ -42,20 +42,10 @@ def make(
 
 def step(denoiser: Denoiser, *arrivals: Group) -> None:
     """A forward over all canvases, and its commit. ``arrivals`` come meanwhile."""
-    packed = denoiser.pack()
-    rows = [MODEL(ids) for ids in packed.input_ids.split(packed.lens)]
-    denoiser.commit(held(torch.cat(rows)[packed.logits_indices]))
+    denoiser.commit(MODEL.forward(denoiser.pack()))
     for group in arrivals:
         denoiser.join(group)
     denoiser.sync()
-
-
-def logprobs_by_hand(ids: list[int], shift: int) -> torch.Tensor:
-    """``(A, V)``: of each answer position, without the mask token."""
-    logits = MODEL(torch.tensor(ids)).double()
-    logits[:, MASK] = -torch.inf
-    first = len(PROMPT) - shift
-    return logits[first : len(ids) - shift].log_softmax(dim=-1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -78,7 +68,7 @@ def test_each_commit_is_there_with_its_probability(
     for number in range(1, 200):
         before = watched.ids.tolist()
         step(denoiser, *([other] if number == 2 else []))
-        table = logprobs_by_hand(before, denoiser.facts.family.shift)
+        table = MODEL.logprobs(before, len(PROMPT), denoiser.facts.family.shift)
         (last,) = history.steps[number - 1 :]
         assert last.forward == number and not last.taken_back
         found = zip(last.positions, last.tokens, last.logprobs, strict=True)

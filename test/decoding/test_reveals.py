@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.toy_model import EOS, MASK, VOCAB, Request, ToyModel, facts_of, resolve
+from helpers.toy_model import EOS, MASK, Request, ToyModel, facts_of, resolve
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.group import NUM_NUMBERS, Group
-from sglang_dllm.decoding.logits import Logits
 from sglang_dllm.decoding.registry import algorithms
 from sglang_dllm.decoding.reveals import UNLIKELIEST, Revealed, Reveals
 
@@ -45,19 +44,8 @@ def make(
 
 
 def step(denoiser: Denoiser) -> None:
-    packed = denoiser.pack()
-    rows = [MODEL(ids) for ids in packed.input_ids.split(packed.lens)]
-    table = torch.cat(rows)[packed.logits_indices]
-    denoiser.commit(Logits(len(table), VOCAB, lambda some: table[some]))
+    denoiser.commit(MODEL.forward(denoiser.pack()))
     denoiser.sync()
-
-
-def by_hand(ids: list[int], shift: int) -> torch.Tensor:
-    """``(A, V)``: the plain log-softmax of each answer position, without the mask."""
-    logits = MODEL(torch.tensor(ids)).double()
-    logits[:, MASK] = -torch.inf
-    first = len(PROMPT) - shift
-    return logits[first : len(ids) - shift].log_softmax(dim=-1)
 
 
 def run(denoiser: Denoiser, canvases: list[Canvas]) -> list[dict[int, torch.Tensor]]:
@@ -67,8 +55,8 @@ def run(denoiser: Denoiser, canvases: list[Canvas]) -> list[dict[int, torch.Tens
         before = [canvas.ids.tolist() for canvas in canvases]
         step(denoiser)
         for canvas, ids, found in zip(canvases, before, wanted, strict=True):
-            rows = by_hand(ids, denoiser.facts.family.shift)
             start = len(PROMPT)
+            rows = MODEL.logprobs(ids, start, denoiser.facts.family.shift)
             for i in range(16):
                 was, now = ids[start + i], int(canvas.ids[start + i])
                 if was == MASK and now != MASK:

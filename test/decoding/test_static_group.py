@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from helpers.recorded_steps import Operations, RecordedDecoder
+from benchmark.speed.launch_gap import Operations
+from helpers.recorded_steps import RecordedDecoder
 from helpers.static_steps import Decoder, decode, static_group
 from helpers.third_party.left_to_right import LeftToRight
 from helpers.toy_model import Request, ToyModel, facts_of

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from helpers.toy_model import (
     EOS,
@@ -26,11 +27,11 @@ from helpers.toy_model import (
 from sglang_dllm.decoding.canvas import SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.registry import algorithms
-from sglang_dllm.decoding.structure.arcs import Forms
+from sglang_dllm.decoding.structure import loops
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
-from sglang_dllm.decoding.structure.programme import Programme, Strip
+from sglang_dllm.decoding.structure.programme import Programme, Strip, prepare
 from sglang_dllm.decoding.structure.structure import Structure
-from sglang_dllm.grammar.forms import Form, read_form
+from sglang_dllm.grammar.forms import Form, Kind, read_form
 from sglang_dllm.grammar.token_automaton import Vocabulary, token_automaton
 
 TEXTS = [b"a", b"b", b"ab", None, b"c", None, b"ba", b"\n", b"cc", b"x", b"abc"]
@@ -38,13 +39,17 @@ FORMS = ("(ab)*c", "a+b?x", "(a|bc){1,3}", "c|(ab|x)+", "abcabc|x")
 LENGTHS = (7, 4, 6, 5, 6)
 
 
-def automaton_of(regex: str) -> TokenAutomaton:
-    return token_automaton(
-        read_form(Form("regex", regex)), Vocabulary(TEXTS, [EOS], VOCAB)
-    )
+NESTED = 'root ::= "x" | "a" root "c" | "b" root "ba"'
+"""Tokens of several characters reach over the ends of what is inside."""
+
+
+def automaton_of(text: str, kind: Kind = "regex") -> TokenAutomaton:
+    form = read_form(Form(kind, text))
+    return token_automaton(form, Vocabulary(TEXTS, [EOS], VOCAB))
 
 
 AUTOMATA = {regex: automaton_of(regex) for regex in FORMS}
+AUTOMATA[NESTED] = automaton_of(NESTED, "ebnf")
 
 
 def is_valid(automaton: TokenAutomaton, tokens: tuple[int, ...]) -> bool:
@@ -72,7 +77,7 @@ def valid_strings(
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(FORMS),
+            st.sampled_from(sorted(AUTOMATA)),
             st.integers(1, 3),
             st.integers(0, 1),
             st.lists(st.sampled_from([-1, -1, -1, 0, 1, 2, EOS]), min_size=3),
@@ -87,7 +92,7 @@ def test_the_programme_finds_the_best_of_all_strings(
 ) -> None:
     """Several canvases together, with tokens in their middle, and with an open end."""
     rng = np.random.default_rng(seed)
-    cases = [(AUTOMATA[regex], fixed[:num], more) for regex, num, more, fixed in made]
+    cases = [(AUTOMATA[form], fixed[:num], more) for form, num, more, fixed in made]
     strips = [
         Strip(
             automaton,
@@ -97,7 +102,7 @@ def test_the_programme_finds_the_best_of_all_strings(
         )
         for automaton, fixed, behind in cases
     ]
-    programme = Programme(Forms.of(strip.automaton for strip in strips), strips)
+    programme = Programme(strips)
     by_token = rng.normal(size=(programme.num_rows, VOCAB))
     scores = np.full((programme.num_rows, programme.num_classes), -np.inf)
     for rows, (automaton, _, _) in zip(programme.rows, cases, strict=True):
@@ -122,6 +127,26 @@ def test_the_programme_finds_the_best_of_all_strings(
             assert found == [automaton.token_class[best[at]] for at in masks]
         else:
             assert found == [-1] * len(masks)
+
+
+def test_the_loops_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step. A folder that nobody may write costs the cache alone."""
+    prepare(AUTOMATA[NESTED])
+    request = Request(ToyModel(1), (1,), 7, sorted(algorithms())[0], {})
+    run_canvases("llada", [structured("llada", request, FORMS[0])], [])
+    assert len(loops.find_possible.signatures) == 1
+    assert len(loops.find_best.signatures) == 1
+    asked = []
+
+    def without_folder(cache: bool = False, **options: Any) -> Any:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function")
+        return njit(**options)
+
+    monkeypatch.setattr(loops, "njit", without_folder)
+    assert loops._compiled(lambda number: number + 1)(1) == 2
+    assert asked == [True, False]
 
 
 def structured(family: str, request: Request, regex: str) -> Any:
@@ -230,7 +255,7 @@ def test_a_strip_ends_where_nothing_is_decided_any_more() -> None:
     place, strip = form.strip(canvas)
     assert strip.classes.tolist() == [-1, -1, -1, form.automaton.eos_class]
     assert strip.behind == 2
-    programme = Programme(Forms.of([form.automaton]), [strip])
+    programme = Programme([strip])
     ends = programme.possible[2].nonzero()[0].tolist()
     assert form.automaton.token_class[0] not in ends  # a cannot be the last token
     canvas.ids[3], canvas.masked[3] = 4, False

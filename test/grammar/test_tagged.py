@@ -54,7 +54,7 @@ def test_an_answer_is_one_structure() -> None:
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (tag(structure("f"), at_least_one=False), "at_least_one"),
+        (tag(structure("f"), at_least_one=False), "triggers"),
         (tag(), "structures"),
         (Form("structural_tag", "{"), "no JSON"),
         (Form("structural_tag", "[]"), "structures"),

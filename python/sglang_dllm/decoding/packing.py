@@ -189,6 +189,15 @@ class PackedForward:
         """Unconditional windows, which are the last ones."""
         return len(self.windows) - len(self._key)
 
+    def token_slots(self) -> torch.Tensor:
+        """``(T,)`` int64: the KV slot of each token.
+
+        The unconditional window of a guided canvas has the slots of the first one. Its
+        forward attends to fresh keys and values, and keeps none in the pool.
+        """
+        pairs = zip(self.canvases, self.windows, strict=True)
+        return torch.cat([c.placed_slots[w.start : w.end] for c, w in pairs])
+
     def is_of(self, canvases: Sequence[Canvas]) -> bool:
         """True if these are the same canvases, with the same windows."""
         return self._key == _key_of(canvases)

@@ -11,6 +11,10 @@ from sglang_dllm.decoding.history import FloatArray, IdArray
 UNLIKELIEST = -9999.0
 """Stands for minus infinity, which JSON does not have. OpenAI's value."""
 
+MAX_TOP_LOGPROBS = 20
+"""The most alternatives of a token, as SGLang and vLLM have it, and OpenAI's chat.
+OpenAI's completions allow 5."""
+
 
 @dataclass(frozen=True)
 class Revealed:

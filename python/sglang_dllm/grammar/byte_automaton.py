@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sglang_dllm.grammar.ebnf import (
     Characters,
     Choice,
+    FreeText,
     Node,
     Repeat,
     Rule,
@@ -24,6 +25,7 @@ from sglang_dllm.grammar.ebnf import (
     Text,
 )
 from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.free_text import states_of
 from sglang_dllm.grammar.minimal import equal_states
 from sglang_dllm.grammar.utf8 import Range, byte_ranges
 from sglang_dllm.grammar.work import Work
@@ -45,10 +47,12 @@ class ByteAutomaton:
         next_state: ``(Q, 256)`` int32: the state behind each byte, -1 for none. State
             0 is the start. From each state an accepting one can be reached.
         accepting: ``(Q,)`` bool.
+        free: the state in free text with no beginning of a trigger; None for none.
     """
 
     next_state: npt.NDArray[np.int32]
     accepting: npt.NDArray[np.bool_]
+    free: int | None = None
 
 
 def byte_automaton(rules: Rules, work: Work) -> ByteAutomaton:
@@ -59,8 +63,8 @@ def byte_automaton(rules: Rules, work: Work) -> ByteAutomaton:
     """
     parts = _Parts(rules, work)
     start = parts.rule("root", _ACCEPT)
-    table, accepting, column_of_byte = _deterministic(parts, start, work)
-    return _minimal(table, accepting, column_of_byte, work)
+    found = _deterministic(parts, start, work)
+    return _minimal(*found, work)
 
 
 class _Parts:
@@ -72,6 +76,7 @@ class _Parts:
         self.edges: list[list[tuple[int, int, int]]] = [[], []]
         self._rules_made: dict[tuple[str, int], int] = {}
         self._inside: Counter[str] = Counter()
+        self.free: int | None = None
 
     def new(self) -> int:
         self._work.spend(3)
@@ -100,11 +105,7 @@ class _Parts:
             return _DEAD
         match node:
             case Text(text):
-                try:
-                    data = text.encode()
-                except UnicodeEncodeError:
-                    raise FormError("it has half of a surrogate pair") from None
-                return self.ranges([(byte, byte) for byte in data], behind)
+                return self.ranges([(byte, byte) for byte in _bytes(text)], behind)
             case Characters(ranges):
                 start = self.new()
                 for found in byte_ranges(ranges):
@@ -122,6 +123,8 @@ class _Parts:
                 return start
             case Repeat(part, least, most):
                 return self.repeat(part, least, most, behind)
+            case FreeText():
+                return self.free_text(node, behind)
 
     def repeat(self, part: Node, least: int, most: int | None, behind: int) -> int:
         if most is None:
@@ -138,6 +141,20 @@ class _Parts:
             behind = self.node(part, behind)
         return behind
 
+    def free_text(self, node: FreeText, behind: int) -> int:
+        words = [trigger for trigger, _ in node.parts]
+        seen = states_of([*map(_bytes, words), *map(_bytes, node.excludes)], self._work)
+        states = [self.new() for _ in seen]
+        self.free = states[0]
+        after = self.free if node.goes_on else behind
+        for state, one in zip(states, seen, strict=True):
+            if one.word is None:
+                self.jumps[state].append(behind)
+                self.edges[state] += [(*way, states[to]) for way, to in one.ways]
+            elif one.word < len(words):
+                self.jumps[state].append(self.node(node.parts[one.word][1], after))
+        return self.free
+
     def ranges(self, ranges: list[Range], behind: int) -> int:
         for low, high in reversed(ranges):
             start = self.new()
@@ -146,14 +163,23 @@ class _Parts:
         return behind
 
 
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise FormError("it has half of a surrogate pair") from None
+
+
 def _deterministic(
     parts: _Parts, start: int, work: Work
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
+) -> tuple[
+    npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.intp], int | None
+]:
     """Sets of parts as states, with every byte of a class in one column.
 
     Returns:
-        ``(Q, C)`` the state behind each column, ``(Q,)`` whether it accepts, and
-        ``(256,)`` the column of each byte.
+        ``(Q, C)`` the state behind each column, ``(Q,)`` whether it accepts,
+        ``(256,)`` the column of each byte, and ``ByteAutomaton.free``.
     """
     bounds = {0, 256}
     for edges in parts.edges:
@@ -210,13 +236,15 @@ def _deterministic(
         rows.append(row)
     accepting = np.array([_ACCEPT in found for found in number])
     column_of_byte = np.searchsorted(starts, np.arange(256), side="right") - 1
-    return np.stack(rows), accepting, column_of_byte
+    free = None if parts.free is None else number.get(closure(parts.free))
+    return np.stack(rows), accepting, column_of_byte, free
 
 
 def _minimal(
     table: npt.NDArray[np.int32],
     accepting: npt.NDArray[np.bool_],
     column_of_byte: npt.NDArray[np.intp],
+    free: int | None,
     work: Work,
 ) -> ByteAutomaton:
     """Without states that lead nowhere, and with equal states as one."""
@@ -234,4 +262,8 @@ def _minimal(
     chosen = alive[first[order]]
     targets = rank[np.append(label, -1)[table[chosen]]]
     byte_table = targets[:, same.reshape(-1)[column_of_byte]]
-    return ByteAutomaton(np.ascontiguousarray(byte_table), accepting[chosen])
+    return ByteAutomaton(
+        np.ascontiguousarray(byte_table),
+        accepting[chosen],
+        None if free is None else int(rank[label[free]]),
+    )

@@ -9,6 +9,7 @@ matcher and changes nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -57,7 +58,24 @@ class Repeat:
     most: int | None
 
 
-Node: TypeAlias = Text | Characters | Rule | Sequence | Choice | Repeat
+@dataclass(frozen=True)
+class FreeText:
+    """Any bytes up to a trigger, and then the part that has to follow the trigger.
+
+    It is not among what xgrammar prints. The answer may end at each of its bytes.
+
+    Attributes:
+        parts: triggers, and the part behind each of them.
+        excludes: texts that never come.
+        goes_on: free text comes behind such a part too.
+    """
+
+    parts: tuple[tuple[str, Node], ...]
+    excludes: tuple[str, ...]
+    goes_on: bool
+
+
+Node: TypeAlias = Text | Characters | Rule | Sequence | Choice | Repeat | FreeText
 Rules: TypeAlias = dict[str, Node]
 
 _RULE = re.compile(r"([A-Za-z_][\w.-]*)\s*::=\s*")
@@ -96,23 +114,26 @@ def read_rules(text: str) -> Rules:
     return rules
 
 
+def mapped(node: Node, change: Callable[[Node], Node]) -> Node:
+    """The same part with each part changed that has no parts of its own."""
+    match node:
+        case Sequence(parts):
+            return Sequence(tuple(mapped(part, change) for part in parts))
+        case Choice(parts):
+            return Choice(tuple(mapped(part, change) for part in parts))
+        case Repeat(part, least, most):
+            return Repeat(mapped(part, change), least, most)
+        case _:
+            return change(node)
+
+
 def renamed(rules: Rules, prefix: str) -> Rules:
     """The same rules with a prefix before each name."""
 
-    def node(found: Node) -> Node:
-        match found:
-            case Rule(name):
-                return Rule(prefix + name)
-            case Sequence(parts):
-                return Sequence(tuple(map(node, parts)))
-            case Choice(parts):
-                return Choice(tuple(map(node, parts)))
-            case Repeat(part, least, most):
-                return Repeat(node(part), least, most)
-            case _:
-                return found
+    def change(node: Node) -> Node:
+        return Rule(prefix + node.name) if isinstance(node, Rule) else node
 
-    return {prefix + name: node(found) for name, found in rules.items()}
+    return {prefix + name: mapped(node, change) for name, node in rules.items()}
 
 
 class _Reader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,7 @@ import xgrammar
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
 from sglang_dllm.grammar import json_text
 from sglang_dllm.grammar.byte_automaton import ByteAutomaton, byte_automaton
-from sglang_dllm.grammar.ebnf import Choice, Rule, Rules, Text, read_rules
+from sglang_dllm.grammar.ebnf import Rule, Rules, read_rules
 from sglang_dllm.grammar.errors import FormError
 from sglang_dllm.grammar.json_schema import read_schema
 from sglang_dllm.grammar.regex import read_regex
@@ -24,9 +23,7 @@ from sglang_dllm.grammar.work import Work
 
 _ONE_AT_A_TIME = Lock()
 
-Kind = Literal[
-    "json_schema", "json_object", "regex", "choice", "ebnf", "structural_tag"
-]
+Kind = Literal["json_schema", "json_object", "regex", "ebnf", "structural_tag"]
 
 _ANY_OBJECT = ('{"type": "object"}', '{"type":"object"}', "$$ANY$$")
 
@@ -38,8 +35,8 @@ MAX_TEXT_LENGTH = 65_536
 class Form:
     """
     Attributes:
-        text: the JSON of a schema or of a structural tag, the expression, a JSON list
-            of texts, or the EBNF; empty for any JSON object.
+        text: the JSON of a schema or of a structural tag, the expression, or the EBNF;
+            empty for any JSON object.
     """
 
     kind: Kind
@@ -97,17 +94,23 @@ def vocabulary_of(
     Args:
         tokenizer: of transformers.
         size: of the model's vocabulary.
-        never: more tokens that are no text, such as the mask token.
+        never: tokens that no answer has, such as the mask token.
     """
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
     tokens: list[bytes | None] = list(info.decoded_vocab)
-    special = {*never, *info.special_token_ids, *tokenizer.all_special_ids}
+    gone = {*never, *eos_ids}
+    special = {*info.special_token_ids, *tokenizer.all_special_ids}
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special |= {token for token, found in added.items() if found.special}
-    for token in special:
-        if token < len(tokens):
-            tokens[token] = None
-    return Vocabulary(tokens, list(eos_ids), size)
+    silent = {}
+    for token in range(size):
+        is_text = token < len(tokens) and tokens[token]
+        if token in special or token in gone or not is_text:
+            shown = tokenizer.convert_ids_to_tokens(token) if is_text else None
+            silent[token] = str(shown or "").encode()
+            tokens[token : token + 1] = [None]
+    silent = {token: shown for token, shown in silent.items() if token not in gone}
+    return Vocabulary(tokens, list(eos_ids), size, silent, never)
 
 
 def _rules(form: Form, work: Work) -> Rules:
@@ -118,20 +121,10 @@ def _rules(form: Form, work: Work) -> Rules:
             return {**json_text.ANY_RULES, "root": Rule("any object")}
         case "regex":
             return {"root": read_regex(form.text, work)}
-        case "choice":
-            return {"root": Choice(tuple(map(Text, _texts(form.text))))}
         case "ebnf":
             return _ebnf(form.text)
         case "structural_tag":
             return read_tag(form.text, work)
-
-
-def _texts(text: str) -> list[str]:
-    found = json.loads(text)
-    is_list = isinstance(found, list) and found
-    if not is_list or not all(isinstance(one, str) and one for one in found):
-        raise FormError("expected a list of at least 1 non-empty string")
-    return list(found)
 
 
 def _ebnf(text: str) -> Rules:

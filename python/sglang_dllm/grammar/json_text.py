@@ -14,27 +14,29 @@ from sglang_dllm.grammar.ebnf import (
     LAST_CHARACTER,
     Characters,
     Choice,
+    FreeText,
     Node,
     Repeat,
     Rule,
     Rules,
     Sequence,
     Text,
+    mapped,
 )
 from sglang_dllm.grammar.errors import FormError
 
-_DIGIT = Characters(((48, 57),))
+DIGIT = Characters(((48, 57),))
 _NOT_ZERO = Characters(((49, 57),))
-_MINUS = Repeat(Text("-"), 0, 1)
-_NATURAL = Choice((Text("0"), Sequence((_NOT_ZERO, Repeat(_DIGIT, 0, 14)))))
+MINUS = Repeat(Text("-"), 0, 1)
+_NATURAL = Choice((Text("0"), Sequence((_NOT_ZERO, Repeat(DIGIT, 0, 14)))))
 _SIGN = Characters(((43, 43), (45, 45)))
-_EXPONENT = Sequence((Text("e"), _SIGN, Repeat(_DIGIT, 1, 2)))
+_EXPONENT = Sequence((Text("e"), _SIGN, Repeat(DIGIT, 1, 2)))
 
-INTEGER = Sequence((_MINUS, _NATURAL))
+INTEGER = Sequence((MINUS, _NATURAL))
 NUMBER = Sequence(
     (
         INTEGER,
-        Repeat(Sequence((Text("."), Repeat(_DIGIT, 1, 15))), 0, 1),
+        Repeat(Sequence((Text("."), Repeat(DIGIT, 1, 15))), 0, 1),
         Repeat(_EXPONENT, 0, 1),
     )
 )
@@ -71,19 +73,19 @@ def character(ranges: tuple[tuple[int, int], ...]) -> Node:
 
 def content(node: Node) -> Node:
     """The inside of a string that has to match a part of a grammar."""
-    match node:
-        case Text(text):
-            return Text(json.dumps(text, ensure_ascii=False)[1:-1])
-        case Characters(ranges):
-            return character(ranges)
-        case Sequence(parts):
-            return Sequence(tuple(map(content, parts)))
-        case Choice(parts):
-            return Choice(tuple(map(content, parts)))
-        case Repeat(part, least, most):
-            return Repeat(content(part), least, most)
-        case Rule():
-            return node
+
+    def change(leaf: Node) -> Node:
+        match leaf:
+            case Text(text):
+                return Text(json.dumps(text, ensure_ascii=False)[1:-1])
+            case Characters(ranges):
+                return character(ranges)
+            case FreeText():
+                raise FormError("a string has no free text")
+            case _:
+                return leaf
+
+    return mapped(node, change)
 
 
 def string(inside: Node) -> Node:

@@ -20,6 +20,7 @@ from sglang_dllm.grammar.ebnf import (
     Text,
 )
 from sglang_dllm.grammar.errors import FormError
+from sglang_dllm.grammar.json_text import DIGIT, MINUS
 
 MAX_DIGITS = 15
 """Digits of a number, in front of the point and behind it together."""
@@ -30,7 +31,6 @@ MAX_MULTIPLE = 64
 _USUAL_PLACES = 2
 _MAX_PLACES = 9
 _NOTHING = Text("")
-_DIGIT = Characters(((48, 57),))
 
 
 def numbers_in_range(limits: Mapping[str, int | float], is_integer: bool) -> Node:
@@ -85,7 +85,7 @@ def multiples(of: int, prefix: str, rules: Rules) -> Node:
         more = digits(remainder, 0).parts
         end = () if remainder else (_NOTHING,)
         rules[f"{prefix} {remainder}"] = Choice((*end, *more))
-    return Choice((Text("0"), Sequence((Repeat(Text("-"), 0, 1), digits(0, 1)))))
+    return Choice((Text("0"), Sequence((MINUS, digits(0, 1)))))
 
 
 def _with_places(limits: Mapping[str, Decimal], point: int) -> Node | None:
@@ -126,9 +126,9 @@ def _between(low: str, high: str, point: int) -> Node:
     dot = Text("." if num == point else "")
     if low == "0" * num and high == "9" * num:
         if num > point > 0:
-            behind = Sequence((Text("."), Repeat(_DIGIT, point, point)))
-            return Sequence((Repeat(_DIGIT, num - point, num - point), behind))
-        return Sequence((dot, Repeat(_DIGIT, num, num)))
+            behind = Sequence((Text("."), Repeat(DIGIT, point, point)))
+            return Sequence((Repeat(DIGIT, num - point, num - point), behind))
+        return Sequence((dot, Repeat(DIGIT, num, num)))
     first, last = ord(low[0]), ord(high[0])
     if first == last:
         rest = _between(low[1:], high[1:], point)

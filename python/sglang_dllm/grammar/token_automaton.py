@@ -38,10 +38,18 @@ class Vocabulary:
         eos_ids: tokens that end an answer.
         tokens: ``(T,)``: the tokens that are text, sorted by their bytes.
         texts: the bytes of each of them.
+        silent: tokens that are no text, such as special ones, and what a client reads
+            that has them shown.
+        never: tokens that no answer has, though a model may give them a share.
     """
 
     def __init__(
-        self, tokens: Sequence[bytes | None], eos_ids: Sequence[int], size: int
+        self,
+        tokens: Sequence[bytes | None],
+        eos_ids: Sequence[int],
+        size: int,
+        silent: Mapping[int, bytes] | None = None,
+        never: Iterable[int] = (),
     ) -> None:
         """
         Args:
@@ -50,6 +58,7 @@ class Vocabulary:
             size: V; tokens behind the last one cannot be text.
         """
         self.size, self.eos_ids = size, tuple(eos_ids)
+        self.silent, self.never = dict(silent or {}), tuple(never)
         texts = [
             (data, token)
             for token, data in enumerate(tokens)
@@ -193,20 +202,25 @@ def token_automaton(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAu
     does, moves = vocabulary.moves(automaton, np.array(sources, dtype=np.int32))
     forced = vocabulary.forced_moves(automaton, long_texts)
     token_class, members = _classes(does, forced, vocabulary)
+    edges = [_edges(members, moves, does, forced)]
     of_eos = len(members)
+    if automaton.free is not None:
+        more = _silent_classes(automaton, automaton.free, vocabulary, token_class)
+        edges += more
+        of_eos += len(more)
     token_class[list(vocabulary.eos_ids)] = of_eos
     token_class[token_class < 0] = of_eos + 1
-    source, of_class, target = _edges(members, moves, does, forced)
-    ends = np.append(np.flatnonzero(automaton.accepting), end)
-    source = np.append(source, ends)
-    of_class = np.append(of_class, np.full(len(ends), of_eos))
-    target = np.append(target, np.full(len(ends), end))
+    ends = [*np.flatnonzero(automaton.accepting).tolist(), end]
+    edges.append(_edges_to(end, ends, np.array([of_eos])))
+    source, of_class, target = np.concatenate(edges, axis=1)
     order = np.lexsort((of_class, source))
     source, of_class, target = source[order], of_class[order], target[order]
     accepting = np.append(automaton.accepting, True)
     distance = _distance(source, target, accepting)
     if distance[0] >= NEVER:
         raise FormError("no tokens of this model make a valid answer")
+    alive = distance[target] < NEVER
+    source, of_class, target = source[alive], of_class[alive], target[alive]
     return TokenAutomaton(
         start=0,
         end=end,
@@ -253,8 +267,8 @@ def _edges(
     moves: Moves,
     does: Ints,
     forced: Mapping[int, list[tuple[int, int]]],
-) -> tuple[Ints, Ints, Ints]:
-    """Source, class and target of the edges of all classes but that of EOS."""
+) -> Ints:
+    """``(3, E)``: source, class and target of the edges of tokens that are text."""
     parts: list[npt.NDArray[np.int64]] = [np.empty((3, 0), dtype=np.int64)]
     num_edges = 0
     for number, place in enumerate(members):
@@ -269,8 +283,47 @@ def _edges(
             raise _too_many(MAX_EDGES, "edges")
         numbers = np.full((1, found.shape[1]), number)
         parts.append(np.concatenate([found[:1], numbers, found[1:]]))
-    source, of_class, target = np.concatenate(parts, axis=1)
-    return source, of_class, target
+    return np.concatenate(parts, axis=1)
+
+
+def _edges_to(target: int, sources: Sequence[int], classes: Ints) -> Ints:
+    """``(3, E)``: the edges of some classes from some states to one."""
+    source = np.repeat(np.array(sources, dtype=np.int64), len(classes))
+    of_class = np.tile(classes, len(sources))
+    return np.stack([source, of_class, np.full(len(source), target)])
+
+
+def _silent_classes(
+    automaton: ByteAutomaton, free: int, vocabulary: Vocabulary, token_class: Ints
+) -> list[Ints]:
+    """Give classes of their own to tokens that no state takes, in place.
+
+    A silent token may come in free text. It may be shown or not, and neither may make
+    a trigger of the text around it. Tokens that no answer has are not forbidden in free
+    text, so that the probabilities of the others are those without a form.
+
+    Returns:
+        The edges ``(3, E)`` of each class.
+    """
+    is_left = token_class < 0
+    is_left[list(vocabulary.eos_ids)] = False
+    is_silent, is_never = np.zeros_like(is_left), np.zeros_like(is_left)
+    for token, shown in vocabulary.silent.items():
+        state = free
+        for byte in shown:
+            state = int(automaton.next_state[state, byte]) if state >= 0 else state
+        is_silent[token] = state == free
+    is_never[list(vocabulary.never)] = True
+    number, edges = int(token_class.max(initial=-1)) + 1, []
+    for members, sources in (
+        (is_left & is_silent, [free]),
+        (is_left & is_never, np.flatnonzero(automaton.accepting).tolist()),
+    ):
+        if members.any():
+            token_class[members] = number
+            edges.append(_edges_to(free, sources, np.array([number])))
+            number += 1
+    return edges
 
 
 def _distance(source: Ints, target: Ints, accepting: npt.NDArray[np.bool_]) -> Ints:

@@ -62,6 +62,13 @@ class TokenAutomaton:
         """``(num_classes + 1,)``: the tokens of each class."""
         return np.bincount(self.token_class, minlength=self.num_classes + 1)
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory of its arrays, and of its arcs, which are made for it."""
+        arrays = [*vars(self).values(), *self.arcs]
+        sizes = [one.nbytes for one in arrays if isinstance(one, np.ndarray)]
+        return sum(sizes) + sum(map(len, self.forced))
+
     def token_class_on(self, device: torch.device) -> torch.Tensor:
         """``token_class`` ``(V,)`` int64 on a device. All requests share it."""
         if device not in self._on_device:

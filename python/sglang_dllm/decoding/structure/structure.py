@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,13 @@ import numpy as np
 import torch
 
 from sglang_dllm.decoding.sampling import Stream, counter_uniform, filter_logits
-from sglang_dllm.decoding.statistics import DRAW_ELEMENTS, fits_at_once, row_chunks
-from sglang_dllm.decoding.structure.arcs import Forms, Ints
+from sglang_dllm.decoding.statistics import (
+    DRAW_ELEMENTS,
+    fits_at_once,
+    row_chunks,
+    without_token,
+)
+from sglang_dllm.decoding.structure.arcs import Ints
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
 from sglang_dllm.decoding.structure.programme import Programme, Strip
 
@@ -26,6 +32,10 @@ long canvas would keep other requests waiting."""
 
 WORST = -1e6
 """The least score of a token. Nothing that forbids a token makes an answer invalid."""
+
+TIE = 1e-9
+"""The class of the best token gets this more: the first of equal ones wins, as it does
+without a form."""
 
 
 @dataclass(eq=False)
@@ -91,7 +101,8 @@ class Structure:
         num = canvas.answer_len
         longest = num if canvas.length is None else canvas.length.cap
         eos_id = canvas.eos_ids[0]
-        at, tokens = _known_tokens(self.automaton, num, max(num, longest), eos_id)
+        automaton = weakref.ref(self.automaton)
+        at, tokens = _known_tokens(automaton, num, max(num, longest), eos_id)
         return at + canvas.prompt_len, tokens
 
     def _last_known(self, ids: Ints, known: Ints) -> int:
@@ -118,12 +129,18 @@ class Structure:
 
 @lru_cache(maxsize=64)
 def _known_tokens(
-    automaton: TokenAutomaton, length: int, longest: int, eos_id: int
+    of: weakref.ref[TokenAutomaton], length: int, longest: int, eos_id: int
 ) -> tuple[Ints, Ints]:
-    """As ``Structure.known_tokens``, in a canvas of ``length`` masks."""
+    """As ``Structure.known_tokens``, in a canvas of ``length`` masks.
+
+    Args:
+        of: the automaton, which the cache does not keep alive.
+    """
+    automaton = of()
+    assert automaton is not None, "the structure of the canvas has it"
     num = min(length, MAX_KNOWN)
     strip = Strip(automaton, automaton.start, np.full(num, -1), longest - num)
-    programme = Programme(Forms.of([automaton]), [strip])
+    programme = Programme([strip])
     (places,) = programme.certain.nonzero()
     classes = programme.possible[places].argmax(axis=1).tolist()
     tokens = [
@@ -151,14 +168,13 @@ class Structured:
         batch, device = inputs.batch, inputs.device
         self._inputs, self._which = inputs, which
         self.candidates = _upload(which, device)
-        self._forms: Forms = batch.memo("forms", lambda: _forms(batch.records))
         strips, places = [], []
         for index, canvas in enumerate(batch.records):
             if canvas.structure is not None:
                 place, strip = canvas.structure.strip(canvas)
                 strips.append(strip)
                 places.append((index, place, len(strip.classes)))
-        programme = self._programme = Programme(self._forms, strips)
+        programme = self._programme = Programme(strips)
         row_at = np.zeros((len(batch), batch.max_answer_len), dtype=np.int64)
         for rows, (index, place, width) in zip(programme.rows, places, strict=True):
             row_at[index, place : place + width] = rows[:width]
@@ -166,8 +182,10 @@ class Structured:
         self._at = inputs.positions[self.candidates]
         self._row = _upload(row_at, device)[canvas_index, self._at].clamp(min=0)
         self._possible = _upload(programme.possible, device)[self._row]
-        self._token_class = [one.token_class_on(device) for one in self._forms.place]
+        self._token_class = [one.token_class_on(device) for one in programme.automata]
         self._form = _upload(programme.form, device)[self._row]
+        of_mask = [one[inputs.facts.mask_id] for one in self._token_class]
+        self._class_of_mask = torch.stack(of_mask)[self._form, None]
         certain = torch.zeros_like(inputs.positions, dtype=torch.bool)
         self.certain = certain.index_put(
             (self.candidates,), _upload(programme.certain, device)[self._row]
@@ -239,7 +257,7 @@ class Structured:
         for rows in chunks:
             scores = self._scores(logits_of(self.candidates[rows]), rows)
             best.append(self._best_of_classes(scores, rows))
-            worth = self._worth(best[-1], rows)
+            worth = self._worth(scores, best[-1], rows)
             table = table.index_copy(0, self._row[rows], worth)
         found = programme.best_classes(table.cpu().numpy())
         chosen = _upload(found, self._at.device)[self._row, None]
@@ -262,13 +280,27 @@ class Structured:
         worst = scores.new_full(shape, -torch.inf)
         return worst.scatter_reduce(1, of_class, scores, "amax")
 
-    def _worth(self, best: torch.Tensor, rows: slice) -> torch.Tensor:
-        """``(n, C)`` float64: not below ``WORST``, 0 for the best possible class."""
+    def _worth(
+        self, scores: torch.Tensor, best: torch.Tensor, rows: slice
+    ) -> torch.Tensor:
+        """``(n, C)`` float64: not below ``WORST``, 0 for the best possible class.
+
+        That of the mask token is worse than all others.
+
+        Args:
+            best: of each class among the scores ``(n, V)``.
+        """
+        of_mask = self._class_of_mask[rows]
         score = best.double().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         score = score.masked_fill(~self._possible[rows], -torch.inf)
+        score = score.scatter(1, of_mask, -torch.inf)
         most = score.amax(dim=1, keepdim=True)
         most = torch.where(most.isfinite(), most, 0.0)
-        return (score - most).clamp(min=WORST)
+        worth = (score - most).clamp(min=WORST).scatter(1, of_mask, 2 * WORST)
+        mask_id = self._inputs.facts.mask_id
+        first = without_token(scores, mask_id).argmax(dim=1, keepdim=True)
+        of_first = self._classes(rows).expand_as(scores).gather(1, first)
+        return worth.scatter_add(1, of_first, torch.full_like(worth, TIE))
 
     def _scores(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
         """``(n, V)`` float: the logits, with noise where a token is drawn."""
@@ -277,6 +309,7 @@ class Structured:
         if all(canvas.sampling.greedy for canvas in records if canvas.structure):
             return logits
         score = logits.masked_fill(~self._allowed(rows), -torch.inf).double()
+        score[:, inputs.facts.mask_id] = -torch.inf
         score = score.nan_to_num(nan=-torch.inf)
         sampling = inputs.batch.sampling
         heat, top_p, top_k, min_p, seed, step = (
@@ -309,9 +342,3 @@ def structured(inputs: StepInputs[Any, Any]) -> Structured | None:
 
 def _upload(values: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
-
-
-def _forms(records: list[Canvas]) -> Forms:
-    return Forms.of(
-        canvas.structure.automaton for canvas in records if canvas.structure is not None
-    )
