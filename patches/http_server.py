@@ -24,12 +24,9 @@ from sglang_dllm.upstream.hooks import Hook
 
 
 async def _json(original: Callable[..., Any], request: Any) -> Any:
-    from sglang.srt.entrypoints.http_server import get_global_state
+    from sglang_dllm.serving.request_checks import checks_of_server
 
-    from sglang_dllm.serving.request_checks import checks_of
-
-    state = get_global_state()
-    checks = None if state is None else checks_of(state.tokenizer_manager)
+    checks = checks_of_server()
     # Starlette calls this again for a body that it has read; it was checked then.
     if checks is None or hasattr(request, "_json"):
         return await original(request)

@@ -6,8 +6,8 @@ Ours: the history of a watched canvas comes in an object ``dllm`` beside ``choic
 (``serving.watched``): in each part of a stream of drafts, and in answers with a trace.
 All other answers pass as they are.
 Tool calls: the parsers of a stream get a part in pieces, because a part may have many
-tokens, and a parser takes one step for each part. A forced call is one call
-(``serving.tool_calls``).
+tokens, and a parser takes one step for each part. A forced call is one call, and a
+strict function's call satisfies its schema (``serving.tool_calls``).
 Goes when: upstream lets a model add fields to an answer and to the parts of a stream.
 """
 
@@ -72,15 +72,19 @@ async def _process_tool_call_stream(
 def _process_messages(
     original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    from sglang_dllm.serving.tool_calls import forced_call, is_forced
+    from sglang_dllm.serving.tool_calls import asks_for_calls, form_of_calls
 
     found = original(self, request, *args, **kwargs)
     choice = getattr(request, "tool_choice", None)
-    # SGLang's record of a function is no dict.
-    is_call = not isinstance(choice, str) or is_forced(choice)
-    if choice is not None and is_call and _is_ours(self):
-        tools = self._effective_tools(request)
-        found.tool_call_constraint = forced_call(self.tool_call_parser, tools, choice)
+    if choice is None or not _is_ours(self) or not self.tool_call_parser:
+        return found
+    tools = self._effective_tools(request) or []
+    if asks_for_calls(choice, [tool.function for tool in tools]):
+        is_parallel = request.parallel_tool_calls is not False
+        form = form_of_calls(
+            self.tool_call_parser, tools, choice, is_parallel=is_parallel
+        )
+        found.tool_call_constraint = form
     return found
 
 
@@ -147,7 +151,8 @@ HOOKS = (
         target=f"{_CHAT}._process_messages",
         fn=_process_messages,
         why="a forced call may be of another function than the named one, with any "
-        "arguments, and text may follow it",
+        "arguments, and text may follow it; a strict function with a parser of other "
+        "words is served without its schema",
         contract=None,
         remove_when="upstream's constraint of a forced call is one call by its schema",
     ),

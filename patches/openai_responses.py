@@ -3,10 +3,11 @@
 Upstream: takes two tokens from the length that a client asks for, or asks for the
 whole context. A stream answers 200 before its request is checked. SGLang 0.5.17 names
 the counts of usage as chat does.
-The form that an answer must have (``text.format``) is dropped there.
+The form that an answer must have (``text.format``) is dropped there. A wrong item of
+the input brings a traceback into the log.
 Ours: the length is the one that the client asks for, and chat's default without one. An
 answer has its form. A request is checked before its stream begins. Usage has the names
-of the responses API.
+of the responses API. An input that SGLang cannot read is a status 400 like any other.
 Goes when: upstream leaves the length alone, and checks a stream before it answers.
 """
 
@@ -26,16 +27,13 @@ def _to_sampling_params(
     stop: Any = None,
     tool_call_constraint: Any = None,
 ) -> Any:
-    from sglang.srt.entrypoints.http_server import get_global_state
-
     from sglang_dllm.serving.chat_like import text_schema
-    from sglang_dllm.serving.request_checks import checks_of
+    from sglang_dllm.serving.request_checks import checks_of_server
 
     params = original(
         self, default_max_tokens, default_params, stop, tool_call_constraint
     )
-    state = get_global_state()
-    if state is not None and checks_of(state.tokenizer_manager) is not None:
+    if checks_of_server() is not None:
         params["max_new_tokens"] = self.max_output_tokens
         schema = text_schema()
         if schema is not None:
@@ -72,6 +70,27 @@ def _generate_with_builtin_tools(
         priority,
         **kwargs,
     )
+
+
+async def _make_request(
+    original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from fastapi import HTTPException
+
+    from sglang_dllm.serving.bad_request import unreadable
+    from sglang_dllm.serving.request_checks import checks_of
+
+    checks = checks_of(self.tokenizer_manager)
+    if checks is None:
+        return await original(self, *args, **kwargs)
+    try:
+        return await original(self, *args, **kwargs)
+    except Exception as error:
+        # It makes a prompt of what the client sent, and of nothing else. SGLang would
+        # log a ValueError, which a BadRequest is.
+        refusal = unreadable("input", error)
+        checks.refusals.add("body", refusal)
+        raise HTTPException(400, str(refusal)) from None
 
 
 async def _create_responses(
@@ -128,6 +147,13 @@ HOOKS = (
             *("sampling_params", "context", "raw_request", "priority", "kwargs"),
         ),
         remove_when="upstream checks a streamed request before it answers",
+    ),
+    Hook(
+        target=f"{_SERVING}._make_request",
+        fn=_make_request,
+        why="a wrong item of the input is logged as if the server had failed",
+        contract=None,
+        remove_when="upstream tells a client's errors from its own",
     ),
     Hook(
         target=f"{_SERVING}.create_responses",

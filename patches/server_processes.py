@@ -177,12 +177,9 @@ def _load() -> Any:
 
 
 def _on_refusal(stage: str) -> None:
-    from sglang.srt.entrypoints.http_server import get_global_state
+    from sglang_dllm.serving.request_checks import checks_of_server
 
-    from sglang_dllm.serving.request_checks import checks_of
-
-    state = get_global_state()
-    checks = None if state is None else checks_of(state.tokenizer_manager)
+    checks = checks_of_server()
     if checks is not None:
         checks.refusals.add(stage)
 

@@ -2,21 +2,23 @@
 
 Upstream: checks lengths only. A token id outside the vocabulary ends the scheduler.
 Sampling fields that its dLLMs ignore pass without a word. An abort ends every request
-whose id begins with the named one; n answers share one seed.
+whose id begins with the named one, and is lost if the request is not sent to a
+scheduler yet; n answers share one seed.
 Ours: a request is checked before it is queued, and its options are resolved
 (``serving.request_checks``). Each of n answers is a request of its own
-(``serving.copies``), under an id of its own (``serving.request_ids``), and the best of
-several may come back alone (``serving.best_of``). The denoising report of a response
-becomes plain fields of its meta_info (``runtime.report``), and so do the history of a
-watched canvas (``serving.watched``) and the filled gaps of a canvas that the request
-gave in part (``serving.gaps``), whose tokens are counted then.
+(``serving.copies``), under an id of its own (``serving.request_ids``), which keeps an
+early abort until its request is sent. The best of several answers may come back alone
+(``serving.best_of``). The denoising report of a response becomes plain fields of its
+meta_info (``runtime.report``), and so do the history of a watched canvas
+(``serving.watched``) and the filled gaps of a canvas that the request gave in part
+(``serving.gaps``), whose tokens are counted then.
 Goes when: upstream has a per-model request validator and scalar customized_info, and
-its aborts name one request.
+its aborts name one request, sent or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from sglang_dllm.upstream.hooks import Hook
@@ -57,9 +59,13 @@ async def _generate_request(
     entry, best = ENTRY.get(), BestAnswers(obj)
     with checks.refusals.counted("arguments"):
         checks.check_arguments(obj)
-        await checks.check_forms(obj)
     gaps, watched = GapAnswers(self, obj), WatchedAnswers(self.tokenizer)
     with checks.ids.replaced(obj) as client_ids:
+        with checks.refusals.counted("arguments"):
+            has_form = await checks.check_forms(obj)
+        if has_form and await _has_hung_up(request, obj):
+            for rid in obj.rid if isinstance(obj.rid, list) else [obj.rid]:
+                checks.ids.abort(rid)
         if entry is not None:
             entry.arrive()
         async for out in original(self, obj, request):
@@ -76,17 +82,58 @@ async def _generate_request(
             yield best.of(out)
 
 
+async def _has_hung_up(request: Any, obj: Any) -> bool:
+    """True if the client is gone. SGLang would look for the first time in seconds."""
+    is_awaited = request is not None and not obj.background
+    return is_awaited and await request.is_disconnected()
+
+
+def _dispatch_to_scheduler(original: Callable[..., Any], self: Any, obj: Any) -> Any:
+    from sglang.srt.managers.io_struct import (
+        BatchTokenizedGenerateReqInput,
+        TokenizedGenerateReqInput,
+    )
+
+    from sglang_dllm.serving.request_checks import checks_of
+
+    found = original(self, obj)
+    if isinstance(obj, TokenizedGenerateReqInput):
+        sent: Iterable[Any] = [obj]
+    elif isinstance(obj, BatchTokenizedGenerateReqInput):
+        sent = obj
+    else:
+        return found
+    checks = checks_of(self)
+    if checks is not None:
+        for one in sent:
+            if checks.ids.sent(one.rid):
+                self.abort_request(one.rid)
+    return found
+
+
 def _abort_request(
     original: Callable[..., Any], self: Any, rid: str = "", abort_all: bool = False
 ) -> Any:
     from sglang_dllm.serving.request_checks import checks_of
 
     checks = checks_of(self)
-    if checks is None or abort_all:
+    if checks is None:
         return original(self, rid, abort_all)
-    for one in checks.ids.sglang_ids(rid):
+    if abort_all:
+        checks.ids.abort_all()
+        return original(self, rid, abort_all)
+    for one in checks.ids.abort(rid):
         original(self, one, abort_all)
     return None
+
+
+def _create_abort_task(original: Callable[..., Any], self: Any, obj: Any) -> Any:
+    from sglang_dllm.serving.request_checks import checks_of
+
+    if checks_of(self) is not None and not hasattr(obj, "is_single"):
+        # SGLang sets it when it looks at the prompts. A client may be gone by then.
+        obj.is_single = not isinstance(obj.rid, list)
+    return original(self, obj)
 
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -110,11 +157,26 @@ HOOKS = (
         "of a request to meta_info",
     ),
     Hook(
+        target=f"{_MANAGER}._dispatch_to_scheduler",
+        fn=_dispatch_to_scheduler,
+        why="an abort that comes before its request is sent is lost",
+        contract=("self", "obj"),
+        remove_when="upstream keeps an abort until its request is sent",
+    ),
+    Hook(
         target=f"{_MANAGER}.abort_request",
         fn=_abort_request,
         why="an abort ends every request whose id begins with the named one, and a "
         "later request that has the id again",
         contract=("self", "rid", "abort_all"),
         remove_when="upstream aborts the named request alone",
+    ),
+    Hook(
+        target=f"{_MANAGER}.create_abort_task",
+        fn=_create_abort_task,
+        why="the task of a stream whose client left while a form was read fails with "
+        "an AttributeError",
+        contract=("self", "obj"),
+        remove_when="upstream's task reads no attribute that is set later",
     ),
 )

@@ -5,6 +5,7 @@ docs/watching.md has the schema.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -79,8 +80,6 @@ def load_trace(path: Path) -> Trace:
     Raises:
         TraceError: one line that says what is wrong.
     """
-    import json
-
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

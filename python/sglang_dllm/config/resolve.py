@@ -24,8 +24,10 @@ from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import Family
 
 STEPS_PER_ROUND = 4
-MAX_BODY_BYTES = 4 << 20
 """More steps gain little (round_cost.py), and an abort waits for a round."""
+
+MAX_BODY_BYTES = 4 << 20
+"""Bytes of a body, unless the YAML file says otherwise."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Length of a fixed canvas of a request that names none (d3LLM's evaluation length)."""
@@ -38,6 +40,9 @@ TOKEN_KEYS = ("allowed_token_ids", "bad_words")
 
 CUSTOM_PARAMS_KEY = "dllm"
 """The key of a request's options: ``custom_params: {"dllm": {...}}``."""
+
+OPTIONS_PATH = f"custom_params.{CUSTOM_PARAMS_KEY}"
+"""The path to that object, for errors."""
 
 SCORE_KEY = "score"
 """The key of the ``dllm`` object that asks for a score (``config.scoring``)."""
@@ -170,9 +175,21 @@ class DecodeConfig:
         return merged
 
 
+def dllm_object(custom_params: Any) -> dict[str, Any]:
+    """The ``dllm`` object of a request; null is a key left out.
+
+    Empty where there is none, or where something else is in its place.
+    """
+    is_object = isinstance(custom_params, dict)
+    given = custom_params.get(CUSTOM_PARAMS_KEY) if is_object else None
+    if not isinstance(given, dict):
+        return {}
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def request_options(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options in a request's ``dllm`` object; null is a key left out."""
-    given = _given(custom_params)
+    """The options in a request's ``dllm`` object."""
+    given = dllm_object(custom_params)
     others = (CANVAS_KEY, SCORE_KEY, *TOKEN_KEYS, *Watching.model_fields)
     return {key: given[key] for key in given if key not in others}
 
@@ -183,7 +200,7 @@ def watching_of(custom_params: Mapping[str, Any] | None) -> Watching:
     Raises:
         OptionError: a wrong type or value.
     """
-    given = _given(custom_params)
+    given = dllm_object(custom_params)
     asked = {key: given[key] for key in Watching.model_fields if key in given}
     return parse_options(Watching, asked)
 
@@ -194,18 +211,13 @@ def given_canvas(custom_params: Mapping[str, Any] | None) -> CanvasParts | None:
     Raises:
         OptionError: it is not resolved.
     """
-    parts = _given(custom_params).get(CANVAS_KEY)
+    parts = dllm_object(custom_params).get(CANVAS_KEY)
     if parts is None:
         return None
     try:
         return CanvasParts.of(parts)
     except (TypeError, ValueError, KeyError, AttributeError):
         raise OptionError(CANVAS_KEY, parts, "ids and masks") from None
-
-
-def _given(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
-    given = (custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}
-    return {key: value for key, value in given.items() if value is not None}
 
 
 def _refuse_unknown(

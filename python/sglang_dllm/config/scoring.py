@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, SCORE_KEY, parse_options
+from sglang_dllm.config.resolve import SCORE_KEY, dllm_object, parse_options
 from sglang_dllm.decoding.caches.base import CacheOptions
 from sglang_dllm.decoding.caches.registry import CACHES
 from sglang_dllm.decoding.canvas import Canvas
@@ -88,10 +88,7 @@ class Scoring:
 
 def score_of(custom_params: Any) -> Any:
     """The value of ``dllm.score`` as it is, None without one."""
-    if not isinstance(custom_params, dict):
-        return None
-    options = custom_params.get(CUSTOM_PARAMS_KEY)
-    return options.get(SCORE_KEY) if isinstance(options, dict) else None
+    return dllm_object(custom_params).get(SCORE_KEY)
 
 
 def given_scoring(custom_params: Any, family: Family) -> Scoring | None:

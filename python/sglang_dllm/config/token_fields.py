@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, parse_options
+from sglang_dllm.config.resolve import dllm_object, parse_options
 from sglang_dllm.decoding.options import StrictModel
 from sglang_dllm.decoding.token_edits import TokenEdits
 from sglang_dllm.errors import OptionError
@@ -51,7 +51,7 @@ def token_edits_of(
         OptionError: a field has a wrong form, or a position could come to have no
             token.
     """
-    given = (params.custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}
+    given = dllm_object(params.custom_params)
     keys = TokenFields.model_fields
     fields = parse_options(TokenFields, {k: given[k] for k in keys if k in given})
     bias = _bias_of(params.logit_bias or {})

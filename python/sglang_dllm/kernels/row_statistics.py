@@ -132,10 +132,10 @@ def _plain_chunk(
     if mask_id == 0:  # a row of -inf alone would give the mask token
         tokens.clamp_(min=1)
     probability = margin = entropy = None
-    if want:
-        p = torch.softmax(logits, dim=-1, dtype=torch.float64)
     if Want.PROBABILITY in want:
-        probability = _no_nan(p.gather(1, tokens[:, None])[:, 0])
+        probability = _no_nan(_share(logits, tokens))
+    if want & ~Want.PROBABILITY:
+        p = torch.softmax(logits, dim=-1, dtype=torch.float64)
     if Want.NEGATIVE_ENTROPY in want:
         entropy = _no_nan(torch.add(p, eps).log_().mul_(p).sum(dim=-1))
     if Want.MARGIN in want:
@@ -143,6 +143,16 @@ def _plain_chunk(
         two = p.topk(2, dim=-1).values
         margin = _no_nan(two[:, 0] - two[:, 1])
     return RowStatistics(tokens, probability, margin, entropy)
+
+
+def _share(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The softmax ``(N,)`` float64 of logits ``(N, V)`` at one token of each row.
+
+    The softmax of whole rows takes three times as long on a CPU.
+    """
+    wide = logits.double()
+    powers = (wide - wide.amax(dim=-1, keepdim=True)).exp_()
+    return powers.gather(1, tokens[:, None])[:, 0] / powers.sum(dim=-1)
 
 
 def _no_nan(value: torch.Tensor) -> torch.Tensor:

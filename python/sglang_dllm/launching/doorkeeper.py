@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Container, MutableMapping
-from typing import Any
+from collections.abc import Callable, Container
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang_dllm.launching.queue_bound import QueueBound
 from sglang_dllm.launching.refusal import refuse
 from sglang_dllm.launching.server import ServerLaunch
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _GENERATES = "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"
 """SGLang's variable: whether ``/health`` generates a token, as ``/health_generate``."""
@@ -33,7 +30,7 @@ class Doorkeeper:
 
     def __init__(
         self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        app: ASGIApp,
         launch: ServerLaunch,
         is_up: Callable[[], bool],
         on_startup: Callable[[], None],

@@ -126,12 +126,9 @@ def reported(process: str) -> Iterator[None]:
         return
     try:
         yield
-    except (ConfigError, UpstreamContractError) as error:
-        logger.debug("%s ends", process, exc_info=True)
-        note.write(End(WRONG_INPUT, one_line(error)))
-        raise SystemExit(WRONG_INPUT) from None
     except Exception as error:
-        if _MEMORY_FLAG in str(error):
+        is_ours = isinstance(error, ConfigError | UpstreamContractError)
+        if is_ours or _MEMORY_FLAG in str(error):
             logger.debug("%s ends", process, exc_info=True)
             note.write(End(WRONG_INPUT, one_line(error)))
             raise SystemExit(WRONG_INPUT) from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 import psutil
 
@@ -58,19 +60,33 @@ class Gone:
     was_killed: bool
 
     @classmethod
-    def of(cls, pid: int, title: str) -> Gone:
-        """Read how a child ended, and leave its status to its owner."""
-        name = f"{title} (pid {pid})"
-        try:
-            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except OSError:
-            found = None
-        if found is None:
+    def of(cls, pid: int, title: str, owner: BaseProcess | None) -> Gone:
+        """Read how a process ended.
+
+        Args:
+            owner: the object that has started it, if this process has one.
+        """
+        name, code = f"{title} (pid {pid})", _exit_code(pid, owner)
+        if code is None:
             return cls(f"{name} has gone", False)
-        if found.si_code == os.CLD_EXITED:
-            return cls(f"{name} ended with status {found.si_status}", False)
-        number = signal.Signals(found.si_status)
+        if code >= 0:
+            return cls(f"{name} ended with status {code}", False)
+        number = signal.Signals(-code)
         return cls(f"{name} was killed by {number.name}", number == signal.SIGKILL)
+
+
+def _exit_code(pid: int, owner: BaseProcess | None) -> int | None:
+    """The status of a process that has gone, negative for a signal; None if lost.
+
+    A child's status is left to its owner. SGLang watches its processes too. If it was
+    quicker, the system has no status any more, and the owner knows it.
+    """
+    with contextlib.suppress(OSError):
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is not None:
+            is_exit = found.si_code == os.CLD_EXITED
+            return found.si_status if is_exit else -found.si_status
+    return None if owner is None else owner.exitcode
 
 
 class Watch:
@@ -93,6 +109,7 @@ class Watch:
         self._on_gone = on_gone
         self._has_failed = has_failed
         self._titles: dict[psutil.Process, str] = {}
+        self._owners: dict[int, BaseProcess] = {}
         self._is_complete = threading.Event()
         self._is_stopped = threading.Event()
 
@@ -101,10 +118,7 @@ class Watch:
         threading.Thread(target=self._run, daemon=True, name="dllm-watch").start()
 
     def complete(self) -> None:
-        """Note that all processes have started.
-
-        The list of all processes of a machine is not read any more.
-        """
+        """Note that all processes have started: nobody looks for new ones any more."""
         self._find_new()
         self._is_complete.set()
 
@@ -113,9 +127,9 @@ class Watch:
         self._is_stopped.set()
 
     def gone(self) -> Gone | None:
-        """A process that has gone, one that was killed first; None if all live."""
+        """A process that has gone, a killed one before others; None if all live."""
         found = [
-            Gone.of(process.pid, title)
+            Gone.of(process.pid, title, self._owners.get(process.pid))
             for process, title in list(self._titles.items())
             if not _lives(process)
         ]
@@ -133,6 +147,9 @@ class Watch:
                 return
 
     def _find_new(self) -> None:
+        for owner in multiprocessing.active_children():
+            if owner.pid is not None:
+                self._owners.setdefault(owner.pid, owner)
         for process, title in _titled(psutil.Process()):
             self._titles.setdefault(process, title)
             if title.startswith(_CONTROLLER):

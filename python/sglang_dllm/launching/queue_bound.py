@@ -87,10 +87,8 @@ class QueueBound:
         return retry_after(self._seconds(num_waiting, load))
 
     def _seconds(self, num_waiting: int, load: Load) -> float:
-        now = self._now()
-        while self._ended and self._ended[0][0] < now - _WINDOW:
-            self._ended.popleft()
-        passed = min(_WINDOW, now - self._since)
+        self._forget()
+        passed = min(_WINDOW, self._now() - self._since)
         done = sum(tokens for _, tokens in self._ended)
         if not done:
             return passed
@@ -115,7 +113,15 @@ class QueueBound:
         self._num_on_the_way -= 1
 
     def _has_ended(self, num_tokens: int) -> None:
+        # Here too: a server that is never idle and never full would keep them all.
+        self._forget()
         self._ended.append((self._now(), num_tokens))
+
+    def _forget(self) -> None:
+        """Drop what ended before the window."""
+        first = self._now() - _WINDOW
+        while self._ended and self._ended[0][0] < first:
+            self._ended.popleft()
 
 
 class Entry:

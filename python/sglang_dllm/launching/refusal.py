@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from starlette.types import Send
 
 
 async def refuse(

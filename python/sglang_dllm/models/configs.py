@@ -16,6 +16,8 @@ from sglang_dllm.models.rope import Rope, read_rope
 class _Published:
     """Reads a config.json as the published config class does.
 
+    Each class has an ``__init__`` of its own: transformers would give it another one.
+
     Attributes:
         family: the architecture of a file that names none.
     """

@@ -37,7 +37,6 @@ from sglang_dllm.errors import ConfigError
 from sglang_dllm.models.configs import published_size, rope_of_config
 from sglang_dllm.models.linear import (
     gated_mlp,
-    padded,
     padded_weights,
     use_padded_products,
 )
@@ -313,7 +312,9 @@ class DenseDiffusionLM(nn.Module):
                 prefix=add_prefix("lm_head", prefix),
             )
         self.logits_processor = LogitsProcessor(config, return_full_logits=True)
-        use_padded_products(self)
+        use_padded_products(self.layers)
+        if not self.logits_processor.use_fp32_lm_head:  # --enable-fp32-lm-head
+            use_padded_products(nn.ModuleList([self.embed_tokens, self.lm_head]))
 
     def _make_block(
         self,
@@ -371,9 +372,9 @@ class DenseDiffusionLM(nn.Module):
     @torch.no_grad()
     def logits(self, x: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         """The head, from hidden states ``(n, H)`` to logits ``(n, V)`` float32."""
-        rows, x = len(x), padded(x)
         found = self.logits_processor(None, x, self.lm_head, forward_batch)
-        return found.full_logits[:rows]
+        logits: torch.Tensor = found.full_logits
+        return logits
 
     def load_weights(
         self,

@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 
 import torch
-from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+from sglang.srt.layers.quantization.unquant import (
+    UnquantizedEmbeddingMethod,
+    UnquantizedLinearMethod,
+)
 from torch import nn
 from torch.nn.functional import linear, pad, silu
 
@@ -23,6 +26,10 @@ _WEIGHTS_FIRST_ROWS = 512
 
 oneDNN rearranges the second factor of each product, which is ``x`` then, and smaller
 than the weights."""
+
+_WEIGHTS_FIRST_HEAD_ROWS = 64
+"""Likewise for a head. Its logits ``(V, T)`` have to be turned round. That takes longer
+than it saves where T is larger."""
 
 
 def padded_rows(num_rows: int) -> int:
@@ -72,6 +79,14 @@ def gated_mlp(
     return out[:rows]
 
 
+def head_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x W^T`` from ``x`` ``(T, K)`` to ``(T, V)``, over padded rows."""
+    rows, x = len(x), padded(x)
+    if len(x) <= _WEIGHTS_FIRST_HEAD_ROWS:
+        return torch.mm(weight, x.t()).t()[:rows].contiguous()
+    return linear(x, weight)[:rows]
+
+
 class PaddedLinear(UnquantizedLinearMethod):
     """``product`` as a layer's method."""
 
@@ -81,15 +96,36 @@ class PaddedLinear(UnquantizedLinearMethod):
         return product(x, layer.weight, bias)
 
 
+class PaddedHead(UnquantizedEmbeddingMethod):
+    """``head_product`` as the method of a head, which may be the embedding too.
+
+    SGLang multiplies by itself where a head has the method of the base class. It asks
+    a method of another name.
+    """
+
+    def apply(
+        self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        found = head_product(x, layer.weight)
+        return found if bias is None else found + bias
+
+
+_PADDED = {
+    UnquantizedLinearMethod: PaddedLinear,
+    UnquantizedEmbeddingMethod: PaddedHead,
+}
+
+
 def use_padded_products(model: nn.Module) -> None:
-    """Give the plain half-precision layers of a model on a CPU this product."""
+    """Give the plain half-precision layers of a model on a CPU these products."""
     for layer in model.modules():
-        if type(getattr(layer, "quant_method", None)) is not UnquantizedLinearMethod:
+        method = _PADDED.get(type(getattr(layer, "quant_method", None)))
+        if method is None:
             continue
         weight = layer.weight
         half = weight.dtype in (torch.bfloat16, torch.float16)
         if weight.device.type == "cpu" and half:
-            layer.quant_method = PaddedLinear()
+            layer.quant_method = method()
             # Both libraries read their variable at their first product.
             for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
                 os.environ.setdefault(name, _KEPT_KERNELS)

@@ -6,8 +6,8 @@ small model the elementwise layers take as long as the matrix products.
 
 from __future__ import annotations
 
+import os
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from sglang.srt.layers.activation import SiluAndMul
@@ -24,6 +24,8 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 def register(platform_key: str) -> None:
     """Make SGLang's layers use these. Call it before a model is built."""
+    # Tables of cosines and sines stay float32, as on a GPU.
+    os.environ.setdefault("SGLANG_ROPE_CACHE_FP32", "1")
     register_operator(RMSNorm, rms_norm, platform_key)
     register_operator(SiluAndMul, silu_and_mul, platform_key)
     register_operator(RotaryEmbedding, rotate, platform_key)
@@ -88,11 +90,12 @@ def rotate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary embedding of whole heads, with paired halves (NeoX style).
 
-    It is computed in float32, as on a GPU. SGLang's own form for a CPU rounds the
-    angles to the model's dtype. Any other layer takes that form.
+    It is computed in float32, as on a GPU. SGLang's own form for a CPU rounds cosines
+    and sines to the model's dtype. Any other layer takes that form.
     """
     is_plain = (
         layer.is_neox_style
+        and layer.cos_sin_cache.dtype == torch.float32
         and layer.rotary_dim == layer.head_size
         and query.dtype == key.dtype
         and query.dtype in (torch.float32, *_HALVES)
@@ -103,7 +106,7 @@ def rotate(
             positions, query, key, *others, **named
         )
         return rotated
-    angles = _angles(layer)[positions.flatten()]
+    angles = layer.cos_sin_cache[positions.flatten()]
     cos, sin = angles.unsqueeze(1).chunk(2, dim=-1)
     if not _is_behind(key, query):
         return _rotated(query, cos, sin), _rotated(key, cos, sin)
@@ -111,19 +114,6 @@ def rotate(
     both = query.as_strided((len(query), sum(widths)), query.stride())
     rotated_query, rotated_key = _rotated(both, cos, sin).split(widths, dim=-1)
     return rotated_query, rotated_key
-
-
-_WIDE_ANGLES: WeakKeyDictionary[RotaryEmbedding, torch.Tensor] = WeakKeyDictionary()
-
-
-def _angles(layer: RotaryEmbedding) -> torch.Tensor:
-    """Cosines and sines of each position, ``(positions, head_size)`` float32."""
-    table: torch.Tensor = layer.cos_sin_cache
-    if table.dtype == torch.float32:
-        return table
-    if layer not in _WIDE_ANGLES or len(_WIDE_ANGLES[layer]) < len(table):
-        _WIDE_ANGLES[layer] = layer._compute_cos_sin_cache().to(table.device)
-    return _WIDE_ANGLES[layer]
 
 
 def _is_behind(key: torch.Tensor, query: torch.Tensor) -> bool:

@@ -125,7 +125,7 @@ def admit(
         if canvas is None:
             ended.append(req)
             continue
-        fits = not load.windows or load.has_room(canvas, scheduler)
+        fits = load.has_room(canvas, scheduler)
         if fits and try_alloc_canvas_slots(req, canvas, scheduler):
             enter(req, engine)
             admitted.append(req)

@@ -1,7 +1,9 @@
 """Requests whose answers must have a form: their automata, and what they may ask.
 
 SGLang's grammar manager keeps the requests that wait for a grammar, compiles in its
-threads, caches by form, and ends aborted ones. The backend here gives it automata.
+threads, and ends aborted ones. It keeps every form that it has compiled: clients with
+ever new schemas would fill the memory. The backend here gives it automata, and keeps
+those that were asked for last.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from sglang.srt.managers.schedule_batch import Req
 
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.decoding.structure.automaton import TokenAutomaton
+from sglang_dllm.decoding.structure.programme import prepare
 from sglang_dllm.decoding.structure.structure import Structure
 from sglang_dllm.errors import RequestError
 from sglang_dllm.grammar.errors import FormError
@@ -31,6 +34,60 @@ from sglang_dllm.grammar.forms import (
 from sglang_dllm.grammar.token_automaton import Vocabulary
 from sglang_dllm.models.facts import ModelFacts
 
+MAX_KEPT_BYTES = 1 << 29
+"""A scheduler keeps forms of so many bytes. One takes some MB, or 200 MB at worst."""
+
+_KEY_BYTES = 1024
+"""More than a form that is wrong takes beside its text."""
+
+Key = tuple[str, str]
+
+
+class KeptForms:
+    """The compiled forms that were asked for last, by SGLang's key: kind and text.
+
+    All tensor-parallel ranks keep the same ones: they get the same requests in the same
+    order, and an automaton has one size.
+    """
+
+    def __init__(self, most: int = MAX_KEPT_BYTES) -> None:
+        """
+        Args:
+            most: bytes.
+        """
+        self._most, self._num_bytes = most, 0
+        # The first one is the one for which nobody has asked longest.
+        self._forms: dict[Key, tuple[BaseGrammarObject, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._forms)
+
+    def get(self, key: Key) -> BaseGrammarObject | None:
+        """A form, which is now the last one asked for; None if it is not kept."""
+        if key not in self._forms:
+            return None
+        found = self._forms[key] = self._forms.pop(key)
+        return found[0]
+
+    def __setitem__(self, key: Key, grammar: Any) -> None:
+        self._drop(key)
+        size = _KEY_BYTES + len(key[1].encode())
+        if isinstance(grammar, AutomatonGrammar):
+            size += grammar.num_bytes
+        self._forms[key] = grammar, size
+        self._num_bytes += size
+        while self._num_bytes > self._most:
+            self._drop(next(iter(self._forms)))
+
+    def _drop(self, key: Key) -> None:
+        _, size = self._forms.pop(key, (None, 0))
+        self._num_bytes -= size
+
+    def clear(self) -> None:
+        """Keep nothing (``/flush_cache``)."""
+        self._forms.clear()
+        self._num_bytes = 0
+
 
 class AutomatonGrammar(BaseGrammarObject):
     """A form as SGLang's grammar manager keeps it. Requests share the automaton."""
@@ -38,6 +95,8 @@ class AutomatonGrammar(BaseGrammarObject):
     def __init__(self, automaton: TokenAutomaton) -> None:
         super().__init__()
         self.automaton = automaton
+        # Here, in a thread: it makes the arcs, which the scheduler would wait for.
+        self.num_bytes = automaton.num_bytes
 
     def copy(self) -> AutomatonGrammar:
         return self
@@ -48,6 +107,7 @@ class AutomatonBackend(BaseGrammarBackend):
 
     def __init__(self, tokenizer: Any, facts: ModelFacts) -> None:
         super().__init__()
+        self.cache: Any = KeptForms()
         self._tokenizer, self._facts, self._lock = tokenizer, facts, Lock()
 
     @cached_property
@@ -61,9 +121,11 @@ class AutomatonBackend(BaseGrammarBackend):
         with self._lock:
             vocabulary = self._vocabulary
         try:
-            return AutomatonGrammar(compile_form(form, vocabulary))
+            automaton = compile_form(form, vocabulary)
         except FormError as error:
             return InvalidGrammarObject(str(error))
+        prepare(automaton)
+        return AutomatonGrammar(automaton)
 
     def dispatch_json(self, key_string: str) -> BaseGrammarObject:
         return self._compiled(native_form("json_schema", key_string))

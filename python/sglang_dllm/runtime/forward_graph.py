@@ -64,12 +64,7 @@ class ForwardGraph:
         self._places = places.to(device, non_blocking=True)
         self._tokens.positions.copy_(packed.positions[self._sources])
         self._tokens.kv_slots.fill_(DUMMY_SLOT)
-        self._tokens.kv_slots[self._places] = torch.cat(
-            [
-                canvas.placed_slots[window.start : window.end]
-                for canvas, window in zip(packed.canvases, packed.windows, strict=True)
-            ]
-        )
+        self._tokens.kv_slots[self._places] = packed.token_slots()
         self._packed = packed
 
 

@@ -56,7 +56,7 @@ def _enter_grown(scheduler: Any, engine: DenoisingEngine, reqs: list[Req]) -> li
     load = round_load(scheduler, engine.canvases)
     while waiting:
         req, canvas = waiting[0], waiting[0].dllm_algo_state.canvas
-        fits = not load.windows or load.has_room(canvas, scheduler)
+        fits = load.has_room(canvas, scheduler)
         if not fits or not try_extend_canvas_slots(req, canvas, scheduler):
             break
         enter(req, engine)

@@ -11,7 +11,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.utils.common import ceil_align
 
 from sglang_dllm.config.canvas_parts import CANVAS_KEY
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, SCORE_KEY
+from sglang_dllm.config.resolve import SCORE_KEY, dllm_object
 from sglang_dllm.decoding.canvas import Canvas
 
 
@@ -32,6 +32,9 @@ class RoundLoad:
         self.tokens += canvas.num_windows * len(canvas)
 
     def has_room(self, canvas: Canvas, scheduler: Any) -> bool:
+        """True if a canvas may join; one that runs alone always may."""
+        if not self.windows:
+            return True
         num_tokens = self.tokens + canvas.num_windows * len(canvas)
         # SGLang limits the windows of a forward by --max-running-requests.
         num_free = scheduler.get_num_allocatable_reqs(self.windows)
@@ -62,7 +65,7 @@ def canvas_tokens(req: Req) -> int:
     if req.dllm_algo_state is not None:
         return len(req.dllm_algo_state.canvas)
     answer_len = _most_answer(req)
-    parts = _asked(req).get(CANVAS_KEY)
+    parts = dllm_object(req.sampling_params.custom_params).get(CANVAS_KEY)
     if parts:
         try:
             # The model reads text behind the answer too.
@@ -82,7 +85,7 @@ def most_left(reqs: Iterable[Req]) -> int:
     """The most masks that a running canvas has left: forwards until all have ended.
 
     A forward commits at least one mask of every canvas. The forwards of a score do not
-    follow from its masks, so that it counts none.
+    follow from its masks, so it counts as 0.
     """
     return max((_left(req.dllm_algo_state.canvas) for req in reqs), default=0)
 
@@ -106,7 +109,7 @@ def may_overtake(req: Req, left: int) -> bool:
     Args:
         left: ``most_left`` of the running requests.
     """
-    asked = _asked(req)
+    asked = dllm_object(req.sampling_params.custom_params)
     # Dream may draw steps that commit nothing.
     steps = asked.get("steps")
     most = max(_most_answer(req), steps if isinstance(steps, int) else 0)
@@ -116,13 +119,6 @@ def may_overtake(req: Req, left: int) -> bool:
 def _most_answer(req: Req) -> int:
     found = req.sampling_params.max_new_tokens
     return found if isinstance(found, int) else 0
-
-
-def _asked(req: Req) -> dict[str, Any]:
-    """The ``dllm`` object of a request."""
-    custom = req.sampling_params.custom_params
-    asked = custom.get(CUSTOM_PARAMS_KEY) if isinstance(custom, dict) else None
-    return asked if isinstance(asked, dict) else {}
 
 
 def true_load(told: Any, inquirer: Any) -> Any:

@@ -7,9 +7,8 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import Req
 
 from sglang_dllm.decoding.canvas import Canvas
+from sglang_dllm.decoding.reveals import MAX_TOP_LOGPROBS
 from sglang_dllm.errors import RequestError
-
-MAX_TOP_LOGPROBS = 20
 
 _NONE = "expected nothing"
 _PROMPT = "expected -1: a prompt has none; /v1/score gives likelihoods"

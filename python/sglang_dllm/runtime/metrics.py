@@ -176,8 +176,8 @@ class Metrics:
 def num_wasted(canvas: Canvas) -> int:
     """Tokens that the algorithm committed behind the first EOS that ends the answer.
 
-    None where no EOS ends it. Positions that a rule filled with EOS cost no forward of
-    their own, and ``num_committed`` has none of them.
+    It is 0 where no EOS ends the answer. Positions that a rule filled with EOS cost no
+    forward of their own, and ``num_committed`` has none of them.
     """
     if canvas.ignore_eos:
         return 0

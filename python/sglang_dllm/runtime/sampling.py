@@ -14,7 +14,7 @@ def sampling_of(req: Req, vocab_size: int) -> SamplingOptions:
     """The sampling options of a request, checked.
 
     Raises:
-        RequestError: its seed is none.
+        RequestError: its seed is no 64-bit integer.
     """
     params = req.sampling_params
     seed = params.sampling_seed

@@ -49,16 +49,8 @@ class CanvasScheduleBatch(ScheduleBatch):
     def of_forward(cls, runner: Any, packed: PackedForward) -> Self:
         """The batch from which SGLang makes the forward batch of a packed forward."""
         batch = cls._new(runner, runner, [])
-        canvases = packed.canvases
-        # The unconditional window of a guided canvas has the slots of the first one.
-        # Its forward attends to fresh keys and values, and keeps none in the pool.
-        slots = torch.cat(
-            [
-                canvas.placed_slots[window.start : window.end]
-                for canvas, window in zip(canvases, packed.windows, strict=True)
-            ]
-        )
-        batch._set_windows(canvases, packed.lens, packed.input_ids, slots)
+        slots = packed.token_slots()
+        batch._set_windows(packed.canvases, packed.lens, packed.input_ids, slots)
         return batch
 
     @classmethod
@@ -120,9 +112,7 @@ def try_alloc_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
     pool = scheduler.req_to_token_pool
     canvas_len = len(canvas)
     need = ceil_align(canvas_len, allocator.page_size)
-    if pool.available_size() < 1 or allocator.available_size() < need:
-        return False
-    slots = allocator.alloc(need)
+    slots = _free_slots(need, scheduler) if pool.available_size() else None
     if slots is None:
         return False
     (index,) = alloc_req_slots(pool, [req], scheduler.tree_cache)
@@ -142,9 +132,7 @@ def try_extend_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
     assert held is not None and canvas.req_pool_index is not None
     need = ceil_align(len(canvas), allocator.page_size) - len(held)
     if need > 0:
-        if allocator.available_size() < need:
-            return False
-        slots = allocator.alloc(need)
+        slots = _free_slots(need, scheduler)
         if slots is None:
             return False
         held = torch.cat([held, slots])
@@ -154,6 +142,15 @@ def try_extend_canvas_slots(req: Req, canvas: Canvas, scheduler: Any) -> bool:
     return True
 
 
+def _free_slots(num: int, scheduler: Any) -> torch.Tensor | None:
+    """KV slots of the pool, which are taken then; None where it has fewer."""
+    allocator = scheduler.token_to_kv_pool_allocator
+    slots: torch.Tensor | None = None
+    if allocator.available_size() >= num:
+        slots = allocator.alloc(num)
+    return slots
+
+
 def set_aside_slots(req: Req, canvas: Canvas, scheduler: Any) -> None:
     """Free the slots of a canvas that goes on later with other ones."""
     release_slots(req, scheduler.tree_cache)
@@ -161,7 +158,7 @@ def set_aside_slots(req: Req, canvas: Canvas, scheduler: Any) -> None:
 
 
 def _note_slots(req: Req, canvas: Canvas, num_tokens: int, pool: Any) -> None:
-    """Note the first slots that a canvas holds where SGLang frees them."""
+    """Tell SGLang of the first slots that a canvas holds, so that it frees them."""
     assert canvas.held_slots is not None
     place = canvas.req_pool_index, slice(0, num_tokens)
     pool.write(place, canvas.held_slots[:num_tokens].to(torch.int32))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from sglang_dllm.upstream.compat import data_parallel_rank
+
 STATE_KEY = "dllm"
 """The key in SGLang's internal state of a scheduler, which carries ours."""
 
@@ -31,4 +33,9 @@ def state_of(scheduler: Any) -> dict[str, Any]:
                 "age_s": round(now - state.began, 3),
             }
         )
-    return {"queued": len(scheduler.waiting_queue), "canvases": canvases}
+    return {
+        # Answers of data-parallel ranks come in any order.
+        "dp_rank": data_parallel_rank(scheduler),
+        "queued": len(scheduler.waiting_queue),
+        "canvases": canvases,
+    }

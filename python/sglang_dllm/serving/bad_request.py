@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
 
 from sglang_dllm.errors import RequestError
 
@@ -39,6 +41,30 @@ def refused(field: str, value: Any, expected: str) -> BadRequest:
     if len(shown) > _LONGEST_VALUE:
         shown = shown[: _LONGEST_VALUE - 3] + "..."
     return BadRequest(f"{field}={shown} is not allowed; expected {expected}")
+
+
+def error_answer(
+    message: str, status: int = 400, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer of an error, in the form of SGLang's OpenAI routes."""
+    kind = "BadRequestError" if status < 500 else "InternalServerError"
+    error = {"object": "error", "message": message, "type": kind}
+    return JSONResponse({**error, "param": None, "code": status}, status, headers)
+
+
+def unreadable(field: str, error: Exception) -> BadRequest:
+    """The refusal of what SGLang cannot read: its models, or code of its own.
+
+    Args:
+        field: that SGLang read, for errors that name none.
+        error: a pydantic ValidationError names a place; the first one is told.
+    """
+    if not isinstance(error, ValidationError):
+        return BadRequest(f"{field} is not allowed: {error}")
+    first = error.errors(include_url=False, include_context=False)[0]
+    # Between the fields are names of classes.
+    path = [str(one) for one in first["loc"] if str(one).islower() or type(one) is int]
+    return refused(".".join(path) or field, first["input"], first["msg"])
 
 
 def without_places(

@@ -1,14 +1,12 @@
 """JSON bodies are checked here, before SGLang's own models read them.
 
-The checks need no tokenizer: JSON itself, fields, types, ranges and token ids.
+The checks need no tokenizer: fields, types, ranges and token ids.
 ``validation`` checks lengths and options.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -68,45 +66,6 @@ class ServedModel:
     template_names: frozenset[str] = frozenset()
     has_reasoning: bool = False
     has_tool_calls: bool = False
-
-
-def explain_malformed(raw: bytes, problem: str) -> BadRequest:
-    """The refusal of a body that the strict JSON parser rejected.
-
-    Python's parser accepts more than the strict one: NaN, Infinity, numbers too large
-    for a double, and lone surrogates. So it can name the field that has one.
-    """
-    try:
-        path = _not_json("", json.loads(raw))
-    except (ValueError, RecursionError):
-        path = None
-    if path is None:
-        return BadRequest(f"body: malformed JSON, {problem}")
-    field, value = path
-    return refused(field or "body", value, "finite numbers and valid Unicode text")
-
-
-def _not_json(path: str, value: Any) -> tuple[str, Any] | None:
-    """Path and value of the first part that strict JSON does not have."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            shown = key.encode("ascii", "backslashreplace").decode()
-            if found := _not_json("", key):
-                return shown, found[1]
-            if found := _not_json(f"{path}.{shown}" if path else shown, item):
-                return found
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            if found := _not_json(f"{path}[{i}]", item):
-                return found
-    elif isinstance(value, float):
-        return None if math.isfinite(value) else (path, value)
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return path, value
-    return None
 
 
 def check_body(path: str, body: Any, model: ServedModel) -> Any:
@@ -203,10 +162,7 @@ def _check_completion(body: dict[str, Any], model: ServedModel) -> dict[str, Any
     check_best_of(body)
     default = CompletionFields.model_fields["max_tokens"].default
     body = with_suffix(completion_logprobs(body), default)
-    prompt = body["prompt"]
-    _check_ids("prompt", prompt, model.vocab_size)
-    is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
-    _check_per_prompt(body, len(prompt) if is_batch else None)
+    _check_prompts("prompt", body["prompt"], body, model.vocab_size)
     return body
 
 
@@ -263,9 +219,7 @@ def check_generate(data: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         given = "neither" if text is None else "both"
         raise BadRequest(f"text, input_ids: {given} given; expected one of them")
     prompt: Any = input_ids if text is None else text
-    _check_ids("input_ids", prompt, vocab_size)
-    is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
-    _check_per_prompt(data, len(prompt) if is_batch else None)
+    _check_prompts("input_ids", prompt, data, vocab_size)
     params = found.get("sampling_params")
     if isinstance(params, dict):
         params = check_sampling(params, vocab_size, "sampling_params.")
@@ -313,16 +267,19 @@ def check_sampling(
     return moved_token_fields(all_tokens(found), vocab_size, prefix)
 
 
-def _check_ids(field: str, prompt: Any, vocab_size: int) -> None:
-    if not isinstance(prompt, list):
-        return
-    for row in [prompt] if isinstance(prompt[0], int) else prompt:
-        if isinstance(row, list):
-            check_token_ids(field, row, vocab_size)
+def _check_prompts(
+    field: str, given: Any, data: Mapping[str, Any], vocab_size: int
+) -> None:
+    """Check token ids, and that lists of one value for each prompt have as many.
 
-
-def _check_per_prompt(data: Mapping[str, Any], num_prompts: int | None) -> None:
-    """Lists of one value for each prompt need a list of as many prompts."""
+    Args:
+        given: a prompt or a list of them, each text or token ids.
+    """
+    is_batch = isinstance(given, list) and not isinstance(given[0], int)
+    for prompt in given if is_batch else [given]:
+        if isinstance(prompt, list):
+            check_token_ids(field, prompt, vocab_size)
+    num_prompts = len(given) if is_batch else None
     for key in ("rid", "sampling_params", "extra_key"):
         value = data.get(key)
         if isinstance(value, list) and len(value) != num_prompts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from sglang_dllm.serving.bad_request import BadRequest
-from sglang_dllm.serving.routes import MANAGEMENT, App, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sglang_dllm.serving.bad_request import BadRequest, error_answer, refused
+from sglang_dllm.serving.routes import ANSWERED, MANAGEMENT
 
 MAX_DEPTH = 200
 """Lists and objects inside of each other. Python fails to write a value of some 900."""
@@ -16,14 +18,19 @@ MAX_PARTS = 16_384
 
 _TOO_LARGE = 413
 
+_JSON_ALONE = frozenset(path for path in ANSWERED if not path.startswith("/api/"))
+"""Routes of FastAPI, which hands the bytes of any other type to SGLang's models: some
+fail then with status 500. Ollama's clients name no type, or a wrong one."""
+
 
 class BodyLimit:
     """ASGI middleware, inside of the check of keys: larger bodies get status 413.
 
-    Management is left out: a body of ``/update_weights_from_tensor`` is a model.
+    A body that is not said to be JSON gets 400 where the route reads JSON. Management
+    is left out: a body of ``/update_weights_from_tensor`` is a model.
     """
 
-    def __init__(self, app: App, most: int) -> None:
+    def __init__(self, app: ASGIApp, most: int) -> None:
         """
         Args:
             most: bytes.
@@ -34,11 +41,17 @@ class BodyLimit:
         if scope["type"] != "http" or scope["path"] in MANAGEMENT:
             await self._app(scope, receive, send)
             return
-        told = dict(scope["headers"]).get(b"content-length", b"")
+        headers = dict(scope["headers"])
+        media = headers.get(b"content-type", b"").decode("latin-1")
+        if scope["path"] in _JSON_ALONE and media and not _is_json(media):
+            refusal = refused("content-type", media, "application/json")
+            await error_answer(str(refusal))(scope, receive, send)
+            return
+        told = headers.get(b"content-length", b"")
         if told.isdigit():
             # The server reads no more than it is told.
             if int(told) > self._most:
-                await self._refuse(send)
+                await self._refusal()(scope, receive, send)
             else:
                 await self._app(scope, receive, send)
             return
@@ -48,7 +61,7 @@ class BodyLimit:
             messages.append(message)
             size += len(message.get("body", b""))
             if size > self._most:
-                await self._refuse(send)
+                await self._refusal()(scope, receive, send)
                 return
             if message["type"] != "http.request" or not message.get("more_body"):
                 break
@@ -59,22 +72,18 @@ class BodyLimit:
 
         await self._app(scope, again, send)
 
-    async def _refuse(self, send: Send) -> None:
+    def _refusal(self) -> Response:
         message = (
             f"body: it is too large; expected at most {self._most} bytes "
             "(max_body_bytes of --dllm-algorithm-config)"
         )
-        error = {"object": "error", "message": message, "type": "BadRequestError"}
-        body = json.dumps({**error, "param": None, "code": _TOO_LARGE}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            # The rest of the body would be read as the next request.
-            (b"connection", b"close"),
-        ]
-        start = {"type": "http.response.start", "status": _TOO_LARGE}
-        await send({**start, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        # The rest of the body would be read as the next request.
+        return error_answer(message, _TOO_LARGE, {"Connection": "close"})
+
+
+def _is_json(media: str) -> bool:
+    kind = media.partition(";")[0].strip().lower()
+    return kind.startswith("application/") and kind.endswith(("/json", "+json"))
 
 
 def check_parts(body: Any) -> None:

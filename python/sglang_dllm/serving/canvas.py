@@ -14,11 +14,11 @@ from itertools import pairwise
 from typing import Any
 
 from sglang_dllm.config.canvas_parts import CANVAS_KEY, MASK, CanvasParts
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY
+from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, OPTIONS_PATH, dllm_object
 from sglang_dllm.serving.bad_request import refused
 from sglang_dllm.serving.fields import check_token_ids
 
-CANVAS = f"custom_params.{CUSTOM_PARAMS_KEY}.{CANVAS_KEY}"
+CANVAS = f"{OPTIONS_PATH}.{CANVAS_KEY}"
 
 PART_FIELDS = ContextVar[tuple[str, ...]]("PART_FIELDS", default=())
 """The fields in which a client gives the parts, for errors; empty for ``CANVAS``. A
@@ -32,10 +32,7 @@ Spans = list[tuple[int, int]]
 
 def canvas_of(custom_params: Any) -> Any:
     """The value of ``dllm.canvas`` as the client gave it, None without one."""
-    if not isinstance(custom_params, dict):
-        return None
-    options = custom_params.get(CUSTOM_PARAMS_KEY)
-    return options.get(CANVAS_KEY) if isinstance(options, dict) else None
+    return dllm_object(custom_params).get(CANVAS_KEY)
 
 
 def with_canvas(

@@ -121,7 +121,10 @@ def check_anthropic(
     """
     from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 
-    from sglang_dllm.upstream.compat import messages_have_formats
+    from sglang_dllm.upstream.compat import (
+        messages_have_formats,
+        messages_have_strict_tools,
+    )
 
     body = _with_output_config(body)
     found = _checked(body, defaults, AnthropicFields, AnthropicMessagesRequest)
@@ -142,6 +145,10 @@ def check_anthropic(
     form = (found.get("output_config") or {}).get("format")
     forms = [] if form is None else ["output_config.format"]
     check_choice(found, forms, has_parser=has_tool_calls)
+    for i, tool in enumerate(found.get("tools") or []):
+        if tool.get("strict") and not messages_have_strict_tools():
+            there = "false with this SGLang; the tool on /v1/chat/completions"
+            raise refused(f"tools[{i}].strict", True, there)
     if form is None:
         return found
     is_schema = isinstance(form, dict) and form.get("type") == "json_schema"

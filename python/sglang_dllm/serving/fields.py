@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sglang_dllm.config.resolve import expected_of
+from sglang_dllm.decoding.reveals import MAX_TOP_LOGPROBS
+from sglang_dllm.grammar.forms import MAX_TEXT_LENGTH
 from sglang_dllm.serving.bad_request import BadRequest, refused
 
 MAX_COPIES = 128
@@ -50,8 +52,6 @@ _TopK = Annotated[
         description=f"-1 or 0 (all tokens), or an integer, 1 to {_INT32_MAX}",
     ),
 ]
-MAX_TOP_LOGPROBS = 20
-"""As SGLang and vLLM have it, and OpenAI's chat. OpenAI's completions allow 5."""
 _EACH = "of each token at the forward that committed it; they are no chain rule"
 _Top = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 _TopLogprobs = Annotated[
@@ -69,6 +69,11 @@ _Name = Annotated[
     str,
     Field(min_length=1, max_length=256, description="a string of 1 to 256 characters"),
 ]
+_Rids = Annotated[
+    _Name | list[_Name] | None,
+    Field(description="a string of 1 to 256 characters, or one for each prompt"),
+]
+_Names = Annotated[list[str], Field(description="a list of names")]
 _Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 _Stops = Annotated[
     _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)],
@@ -86,15 +91,17 @@ _Text = Annotated[str, Field(min_length=1)]
 _Texts = Annotated[list[_Text], Field(min_length=1, max_length=MAX_PROMPTS)]
 _IdLists = Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
 _Object = Annotated[dict[str, Any], Field(description="an object")]
-_Form = Annotated[str, Field(max_length=65536)]
-_Schema = Annotated[
-    _Form, Field(description="a JSON schema as a string, up to 65536 characters")
+_Form = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
+_LONGEST = f"up to {MAX_TEXT_LENGTH} characters"
+_Schema = Annotated[_Form, Field(description=f"a JSON schema as a string, {_LONGEST}")]
+_Regex = Annotated[_Form, Field(description=f"a regular expression, {_LONGEST}")]
+_Ebnf = Annotated[_Form, Field(description=f"an EBNF, {_LONGEST}")]
+_Tag = Annotated[_Form, Field(description=f"a tag as JSON, {_LONGEST}")]
+_Messages = Annotated[
+    list[dict[str, Any]],
+    Field(min_length=1, description="a list of at least 1 message object"),
 ]
-_Regex = Annotated[
-    _Form, Field(description="a regular expression, up to 65536 characters")
-]
-_Ebnf = Annotated[_Form, Field(description="an EBNF, up to 65536 characters")]
-_Tag = Annotated[_Form, Field(description="a tag as JSON, up to 65536 characters")]
+_Tools = Annotated[list[dict[str, Any]], Field(description="a list of tools")]
 _ResponseFormat = Annotated[
     dict[str, Any],
     Field(description="an object with type text, json_schema or another form"),
@@ -166,10 +173,7 @@ class GenerateFields(_Request):
         dict[str, Any] | list[dict[str, Any]] | None,
         Field(description="an object, or a list of one for each prompt"),
     ] = None
-    rid: Annotated[
-        _Name | list[_Name] | None,
-        Field(description="a string of 1 to 256 characters, or one for each prompt"),
-    ] = None
+    rid: _Rids = None
     extra_key: Annotated[
         str | list[str] | None, Field(description="a string, or one for each prompt")
     ] = None
@@ -233,20 +237,14 @@ class CompletionFields(_OpenAI):
             f"{_EACH}"
         ),
     ] = None
-    rid: Annotated[
-        _Name | list[_Name] | None,
-        Field(description="a string of 1 to 256 characters, or one for each prompt"),
-    ] = None
+    rid: _Rids = None
     extra_key: _Str | None = None
 
 
 class ChatFields(_OpenAI):
     """/v1/chat/completions; messages are MessageFields."""
 
-    messages: Annotated[
-        list[dict[str, Any]],
-        Field(min_length=1, description="a list of at least 1 message object"),
-    ]
+    messages: _Messages
     max_tokens: _Count | None = None
     max_completion_tokens: _Count | None = None
     logprobs: _Logprobs = False
@@ -254,7 +252,7 @@ class ChatFields(_OpenAI):
     input_ids: _TokenIds | None = None
     rid: _Name | None = None
     extra_key: _Str | None = None
-    tools: Annotated[list[dict[str, Any]], Field(description="a list of tools")] = []
+    tools: _Tools = []
     tool_choice: Annotated[
         Literal["auto", "none", "required"] | dict[str, Any],
         Field(description="auto, none, required, or the function to call"),
@@ -315,7 +313,7 @@ class ResponseFields(_Request):
     service_tier: _Str | None = None
     metadata: _Object | None = None
     top_logprobs: _TopLogprobs = 0
-    include: Annotated[list[str], Field(description="a list of names")] = []
+    include: _Names = []
     max_tool_calls: _Count | None = None
     parallel_tool_calls: _Bool = True
     chat_template_kwargs: _Object | None = None
@@ -325,10 +323,7 @@ class ResponseFields(_Request):
 class AnthropicFields(_Request):
     """/v1/messages. SGLang checks the blocks of the messages."""
 
-    messages: Annotated[
-        list[dict[str, Any]],
-        Field(min_length=1, description="a list of at least 1 message object"),
-    ]
+    messages: _Messages
     model: _Name
     max_tokens: _Count
     system: Annotated[
@@ -347,10 +342,10 @@ class AnthropicFields(_Request):
     ] = None
     metadata: _Object | None = None
     thinking: _Object | None = None
-    tools: Annotated[list[dict[str, Any]], Field(description="a list of tools")] = []
+    tools: _Tools = []
     tool_choice: _Object | None = None
     output_config: _Object | None = None
-    betas: Annotated[list[str], Field(description="a list of names")] = []
+    betas: _Names = []
 
 
 def check_fields(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+NOT_IMPLEMENTED = "full-attention diffusion models do not implement it"
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     # Cuts and other shapes of the distribution.
     **dict.fromkeys(("min_p", "top_a", "epsilon_cutoff", "eta_cutoff"), (0,)),
@@ -98,6 +100,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "watermark": (False,),
     "prompt_lookup_num_tokens": (0,),
     "lookahead_config": (),
+    # Ours, outside of custom_params.
+    "dllm": (),
 }
 """The values of each that change nothing, beside null and SGLang's own default. An
 empty string, list or object changes nothing either, where these are no numbers."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from sglang_dllm.grammar.errors import FormError
 from sglang_dllm.grammar.forms import Form, Kind, native_form, read_form
+from sglang_dllm.grammar.tagged import goes_on, has_free_text
 from sglang_dllm.serving.bad_request import BadRequest, refused
-from sglang_dllm.serving.tool_calls import forced_schemas
+from sglang_dllm.serving.tool_calls import called_schemas
 
 FIELD = "response_format"
 _TYPES = "an object with type text, json_object, json_schema or structural_tag"
@@ -127,19 +128,27 @@ def _check(form: dict[str, Any]) -> None:
             raise refused(f"{FIELD}.type", other, _TYPES)
 
 
-def forms_in(body: Any) -> list[tuple[str, Form]]:
+def forms_in(body: Any, *, has_parser: bool = False) -> list[tuple[str, Form]]:
     """The forms in a body of any route that passed its checks, by field.
 
     A forced tool call has the form of one of its tools. Their schemas are read one by
-    one.
+    one, and so are those of strict functions if the answer has no other form. A field
+    that the route does not know was not checked, and may be anything.
+
+    Args:
+        has_parser: whether the server has a --tool-call-parser.
     """
     if not isinstance(body, dict):
         return []
-    found = [(field, _schema(schema)) for field, schema in forced_schemas(body)]
+    config = _object(body, "output_config")
+    is_other = bool(given_forms(body) or config.get("format"))
+    schemas = called_schemas(body, may_choose=has_parser and not is_other)
+    found = [(field, _schema(schema)) for field, schema in schemas]
     given = _object(body, FIELD)
     if given.get("type") == "json_schema":
-        schema = given["json_schema"]["schema"]
-        found.append((f"{FIELD}.json_schema.schema", _schema(schema)))
+        schema = _object(given, "json_schema").get("schema")
+        if schema is not None:
+            found.append((f"{FIELD}.json_schema.schema", _schema(schema)))
     elif given.get("type") == "structural_tag":
         found.append((FIELD, Form("structural_tag", json.dumps(given))))
     for field in ("text", "output_config"):
@@ -152,7 +161,7 @@ def forms_in(body: Any) -> list[tuple[str, Form]]:
         for i, one in enumerate(params):
             found += _native(f"sampling_params[{i}].", one)
         return found
-    return found + _native("sampling_params.", params or {})
+    return found + _native("sampling_params.", params)
 
 
 def _object(body: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -160,7 +169,9 @@ def _object(body: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _native(prefix: str, params: Mapping[str, Any]) -> list[tuple[str, Form]]:
+def _native(prefix: str, params: Any) -> list[tuple[str, Form]]:
+    if not isinstance(params, dict):
+        return []
     return [
         (prefix + kind, native_form(kind, params[kind]))
         for kind in _NATIVE
@@ -202,6 +213,8 @@ def check_beside_form(
 ) -> None:
     """Refuse what could cut an answer of a given form, or forbid what it needs.
 
+    Text that is free may be cut, and may go on.
+
     Args:
         params: the sampling parameters.
         length: the name of the request's length rule.
@@ -216,10 +229,12 @@ def check_beside_form(
         return
     if len(forms) > 1:
         raise BadRequest(f"{', '.join(forms)}: expected one of them")
-    cuts = ("stop", "stop_token_ids", "ignore_eos")
-    given = {key: params.get(key) for key in cuts}
-    given |= {"min_tokens (min_new_tokens)": params.get("min_new_tokens")}
-    given |= {"dllm.canvas": has_canvas, **edits}
+    given = {"ignore_eos": params.get("ignore_eos"), "dllm.canvas": has_canvas, **edits}
+    tag = params.get("structural_tag") or ""
+    if not has_free_text(tag):
+        given |= {key: params.get(key) for key in ("stop", "stop_token_ids")}
+    if not goes_on(tag):
+        given |= {"min_tokens (min_new_tokens)": params.get("min_new_tokens")}
     for field, value in given.items():
         if value:
             raise BadRequest(f"{field} is not allowed beside a form of the answer")

@@ -14,14 +14,13 @@ from typing import Any
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.body import ServedModel, check_body
 from sglang_dllm.serving.canvas import CANVAS, canvas_of
-from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
+from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL, NOT_IMPLEMENTED
 from sglang_dllm.serving.forms import FIELD, json_format
 from sglang_dllm.serving.validation import refuse_watching
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 NUM_PREDICT, FORMAT = "options.num_predict", "format"
 
-_REASON = "full-attention diffusion models do not implement it"
 _SAMPLING = ("temperature", "top_p", "top_k", "stop", "seed")
 _OPEN = {"num_predict": (-1, -2), "seed": (-1,)}
 """Values of an option that say the same as no option."""
@@ -77,7 +76,7 @@ def translate(given: Any, model: ServedModel, *, is_chat: bool) -> Translated:
     data = {key: value for key, value in given.items() if value is not None}
     for key in _NO_VALUE.keys() & data.keys():
         if data[key] not in _NO_VALUE[key] or data[key] is True:
-            raise refused(key, data.pop(key), f"nothing: {_REASON}")
+            raise refused(key, data.pop(key), f"nothing: {NOT_IMPLEMENTED}")
     options = _options(data.get("options", {}))
     is_streamed = _boolean(data, "stream", True)
     body = {key: data[key] for key in data if key not in (*_DROPPED, *_NO_VALUE)}

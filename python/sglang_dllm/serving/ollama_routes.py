@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from datetime import UTC, datetime
-from json import JSONDecodeError
 from typing import Any
 
 import orjson
@@ -16,9 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sglang_dllm.config.resolve import DEFAULT_MAX_NEW_TOKENS
-from sglang_dllm.serving.bad_request import BadRequest, refused
-from sglang_dllm.serving.body import explain_malformed
-from sglang_dllm.serving.body_limits import check_parts
+from sglang_dllm.serving.bad_request import BadRequest, refused, unreadable
 from sglang_dllm.serving.forms import forms_in, read_forms
 from sglang_dllm.serving.ollama import (
     CHAT,
@@ -28,6 +25,7 @@ from sglang_dllm.serving.ollama import (
     Words,
     translate,
 )
+from sglang_dllm.serving.raw_body import read_body
 from sglang_dllm.serving.request_checks import RequestChecks
 from sglang_dllm.serving.token_ids_only import refuse_text
 from sglang_dllm.serving.validation import LENGTH_FIELD
@@ -79,7 +77,7 @@ class OllamaRoutes:
         return JSONResponse({"version": VERSION})
 
     async def _show(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await read_body(request)
         body = body if isinstance(body, dict) else {}
         model = body.get("model") or body.get("name")
         if not isinstance(model, str):
@@ -87,7 +85,8 @@ class OllamaRoutes:
         return JSONResponse(self._serving.get_show(model).model_dump())
 
     async def _generate(self, request: Request, *, is_chat: bool) -> Response:
-        given = await _body(request)
+        self._checks.ids.arrive()
+        given = await read_body(request)
         if self._checks.manager.tokenizer is None:
             refuse_text("/api/chat" if is_chat else "/api/generate", given)
         asked = translate(given, self._checks.model, is_chat=is_chat)
@@ -142,17 +141,6 @@ def _error(message: str, status: int) -> Response:
     return JSONResponse({"error": message}, status)
 
 
-async def _body(request: Request) -> Any:
-    raw = await request.body()
-    try:
-        body = orjson.loads(raw)
-    except JSONDecodeError as error:
-        problem = f"{error.msg} at character {error.pos}"
-        raise explain_malformed(raw, problem) from None
-    check_parts(body)
-    return body
-
-
 def _openai(request: Request, asked: Translated) -> tuple[Any, Any]:
     """The handler of SGLang, and its request."""
     from sglang.srt.entrypoints.openai.protocol import (
@@ -170,9 +158,7 @@ def _openai(request: Request, asked: Translated) -> tuple[Any, Any]:
             completion = completion.model_copy(update={"max_tokens": None})
         return state.openai_serving_completion, completion
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise refused(field, first["input"], first["msg"]) from None
+        raise unreadable("body", error) from None
 
 
 def _now() -> str:

@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang_dllm.config.catalogue import catalogue
 from sglang_dllm.config.resolve import DEFAULT_MAX_NEW_TOKENS
-from sglang_dllm.serving.routes import (
-    ALGORITHMS,
-    PAGE,
-    App,
-    Receive,
-    Scope,
-    Send,
-)
+from sglang_dllm.serving.routes import ALGORITHMS, PAGE
 
 if TYPE_CHECKING:
     from sglang_dllm.serving.request_checks import RequestChecks
@@ -41,7 +35,7 @@ class Page:
     and the routes that it calls ask for the key.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,7 +29,6 @@ from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
     check_generate,
-    explain_malformed,
 )
 from sglang_dllm.serving.body_limits import check_parts
 from sglang_dllm.serving.canvas import (
@@ -41,6 +40,7 @@ from sglang_dllm.serving.canvas import (
 from sglang_dllm.serving.copies import unfold_copies
 from sglang_dllm.serving.fields import NAMES
 from sglang_dllm.serving.forms import forms_in, read_forms
+from sglang_dllm.serving.raw_body import explain_malformed
 from sglang_dllm.serving.request_ids import RequestIds
 from sglang_dllm.serving.sampling_defaults import (
     SamplingDefaults,
@@ -107,14 +107,16 @@ class RequestChecks:
         Raises:
             BadRequest: status 400, naming field, value and range.
         """
+        # The route's own path: the request's may have a proxy's prefix.
+        path = request.scope["route"].path
+        if path in CHECKS:
+            self.ids.arrive()
         try:
             body = await read()
         except JSONDecodeError as error:
             problem = f"{error.msg} at character {error.pos}"
             raise explain_malformed(await request.body(), problem) from None
         check_parts(body)
-        # The route's own path: the request's may have a proxy's prefix.
-        path = request.scope["route"].path
         if self.manager.tokenizer is None:
             refuse_text(path, body)
         is_completion = path == "/v1/completions" and isinstance(body, dict)
@@ -122,7 +124,8 @@ class RequestChecks:
             PART_FIELDS.set(("max_tokens", "suffix"))
         body = check_body(path, body, self.model)
         if path in CHECKS:
-            await read_forms(forms_in(body))
+            has_parser = self.model.has_tool_calls
+            await read_forms(forms_in(body, has_parser=has_parser))
         if is_completion:
             BEST_OF.set(body.pop("best_of", 1))
             body = self._with_canvas_len(body)
@@ -181,13 +184,18 @@ class RequestChecks:
             obj.sampling_params = [self._with_defaults(given) for _ in prompts]
         unfold_copies(obj, BEST_OF.get())
 
-    async def check_forms(self, obj: Any) -> None:
+    async def check_forms(self, obj: Any) -> bool:
         """Read the forms that the answers of a GenerateReqInput must have.
+
+        Returns:
+            True if there are any, so that time has passed.
 
         Raises:
             BadRequest: a form is wrong or is not served.
         """
-        await read_forms(forms_in({"sampling_params": obj.sampling_params}))
+        forms = forms_in({"sampling_params": obj.sampling_params})
+        await read_forms(forms)
+        return bool(forms)
 
     def check_early(self, obj: Any) -> None:
         """Check a GenerateReqInput before its stream begins; it stays as it is.
@@ -265,3 +273,14 @@ def checks_of(manager: Any) -> RequestChecks | None:
     if checks is None:
         checks = _CHECKS[manager] = RequestChecks(manager)
     return checks
+
+
+def checks_of_server() -> RequestChecks | None:
+    """The checks of the HTTP server of this process.
+
+    None before it has started, and where the model is not ours.
+    """
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    state = get_global_state()
+    return None if state is None else checks_of(state.tokenizer_manager)

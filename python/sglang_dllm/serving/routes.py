@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sglang_dllm.serving.bad_request import error_answer
 
 ANSWERED = MappingProxyType(
     {
@@ -93,9 +90,6 @@ MANAGEMENT = frozenset(
 PAGE, ALGORITHMS, STATE = "/dllm", "/dllm/algorithms", "/dllm/state"
 """Routes of ours, which take no body (``serving.page``, ``serving.state``)."""
 
-OPEN = frozenset({"/health", "/health_generate", "/ready", "/metrics", PAGE})
-"""Routes without a key: probes and metrics, as in SGLang, and the page without data."""
-
 _HOST = re.compile(rb"[\w.:%\[\]-]*")
 _WITH_LINKS = ("/docs", "/redoc", "/openapi.json")
 """Pages of FastAPI whose links need the path that a proxy has put before them."""
@@ -111,7 +105,7 @@ class OwnPaths:
     own.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +115,7 @@ class OwnPaths:
 
 
 def _with_plain_host(scope: Scope) -> Scope:
-    """Without a Host that is none, such as ``a/health``.
+    """The scope without a Host header that names no host, such as ``a/health``.
 
     SGLang's check of keys takes a path from Starlette's address of the request, and
     older versions of Starlette put the host in front of the path as it was sent.
@@ -164,7 +158,7 @@ def _is_anthropic(path: str) -> bool:
 class RefusedRoutes:
     """ASGI middleware, inside of all others: refused routes get status 400."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,18 +168,8 @@ class RefusedRoutes:
             await self._app(scope, receive, send)
             return
         message = f"{path} is not served: {reason}; expected {instead}"
-        kind = "http.response"
-        if scope["type"] == "websocket":
-            kind = "websocket.http.response"
-            if kind not in scope.get("extensions", {}):
-                close = {"type": "websocket.close", "code": 1008, "reason": message}
-                await send(close)
-                return
-        error = {"object": "error", "message": message, "type": "BadRequestError"}
-        body = json.dumps({**error, "param": None, "code": 400}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": f"{kind}.start", "status": 400, "headers": headers})
-        await send({"type": f"{kind}.body", "body": body})
+        is_socket = scope["type"] == "websocket"
+        if is_socket and "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": message})
+            return
+        await error_answer(message)(scope, receive, send)

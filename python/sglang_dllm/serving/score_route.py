@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from json import JSONDecodeError
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 from fastapi import HTTPException
 from pydantic import Field
 from starlette.requests import Request
@@ -20,10 +19,10 @@ from starlette.routing import Route
 from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, SCORE_KEY
 from sglang_dllm.config.scoring import CONTINUATION
 from sglang_dllm.decoding.options import StrictModel
-from sglang_dllm.serving.bad_request import BadRequest, refused
-from sglang_dllm.serving.body import explain_malformed
-from sglang_dllm.serving.body_limits import check_parts
+from sglang_dllm.serving.bad_request import BadRequest, error_answer, refused
 from sglang_dllm.serving.fields import check_fields, check_token_ids
+from sglang_dllm.serving.foreign_fields import NOT_IMPLEMENTED
+from sglang_dllm.serving.raw_body import read_body
 from sglang_dllm.serving.scoring import SCORE, encode_pair
 from sglang_dllm.serving.token_ids_only import refuse_text
 
@@ -87,25 +86,13 @@ def score_route(checks: RequestChecks) -> Route:
             status = 400 if is_refusal else error.status_code  # type: ignore[union-attr]
             text = str(error) if is_refusal else str(error.detail)  # type: ignore[union-attr]
             names = text.replace(f"{SCORE}.{CONTINUATION}", "items")
-            return _error(names.replace(f"{SCORE}.", ""), status)
+            return error_answer(names.replace(f"{SCORE}.", ""), status)
 
     return Route(PATH, answer, methods=["POST"])
 
 
-def _error(message: str, status: int) -> JSONResponse:
-    kind = "BadRequestError" if status == 400 else "InternalServerError"
-    error = {"object": "error", "message": message, "type": kind}
-    return JSONResponse({**error, "param": None, "code": status}, status)
-
-
 async def _scores(checks: RequestChecks, request: Request) -> dict[str, Any]:
-    raw = await request.body()
-    try:
-        body = orjson.loads(raw)
-    except JSONDecodeError as error:
-        problem = f"{error.msg} at character {error.pos}"
-        raise explain_malformed(raw, problem) from None
-    check_parts(body)
+    body = await read_body(request)
     if checks.manager.tokenizer is None:
         refuse_text(PATH, body)
     asked = _read(body)
@@ -172,8 +159,7 @@ def _read(body: Any) -> ScoreFields:
         if value != known.default or isinstance(value, bool) is not isinstance(
             known.default, bool
         ):
-            reason = "full-attention diffusion models do not implement it"
-            raise refused(key, value, f"nothing: {reason}")
+            raise refused(key, value, f"nothing: {NOT_IMPLEMENTED}")
     check_fields(ScoreFields, given)
     asked = ScoreFields(**given)
     if asked.apply_softmax and asked.label_token_ids is None:
@@ -243,7 +229,9 @@ async def _generate(
         sampling_params=params,
         rid=rids,
     )
-    found = await anext(checks.manager.generate_request(obj, request))
+    # Closed at once: a second question of this request has the same ids.
+    async with aclosing(checks.manager.generate_request(obj, request)) as answers:
+        found = await anext(answers)
     infos = [one["meta_info"] for one in found]
     if any("score" not in info for info in infos):
         raise HTTPException(503, "the request was aborted")

@@ -1,7 +1,7 @@
 """``dllm.score`` of a native request: a continuation to score behind its prompt.
 
 A continuation is text or token ids. Text is tokenized as lm-eval does it
-(``_encode_pair``): spaces at the end of the context belong to the continuation, whose
+(``encode_pair``): spaces at the end of the context belong to the continuation, whose
 tokens are those of the whole text behind the tokens of the context.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, SCORE_KEY
+from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, OPTIONS_PATH, SCORE_KEY
 from sglang_dllm.config.scoring import CONTINUATION, Scoring, score_of
 from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
@@ -18,7 +18,7 @@ from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.fields import check_token_ids
 from sglang_dllm.serving.validation import CapacityLimits
 
-SCORE = f"custom_params.{CUSTOM_PARAMS_KEY}.{SCORE_KEY}"
+SCORE = f"{OPTIONS_PATH}.{SCORE_KEY}"
 ROUTES = "/generate, or /v1/score instead"
 
 _CONTINUATION = f"{SCORE}.{CONTINUATION}"
@@ -98,7 +98,7 @@ def _check_alone(obj: Any, params: Mapping[str, Any], score: Any) -> None:
     options = params["custom_params"][CUSTOM_PARAMS_KEY]
     for key, value in options.items():
         if key != SCORE_KEY and value is not None:
-            raise refused(f"custom_params.{CUSTOM_PARAMS_KEY}.{key}", value, _NOTHING)
+            raise refused(f"{OPTIONS_PATH}.{key}", value, _NOTHING)
 
 
 def _ids(

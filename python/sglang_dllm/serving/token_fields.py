@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY
+from sglang_dllm.config.resolve import CUSTOM_PARAMS_KEY, OPTIONS_PATH, dllm_object
 from sglang_dllm.config.token_fields import TokenFields, token_edits_of
 from sglang_dllm.errors import OptionError
 from sglang_dllm.models.facts import ModelFacts
@@ -23,7 +23,7 @@ MAX_BAD_WORDS = 256
 MAX_WORD_LENGTH = 256
 
 _KEYS = tuple(TokenFields.model_fields)
-_OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}."
+_OPTIONS = f"{OPTIONS_PATH}."
 _WORDS = (
     f"up to {MAX_BAD_WORDS} words, each a string of 1 to {MAX_WORD_LENGTH} characters "
     f"or a list of 1 to {MAX_WORD_LENGTH} token ids"
@@ -79,13 +79,11 @@ def with_word_ids(
     Raises:
         BadRequest: a word has no tokens, or there is no tokenizer.
     """
-    given: dict[str, Any] = custom_params or {}
-    options: Any = given.get(CUSTOM_PARAMS_KEY)
-    asked = options.get("bad_words") if isinstance(options, dict) else None
-    if not asked:
+    options = dllm_object(custom_params)
+    if custom_params is None or not options.get("bad_words"):
         return custom_params
-    words = [ids for word in asked for ids in _ids_of(word, tokenizer)]
-    return {**given, CUSTOM_PARAMS_KEY: {**options, "bad_words": words}}
+    words = [ids for word in options["bad_words"] for ids in _ids_of(word, tokenizer)]
+    return {**custom_params, CUSTOM_PARAMS_KEY: {**options, "bad_words": words}}
 
 
 def check_edits(
@@ -123,7 +121,7 @@ def check_edits(
         raise BadRequest(
             f"{error.key}: {error.value}; expected {error.expected}"
         ) from None
-    options = (custom or {}).get(CUSTOM_PARAMS_KEY) or {}
+    options = dllm_object(custom)
     return {key: options[key] for key in _KEYS if options.get(key)}
 
 

@@ -1,4 +1,9 @@
-"""Tool calls that a request forces, so that its answer is one call and nothing else."""
+"""Tool calls of a given form: forced ones, and those of strict functions.
+
+The answer to a request that forces a call is one call and nothing else. If
+the model may choose and a function is strict, text may be around calls, and each call
+that begins is a whole one.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,33 @@ _FIELD = "tool_choice"
 _FUNCTION = {"type": "function", "function": {"name": "…"}}
 _ANTHROPIC = ("auto", "any", "tool", "none")
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+_ANY_ARGUMENTS = {"type": "object"}
+_JSON_CALL = '{"name": "f", "arguments": {}}'
 
 
 def is_forced(choice: Any) -> bool:
     """True if a ``tool_choice`` of OpenAI's or of Anthropic's asks for a call."""
     kind = choice.get("type") if isinstance(choice, dict) else choice
     return kind not in (None, "auto", "none")
+
+
+def asks_for_calls(choice: Any, functions: Sequence[Any]) -> bool:
+    """True if the calls of an answer must have a form.
+
+    Args:
+        choice: a ``tool_choice`` of OpenAI's or of Anthropic's, or SGLang's record of a
+            function.
+        functions: whatever has ``strict`` of each function.
+    """
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    return kind != "none" and (is_forced(choice) or any(map(_is_strict, functions)))
+
+
+def _is_strict(function: Any) -> bool:
+    is_dict = isinstance(function, dict)
+    return bool(
+        function.get("strict") if is_dict else getattr(function, "strict", None)
+    )
 
 
 def check_choice(
@@ -35,8 +61,12 @@ def check_choice(
     _check_function(choice)
     if not is_forced(choice):
         return
-    if not body.get("tools"):
+    tools = body.get("tools")
+    if not isinstance(tools, list) or not tools:
         raise refused(_FIELD, choice, "it with tools")
+    name = _named(choice)
+    if name is not None and name not in map(_named, tools):
+        raise refused(_FIELD, choice, "the name of one of the tools")
     if not has_parser:
         without = "auto or none on a server without --tool-call-parser"
         raise refused(_FIELD, choice, without)
@@ -53,16 +83,20 @@ def _check_function(choice: Any) -> None:
             raise refused(_FIELD, choice, f"auto, none, required or {_FUNCTION}")
 
 
-def forced_schemas(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas of the arguments that a body's forced call may have, by field.
+def called_schemas(
+    body: Mapping[str, Any], *, may_choose: bool
+) -> Iterator[tuple[str, Any]]:
+    """The schemas that the arguments of a body's calls must satisfy, by field.
 
     Args:
         body: of any route, with tools of OpenAI's or of Anthropic's.
+        may_choose: calls that are not forced are read, so that strict ones count.
     """
-    choice = body.get(_FIELD)
-    if not is_forced(choice):
+    choice, tools = body.get(_FIELD), body.get("tools")
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    is_needed = is_forced(choice)
+    if not is_needed and (kind == "none" or not may_choose):
         return
-    tools = body.get("tools")
     for i, tool in enumerate(tools if isinstance(tools, list) else ()):
         if not isinstance(tool, dict):
             continue
@@ -70,7 +104,8 @@ def forced_schemas(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(tool.get("function"), dict):
             field, function, key = f"{field}function.", tool["function"], "parameters"
         is_named = _named(choice) in (None, function.get("name"))
-        if is_named and isinstance(function.get(key), dict):
+        is_read = is_named if is_needed else _is_strict(function)
+        if is_read and isinstance(function.get(key), dict):
             yield field + key, function[key]
 
 
@@ -81,60 +116,80 @@ def _named(choice: Any) -> Any:
     return (function if isinstance(function, dict) else choice).get("name")
 
 
-def forced_call(parser: Any, tools: Sequence[Any], choice: Any) -> tuple[str, Any]:
-    """The constraint of a forced call, as SGLang hands one to its sampling parameters.
+def form_of_calls(
+    parser: str, tools: Sequence[Any], choice: Any, *, is_parallel: bool = True
+) -> tuple[str, Any]:
+    """The constraint of calls, as SGLang hands one to its sampling parameters.
 
     SGLang's own tag lets a named function be another one, takes any arguments of a
-    function that is not strict, and ends in free text. This one is one call of a
-    function that may be called, in the words of the parser, with arguments of the
-    function's schema.
+    function that is not strict, and ends in free text. Here, a forced call is
+    one call of a function that may be called, in the words of the parser, with
+    arguments of the function's schema. If the model may choose, arguments of a function
+    that is not strict are any object.
 
     Args:
         parser: the name of the server's --tool-call-parser.
         tools: SGLang's, at least one.
-        choice: ``required``, or SGLang's record of a function.
+        choice: ``required``, ``auto``, or SGLang's record of a function.
+        is_parallel: several calls may come where the model may choose.
 
     Raises:
         BadRequest: the parser reads no calls of such words.
     """
-    from sglang.srt.entrypoints.openai.protocol import LegacyStructuralTagResponseFormat
+    from xgrammar import StructuralTag
+
+    may_choose = choice == "auto"
+    called = [
+        (i, tool.function)
+        for i, tool in enumerate(tools)
+        if isinstance(choice, str) or tool.function.name == choice.function.name
+    ]
+    words = _words(parser, in_text=may_choose)
+    if words is None:
+        there = f"with --tool-call-parser {parser}"
+        if not may_choose:
+            raise refused(_FIELD, _shown(choice), f"auto or none {there}")
+        strict = next(i for i, function in called if _is_strict(function))
+        raise refused(f"tools[{strict}]: strict", True, f"false {there}")
+    tags, triggers = [], set()
+    for _, function in called:
+        around, schema = words(function.name), function.parameters or _NO_ARGUMENTS
+        if may_choose and not _is_strict(function):
+            schema = _ANY_ARGUMENTS
+        content = {"type": "json_schema", "json_schema": schema}
+        tags.append({"begin": around.begin, "content": content, "end": around.end})
+        triggers.add(around.trigger)
+    form = {
+        "type": "triggered_tags",
+        "triggers": sorted(triggers),
+        "tags": tags,
+        "at_least_one": not may_choose,
+        "stop_after_first": not (may_choose and is_parallel),
+    }
+    found = StructuralTag.model_validate({"type": "structural_tag", "format": form})
+    return "structural_tag", found
+
+
+def _words(parser: str, *, in_text: bool) -> Any:
+    """From the name of a function to the texts around its arguments.
+
+    None where calls are no JSON, which SGLang's detectors say in several ways.
+
+    Args:
+        in_text: other text may be around a call. A detector that takes JSON for a call
+            would then find calls in it that no trigger began.
+    """
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
 
-    detector: Any = FunctionCallParser.ToolCallParserEnum.get(parser)
-    called = [
-        tool.function
-        for tool in tools
-        if choice == "required" or tool.function.name == choice.function.name
-    ]
     try:
-        words = _words(detector())
-        around = [words(function.name) for function in called]
-    except (NotImplementedError, TypeError):
-        expected = f"auto or none with --tool-call-parser {parser}"
-        raise refused(_FIELD, _shown(choice), expected) from None
-    structures = [
-        {
-            "begin": info.begin,
-            "schema": function.parameters or _NO_ARGUMENTS,
-            "end": info.end,
-        }
-        for function, info in zip(called, around, strict=True)
-    ]
-    tag = LegacyStructuralTagResponseFormat(
-        type="structural_tag",
-        structures=structures,
-        triggers=sorted({info.trigger for info in around}),
-        at_least_one=True,
-    )
-    return "structural_tag", tag
-
-
-def _words(detector: Any) -> Any:
-    """From the name of a function to the texts around its arguments."""
+        detector: Any = FunctionCallParser.ToolCallParserEnum[parser]()
+        words = detector.structure_info()
+    except (NotImplementedError, TypeError, ValueError):
+        return None
     has_own_grammar = detector.get_structural_tag_name() is not None
     if has_own_grammar or not detector.supports_structural_tag():
-        raise NotImplementedError
-    return detector.structure_info()
+        return None
+    return None if in_text and detector.has_tool_call(_JSON_CALL) else words
 
 
 def _shown(choice: Any) -> Any:

@@ -13,12 +13,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from sglang_dllm.serving.bad_request import BadRequest, refused
-from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
+from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL, NOT_IMPLEMENTED
 
 # SGLang's own models check these. They reach the chat template only.
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
-_REASON = "full-attention diffusion models do not implement it"
 _FORMS = ("json_schema", "regex", "ebnf", "structural_tag")
 _FORM = "response_format, or sampling_params.json_schema, has a place for it"
 _REGEX = "regex has a place for it"
@@ -29,6 +28,7 @@ _LEAST = (
 )
 _INSTEAD = {
     "suffix": "custom_params.dllm.canvas has a place for it",
+    "dllm": "custom_params.dllm has a place for it",
     **dict.fromkeys(("guided_json", "json_schema", "structured_outputs"), _FORM),
     **dict.fromkeys(("guided_regex", "guided_choice", "choice"), _REGEX),
     **dict.fromkeys(("guided_grammar", "grammar"), "ebnf has a place for it"),
@@ -89,7 +89,7 @@ def without_unsupported(
             neutral = NEUTRAL.get(key, ())
             if not _changes_nothing(value, (upstream_defaults.get(key), *neutral)):
                 shown = "".join(f"{one!r} or " for one in neutral)
-                reason = _INSTEAD.get(key, _REASON)
+                reason = _INSTEAD.get(key, NOT_IMPLEMENTED)
                 raise refused(prefix + key, value, f"{shown}nothing: {reason}")
         elif unknown_allowed:
             kept[key] = value

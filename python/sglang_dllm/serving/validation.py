@@ -18,6 +18,7 @@ from sglang_dllm.config.canvas_parts import CANVAS_KEY, CanvasParts
 from sglang_dllm.config.resolve import (
     CUSTOM_PARAMS_KEY,
     DEFAULT_MAX_NEW_TOKENS,
+    OPTIONS_PATH,
     DecodeConfig,
     Decoding,
     request_options,
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 LENGTH_FIELD = ContextVar("LENGTH_FIELD", default="max_new_tokens")
 """The field in which a client asks for the length of the answer, for errors. A route
 sets it for the task of one request."""
-
-_OPTIONS = f"custom_params.{CUSTOM_PARAMS_KEY}"
 
 # SGLang's scheduler keeps so many tokens of the context or of the KV pool to itself.
 _RESERVED_TOKENS = 5
@@ -169,11 +168,11 @@ def check_request(
             answer_len = canvas.decoded_len(decoding.block_size)
         decoding = decoding.resolved(answer_len, facts)
     delimiter_ids = getattr(decoding.options, "delimiter_ids", None) or []
-    check_token_ids(f"{_OPTIONS}.delimiter_ids", delimiter_ids, facts.vocab_size)
+    check_token_ids(f"{OPTIONS_PATH}.delimiter_ids", delimiter_ids, facts.vocab_size)
     algorithm = decoding.algorithm
     if limits.max_windows < 2 and algorithm.is_guided(decoding.options):
         raise refused(
-            f"{_OPTIONS}.cfg_scale",
+            f"{OPTIONS_PATH}.cfg_scale",
             decoding.to_dict().get("cfg_scale", algorithm.name),
             "0 on a server with --max-running-requests 1",
         )
@@ -214,11 +213,9 @@ def check_watching(params: Mapping[str, Any], *, is_streamed: bool) -> None:
     Raises:
         BadRequest: naming field, value and range.
     """
-    custom_params = params.get("custom_params")
-    if not isinstance((custom_params or {}).get(CUSTOM_PARAMS_KEY) or {}, dict):
-        return  # ``check_request`` names it.
-    if _watching(custom_params).stream is not None and not is_streamed:
-        raise refused(f"{_OPTIONS}.stream", "draft", "it with stream=true")
+    stream = _watching(params.get("custom_params")).stream
+    if stream is not None and not is_streamed:
+        raise refused(f"{OPTIONS_PATH}.stream", "draft", "it with stream=true")
 
 
 def refuse_watching(params: Mapping[str, Any], there: str) -> None:
@@ -231,14 +228,16 @@ def refuse_watching(params: Mapping[str, Any], there: str) -> None:
         BadRequest: naming field, value and range.
     """
     for key, value in _watching(params.get("custom_params")).to_dict().items():
-        raise refused(f"{_OPTIONS}.{key}", value, f"it on {there}")
+        raise refused(f"{OPTIONS_PATH}.{key}", value, f"it on {there}")
 
 
 def _watching(custom_params: Mapping[str, Any] | None) -> Watching:
     try:
         return watching_of(custom_params)
     except OptionError as error:
-        raise refused(f"{_OPTIONS}.{error.key}", error.value, error.expected) from None
+        raise refused(
+            f"{OPTIONS_PATH}.{error.key}", error.value, error.expected
+        ) from None
 
 
 def _require_newlines(facts: ModelFacts) -> None:
@@ -262,9 +261,9 @@ def _resolve(
     """
     for key, value in (custom_params or {}).items():
         if key != CUSTOM_PARAMS_KEY:
-            raise refused(f"custom_params.{key}", value, f"{_OPTIONS} only")
+            raise refused(f"custom_params.{key}", value, f"{OPTIONS_PATH} only")
         if value is not None and not isinstance(value, dict):
-            raise refused(_OPTIONS, value, "an object")
+            raise refused(OPTIONS_PATH, value, "an object")
     resolve = decode.resolve_open if is_open else decode.resolve
     if has_canvas:
         resolve = decode.resolve_given
@@ -278,7 +277,7 @@ def _refusing(custom_params: dict[str, Any] | None) -> Iterator[None]:
     try:
         yield
     except OptionError as error:
-        field = f"{_OPTIONS}.{error.key}"
+        field = f"{OPTIONS_PATH}.{error.key}"
         if error.key not in request_options(custom_params) and " " not in error.key:
             field += " (the server's default)"
         raise refused(field, error.value, error.expected) from None

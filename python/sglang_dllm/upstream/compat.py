@@ -197,6 +197,16 @@ def messages_have_formats() -> bool:
     return "format" in AnthropicOutputConfig.model_fields
 
 
+def messages_have_strict_tools() -> bool:
+    """True if a tool of /v1/messages may be strict.
+
+    0.5.17: SGLang drops the field. 0.5.23: it has it.
+    """
+    from sglang.srt.entrypoints.anthropic.protocol import AnthropicCustomTool
+
+    return "strict" in AnthropicCustomTool.model_fields
+
+
 # Requests and their slots
 
 
@@ -271,6 +281,17 @@ def report_round(reporter: Any, in_graph: bool, batch: Any, num_tokens: int) -> 
 
 
 # Ranks
+
+
+def data_parallel_rank(scheduler: Any) -> int:
+    """The number of a scheduler among data-parallel ones; 0 without them.
+
+    0.5.17: the scheduler keeps its ranks. 0.5.23: the context of its process does.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    ranks: Any = getattr(scheduler, "ps", None) or get_parallel()
+    return ranks.dp_rank or 0
 
 
 def num_thread_bindings(server_args: Any) -> int:
