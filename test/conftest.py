@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from helpers.serving_harness import Server
+from helpers.serving_harness import Server, WarmServer
 
 DEMO = Path(__file__).parent.parent / "python" / "sglang_dllm" / "demo" / "checkpoint"
 # Models of the tests are tiny: with more threads they wait for each other, and a run
@@ -95,7 +95,7 @@ def start_server(
         server = servers.get(key)
         if server is None or server.process.poll() is not None:
             log = tmp_path_factory.mktemp("server") / "log"
-            server = servers[key] = Server(model_path, flags, log, env)
+            server = servers[key] = WarmServer(model_path, flags, log, env)
             server.wait_until_ready()
         return server
 

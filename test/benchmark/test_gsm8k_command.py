@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,10 @@ import pytest
 
 from benchmark.gsm8k import cli
 from benchmark.speed import compare_plain_loop
+from helpers.http_stub import StubHandler, StubServer
 
 
-class Fake(ThreadingHTTPServer):
+class Fake(StubServer):
     """A server that answers every question with `#### 4` in 6 tokens, 3 forwards.
 
     It has the OpenAI routes only, unless `native` is set.
@@ -29,7 +28,7 @@ class Fake(ThreadingHTTPServer):
         self.fails_after = math.inf
         self.busy = 0
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(StubHandler):
             def do_GET(handler) -> None:
                 known = {"/v1/models": {"data": [{"id": "fake"}]}}
                 if self.native:
@@ -38,8 +37,7 @@ class Fake(ThreadingHTTPServer):
                 handler.reply(404 if body is None else 200, body)
 
             def do_POST(handler) -> None:
-                size = int(handler.headers["Content-Length"])
-                body = json.loads(handler.rfile.read(size))
+                body = handler.body()
                 if self.busy:
                     self.busy -= 1
                     handler.reply(429, {"error": "busy"})
@@ -56,28 +54,13 @@ class Fake(ThreadingHTTPServer):
                 else:
                     handler.reply(200, {"choices": [text], "usage": usage})
 
-            def reply(handler, status: int, body: Any) -> None:
-                data = json.dumps(body).encode()
-                handler.send_response(status)
-                handler.send_header("Content-Length", str(len(data)))
-                handler.end_headers()
-                handler.wfile.write(data)
-
-            def log_message(handler, *_: Any) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.base_url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(Handler)
 
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    server = Fake()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Fake() as server:
+        yield server
 
 
 @pytest.fixture

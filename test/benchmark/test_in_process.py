@@ -1,4 +1,4 @@
-"""The benchmarks that wrap parts of the engine find these parts and time something."""
+"""The benchmarks that call parts of the engine find these parts and time something."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "round_cost": "--canvases 2 --steps-per-round 2 --max-new-tokens 8",
+    "strip_cost": "--positions 8",
     "peak_memory": "--batch 1 --canvas-len 64 --vocab-size 60000 --case FastDLLM",
 }
 
@@ -38,6 +39,9 @@ def test_every_part_takes_something(name: str, tmp_path: Path) -> None:
         (kind,) = figures["kinds"]
         assert all(kind["ms"][part] > 0 for part in ("model", "head", "measure"))
         assert 0 < kind["outside_share"] < 1
+    elif name == "strip_cost":
+        for strip in figures["strips"]:
+            assert strip["positions"] == 8 and strip["ms"] > 0 and strip["ratio"] > 0
     else:
         stages = figures["cases"]["FastDLLM"]["stages"]
         assert all(stages[stage] > 0 for stage in ("head", "measure"))

@@ -78,5 +78,5 @@ def test_the_table_has_ratios_to_dlmserve_in_the_same_round() -> None:
     figures = {"rounds": 3, "busy_rounds": 1, "engines": rows}
     table = peers.markdown(figures)
     assert "torch " in table and "llama.cpp: not measured" in table
-    figures["llama_cpp_step_ms"] = 250.0
+    figures["llama_cpp_step_ms"] = 250.0 * 256 / (88 + ANSWER_LEN)
     assert "ours is 2.00 times as fast" in peers.show(figures)

@@ -17,6 +17,7 @@ import torch
 from benchmark.server import SGLANG
 from helpers.launch_probe import run
 from helpers.upstream_shapes import RESOLVES_LATER, cuda_graph_config, raw_args, settled
+from helpers.warm_start import run_python
 from sglang_dllm.config.refused_flags import REFUSED, REFUSED_BEGINNINGS
 from sglang_dllm.demo import demo_path
 from sglang_dllm.errors import ConfigError
@@ -159,13 +160,13 @@ def test_a_wrong_yaml_ends_the_launch_with_one_line(
 ) -> None:
     file = tmp_path / "dllm.yaml"
     file.write_text("threshold: -1\n")
-    command = [
-        *(sys.executable, *command),
+    words = [
+        *command,
         *("--model-path", str(demo_path())),
         *("--dllm-algorithm", "FullAttnMultiBlock"),
         *("--dllm-algorithm-config", str(file)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run_python(words, timeout=300)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if "sglang-dllm:" in line] == [
@@ -175,8 +176,7 @@ def test_a_wrong_yaml_ends_the_launch_with_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["--cuda-graph-max-bs 32", "--cuda-graph-max-bs=32"])
-def test_the_launch_line_of_d3llm_is_accepted(form: str, tmp_path: Path) -> None:
+def test_the_launch_line_of_d3llm_is_accepted(tmp_path: Path) -> None:
     """As it stands, with a checkpoint that names remote code. None of that runs."""
     folder = tmp_path / "llada"
     shutil.copytree(demo_path(), folder)
@@ -188,38 +188,41 @@ def test_the_launch_line_of_d3llm_is_accepted(form: str, tmp_path: Path) -> None
     (folder / "config.json").write_text(json.dumps(config))
     for module in ("configuration_llada", "modeling_llada"):
         (folder / f"{module}.py").write_text("raise SystemExit('it ran')\n")
-    arguments = [
-        *("launch", "--model-path", str(folder)),
-        *("--dllm-algorithm", "FullAttnMultiBlock", "--trust-remote-code"),
-        *("--attention-backend", "flashinfer", "--mem-fraction-static", "0.8"),
-        *form.split(),
+    launches: list[dict[str, Any]] = [
+        {
+            "arguments": [
+                *("launch", "--model-path", str(folder)),
+                *("--dllm-algorithm", "FullAttnMultiBlock", "--trust-remote-code"),
+                *("--attention-backend", "flashinfer", "--mem-fraction-static", "0.8"),
+                *form.split(),
+            ],
+            "plugins": None,
+        }
+        for form in ("--cuda-graph-max-bs 32", "--cuda-graph-max-bs=32")
     ]
-    (found,) = run([{"arguments": arguments, "plugins": None}], OFFLINE)
-    assert found["error"] is None, found["stderr"][-3000:]
-    assert found["reads"] == []
-    assert found["flags"] == {
-        "trust_remote_code": False,
-        "attention_backend": "flashinfer",
-        "mem_fraction_static": 0.8,
-        "cuda_graph_max_bs_decode": 32,
-        "disable_decode_cuda_graph": False,
-        "tokenizer_path": str(folder),
-        "json_model_override_args": "{}",
-        "max_total_tokens": None if torch.cuda.is_available() else 32_768,
-    }
+    for found in run(launches, OFFLINE):
+        assert found["error"] is None, found["stderr"][-3000:]
+        assert found["reads"] == []
+        assert found["flags"] == {
+            "trust_remote_code": False,
+            "attention_backend": "flashinfer",
+            "mem_fraction_static": 0.8,
+            "cuda_graph_max_bs_decode": 32,
+            "disable_decode_cuda_graph": False,
+            "tokenizer_path": str(folder),
+            "json_model_override_args": "{}",
+            "max_total_tokens": None if torch.cuda.is_available() else 32_768,
+        }
 
 
 @pytest.mark.slow
-def test_doctor_finds_this_installation_sound_and_a_filtered_plugin_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    command = [sys.executable, "-m", "sglang_dllm", "doctor"]
-    sound = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_doctor_finds_this_installation_sound_and_a_filtered_plugin_not() -> None:
+    words = ["-m", "sglang_dllm", "doctor"]
+    sound = run_python(words, timeout=300)
     assert sound.returncode == 0, sound.stdout
     for word in (version("sglang"), "LLaDAModelLM", "DreamModel", "FullAttnMultiBlock"):
         assert word in sound.stdout
-    monkeypatch.setenv("SGLANG_PLUGINS", "something_else")
-    broken = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    broken = run_python(words, 300, {"SGLANG_PLUGINS": "something_else"})
     assert broken.returncode == 1
     assert "SGLANG_PLUGINS" in broken.stdout.strip().splitlines()[-1]
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from helpers.http_stub import StubHandler, StubServer
 from sglang_dllm import download as module
 from sglang_dllm.__main__ import main
 from sglang_dllm.download import DownloadError, download
@@ -28,7 +26,7 @@ WANTED = {"config.json", "model.safetensors"}
 COMMIT = "0123456789012345678901234567890123456789"
 
 
-class Mirror(ThreadingHTTPServer):
+class Mirror(StubServer):
     """A hub with one repository ``a/b``, and a plain folder ``/plain``.
 
     Attributes:
@@ -37,31 +35,28 @@ class Mirror(ThreadingHTTPServer):
         ranges: the Range header of each GET of the weights; "" for none.
     """
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(Answer)
         self.cuts = self.spoils = 0
         self.ranges: list[str] = []
         self.sums = "".join(
             f"{hashlib.sha256(data).hexdigest()}  {name}\n"
             for name, data in FILES.items()
         )
-        self.url = f"http://127.0.0.1:{self.server_port}"
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(StubHandler):
     server: Mirror
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         name = path.rsplit("/", 1)[1]
         if path.startswith(f"/api/models/a/b/tree/{COMMIT}"):
-            self._send(json.dumps(self._tree()).encode())
+            self.reply(200, self._tree())
         elif path.startswith("/api/models/a/b"):
-            self._send(json.dumps(self._info()).encode())
+            self.reply(200, self._info())
         elif path == "/plain/SHA256SUMS":
-            self._send(self.server.sums.encode())
+            self.reply(200, self.server.sums.encode())
         elif name in FILES and ("/a/b/resolve/" in path or "/plain/" in path):
             self._send_file(name)
         else:
@@ -123,34 +118,20 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{hashlib.sha256(FILES[name]).hexdigest()}"')
         self.end_headers()
 
-    def _send(self, data: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    server = Mirror()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
     # Less than a chunk is lost when a connection ends.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 512)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Mirror() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.base_url)
+        yield server
 
 
 @pytest.fixture(params=["hub", "plain"])
 def source(request: pytest.FixtureRequest, mirror: Mirror) -> str:
-    return "a/b" if request.param == "hub" else f"{mirror.url}/plain"
+    return "a/b" if request.param == "hub" else f"{mirror.base_url}/plain"
 
 
 def names_in(folder: Path) -> set[str]:
@@ -208,7 +189,7 @@ def test_a_later_command_continues_an_earlier_one(
     mirror: Mirror, tmp_path: Path
 ) -> None:
     (tmp_path / "model.safetensors.incomplete").write_bytes(WEIGHTS[:1000])
-    download(f"{mirror.url}/plain", tmp_path, "main", io.StringIO())
+    download(f"{mirror.base_url}/plain", tmp_path, "main", io.StringIO())
     assert mirror.ranges == ["bytes=1000-"]
     assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS
 
@@ -217,14 +198,14 @@ def test_a_later_command_continues_an_earlier_one(
 def test_no_file_leaves_the_folder(mirror: Mirror, tmp_path: Path, name: str) -> None:
     mirror.sums = f"{'0' * 64}  {name}\n"
     with pytest.raises(DownloadError, match="no line of sha256sum"):
-        download(f"{mirror.url}/plain", tmp_path / "in", "main", io.StringIO())
+        download(f"{mirror.base_url}/plain", tmp_path / "in", "main", io.StringIO())
 
 
 @pytest.mark.parametrize("wrong", ["nobody/nothing", "URL/nothing"])
 def test_a_source_that_is_not_there_is_one_line(
     mirror: Mirror, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
 ) -> None:
-    source = wrong.replace("URL", mirror.url)
+    source = wrong.replace("URL", mirror.base_url)
     assert main(["download-model", source, str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sglang-dllm: error: ") and "nothing" in line

@@ -1,20 +1,25 @@
-"""Requests that end early: by an abort, or because their client hangs up."""
+"""Requests that end early, by an abort or because their client hangs up, and checks
+that nobody else notices."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import random
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import requests
 
 from helpers.serving_harness import Server
+from helpers.tiny_checkpoints import write_llada
 from sglang_dllm.decoding.caches.registry import CACHES
 
 
@@ -119,3 +124,75 @@ def abort_all(server: Server, num: int) -> None:
         if load["num_running_reqs"] + load["num_waiting_reqs"] >= num:
             break
     server.post("/abort_request", rid="", abort_all=True)
+
+
+BAD_LOG_LINE = re.compile(r"memory leak|Mem Leak|double free|Traceback|SIGQUIT")
+
+
+def check_complete(ask: Ask, answer: dict[str, Any] | None) -> None:
+    assert answer is not None
+    meta = answer["meta_info"]
+    assert meta["finish_reason"] == {"type": "length", "length": ask.length}
+    assert len(answer["output_ids"]) == ask.length
+    assert meta["canvas_len"] == len(ask.prompt) + ask.length
+
+
+def check_still_well(server: Server) -> None:
+    """Idle, empty, flushable, answering, and nothing bad in the log."""
+    server.wait_until_idle()
+    assert server.post("/flush_cache").ok
+    assert len(server.generate([65, 66], max_new_tokens=8)["output_ids"]) <= 8
+    server.wait_until_idle()
+    lines = server.log.read_text().splitlines()
+    assert [x for x in lines if BAD_LOG_LINE.search(x)] == []
+
+
+class Watcher(threading.Thread):
+    """Samples the load endpoint while requests run."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+        self.loads: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, float]] = []
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.2):
+            self.loads.append(self.server.load())
+            with contextlib.suppress(requests.RequestException):
+                self.metrics.append(scrape(self.server))
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.join()
+
+    def __enter__(self) -> Watcher:
+        self.start()
+        return self
+
+
+def scrape(server: Server) -> dict[str, float]:
+    """Prometheus samples by name, labels left out."""
+    text = requests.get(f"{server.base_url}/metrics", timeout=30).text
+    samples: Counter[str] = Counter()
+    for name, value in re.findall(r"^(sglang:\w+).* (\S+)$", text, re.MULTILINE):
+        samples[name] += float(value)
+    return samples
+
+
+def one_by_one(folder: Path, prelaunch: bool) -> tuple[Any, ...]:
+    """The arguments of ``start_server``: a model that commits one token a step.
+
+    It does so from left to right, and is tiny and random. A request lives for as many
+    steps as it has tokens. The next position never depends on float32 noise, so crowds
+    and single requests agree exactly.
+    """
+    file = folder / "dllm.yaml"
+    text = f"{{block_size: 1, threshold: 0.0, prelaunch: {str(prelaunch).lower()}}}"
+    file.write_text(text)
+    return (
+        write_llada(folder / "llada", seed=1),
+        *("--dllm-algorithm", "EntropyThreshold"),
+        *("--dllm-algorithm-config", str(file), "--enable-metrics"),
+    )

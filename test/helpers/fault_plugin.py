@@ -6,15 +6,17 @@ plugin. A file in the folder of ``SGLANG_DLLM_FAULTS`` asks for a fault.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FOLDER = "SGLANG_DLLM_FAULTS"
+READ_FORMS = "sglang_dllm.serving.forms.read_forms"
 MODEL_FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 
 
@@ -54,6 +56,28 @@ class Faults:
         """True until a forward has met the fault."""
         return (self.folder / "memory").exists()
 
+    @contextlib.contextmanager
+    def unread_forms(self) -> Iterator[Callable[[], None]]:
+        """No form is read during the block: requests with one stay at the door.
+
+        Yields:
+            A function that waits until a request is there.
+        """
+        (self.folder / "forms").touch()
+        there = self.folder / "there"
+
+        def wait() -> None:
+            deadline = time.monotonic() + 30
+            while not there.exists():
+                assert time.monotonic() < deadline, "no form is read"
+                time.sleep(0.01)
+
+        try:
+            yield wait
+        finally:
+            there.unlink(missing_ok=True)
+            (self.folder / "forms").unlink()
+
     def shift_clocks(self, seconds: float) -> None:
         """``time.time`` of all processes differs by so many seconds from now on."""
         draft = self.folder / "draft"
@@ -69,6 +93,7 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(MODEL_FORWARD, _forward_of(folder), HookType.AROUND)
+    HookRegistry.register(READ_FORMS, _reading_of(folder), HookType.AROUND)
     true_time, clock = time.time, os.path.join(folder, "clock")
 
     def shifted() -> float:
@@ -91,3 +116,17 @@ def _forward_of(folder: str) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return forward
+
+
+def _reading_of(folder: str) -> Callable[..., Awaitable[None]]:
+    asked, there = Path(folder, "forms"), Path(folder, "there")
+
+    async def read(
+        original: Callable[..., Awaitable[None]], forms: Any, *args: Any, **more: Any
+    ) -> None:
+        while forms and asked.exists():
+            there.touch()
+            await asyncio.sleep(0.01)
+        await original(forms, *args, **more)
+
+    return read

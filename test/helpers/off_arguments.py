@@ -21,6 +21,14 @@ def llama_manager() -> SimpleNamespace:
     )
 
 
+def tokenized(rid: str) -> Any:
+    """A request for the scheduler; no field but the id has a meaning."""
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+
+    fields = TokenizedGenerateReqInput.__struct_fields__
+    return TokenizedGenerateReqInput(**dict.fromkeys(fields, rid))
+
+
 def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
     """Calls of a target that are not about a full-attention model."""
     name = hook.target.rsplit(".", 1)[1]
@@ -41,6 +49,8 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         return [(serving, "content", 0, "request", "created")]
     if name == "_process_messages":
         return [(serving, SimpleNamespace(tool_choice="required"), False)]
+    if name == "_make_request":
+        return [(serving, "request", None, "tokenizer")]
     if name == "_process_tool_call_stream":
         return [(serving, 0, "delta", "parsers")]
     if ".entrypoints." in hook.target and hook.contract[0] == "self":
@@ -67,6 +77,8 @@ def off_arguments(hook: Hook) -> list[tuple[Any, ...]]:
         "_validate_one_request": [(manager, "obj", [1, 2])],
         "generate_request": [(manager, "obj", "request")],
         "abort_request": [(manager, "rid", False), (manager, "", True)],
+        "create_abort_task": [(manager, SimpleNamespace(rid="a"))],
+        "_dispatch_to_scheduler": [(manager, "obj"), (manager, tokenized("rid"))],
         "set_global_state": [(SimpleNamespace(tokenizer_manager=manager),)],
         "prepare_server_args": [(["--model-path", "x"],)],
         "json": [("request",)],

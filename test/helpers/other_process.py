@@ -7,10 +7,11 @@ test that makes one must not leave it to the tests behind.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
+
+from helpers.warm_start import run_python
 
 TEST = Path(__file__).parents[1]
 ROOT = TEST.parent
@@ -31,13 +32,8 @@ def run_module(module: str, *args: str | Path, timeout: float = 400) -> str:
     Raises:
         AssertionError: the process failed; the message has the end of its output.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, args)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    words = ["-m", module, *map(str, args)]
+    done = run_python(words, timeout, environment())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

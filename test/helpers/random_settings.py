@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang_dllm.decoding.canvas import SamplingOptions
@@ -99,6 +99,8 @@ def random_case(
 
 def has_blocks(case: Case, sampler_family: str) -> bool:
     """True if the answer of a case may change its length."""
+    if case.algorithm not in CACHED:
+        return False
     if case.algorithm == "FastDLLM" and sampler_family == "Dream":
         return "cache" in case.options
     # Steps are shared out over an answer whose length is known.
@@ -132,6 +134,32 @@ def random_length(rng: random.Random) -> dict[str, Any]:
     rule = rng.choice(sorted(rules))
     given = {key: value for key, value in rules[rule].items() if rng.random() < 0.7}
     return {"length": rule, **given}
+
+
+def growing(rng: random.Random, case: Case) -> Case:
+    """The case with a length rule, whose answer is not given in part."""
+    return replace(case, template=None, options=case.options | random_length(rng))
+
+
+def storm_cases(rng: random.Random, num_each: int) -> list[Case]:
+    """Requests of each algorithm for a tiny LLaDA; some have gaps, some grow.
+
+    A growing answer that finds no slots starts anew. Its tokens are then the same only
+    without a cache.
+    """
+    cases = [
+        random_case(rng, algorithm, "LLaDA", list(range(32, 120)))
+        for algorithm in ALGORITHMS
+        for _ in range(num_each)
+    ]
+    return [
+        growing(rng, case)
+        if has_blocks(case, "LLaDA")
+        and case.template is None
+        and "cache" not in case.options
+        else case
+        for case in cases
+    ]
 
 
 def _template(

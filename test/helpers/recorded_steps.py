@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmark.speed.launch_gap import Operations
 from helpers.recorded_capture import RecordedCapture
 from helpers.static_steps import Decoder
 from helpers.toy_model import VOCAB, Request, held
@@ -26,23 +26,6 @@ ROOM = 64
 """Slots of each canvas, the longest of which is shorter."""
 
 _HASHES = 9973
-
-
-class Operations(TorchDispatchMode):
-    """Lists the operations that compute: neither views nor new empty tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        aliases = [value.alias_info for value in func._schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in aliases)
-        if not is_view and func._schema.name != "aten::empty":
-            self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 class PoolModel:

@@ -8,7 +8,6 @@ SGLang takes long to import, so that all checkpoints are run in one pair of proc
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from helpers.other_process import environment, leave
 from helpers.random_settings import Case
 from helpers.run_logits import run_batch
 from helpers.run_quantized import install_shadows
+from helpers.warm_start import Fork
 
 RANKS = (0, 1)
 
@@ -58,7 +58,7 @@ class Outcome:
     logits: list[list[torch.Tensor]]
 
 
-def start_ranks(jobs: Sequence[Job], folder: Path) -> list[subprocess.Popen[bytes]]:
+def start_ranks(jobs: Sequence[Job], folder: Path) -> list[Fork]:
     """Start both ranks. ``outcomes_of`` waits for them."""
     torch.save(list(jobs), folder / "job.pt")
     # A rank may begin the next job while the other one still leaves the last.
@@ -66,19 +66,13 @@ def start_ranks(jobs: Sequence[Job], folder: Path) -> list[subprocess.Popen[byte
     started = []
     for rank in RANKS:
         args = [str(rank), ports, str(folder / "job.pt"), str(folder / "out")]
-        with (folder / f"log.{rank}").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "helpers.run_rank", *args],
-                env=environment(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        started.append(process)
+        words = ["-m", "helpers.run_rank", *args]
+        started.append(Fork(words, folder / f"log.{rank}", env=environment()))
     return started
 
 
 def outcomes_of(
-    ranks: list[subprocess.Popen[bytes]], folder: Path, timeout: float = 450
+    ranks: list[Fork], folder: Path, timeout: float = 450
 ) -> list[list[Outcome]]:
     """The outcomes of all jobs, by rank.
 

@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from benchmark.in_process import InProcess
+from benchmark.speed.launch_gap import Operations
 from helpers.recorded_capture import RecordedCapture, grid_of, make_graphs
-from helpers.recorded_steps import Operations
 from helpers.static_steps import news
 from sglang_dllm.decoding.canvas import Canvas
 from sglang_dllm.runtime.graphs import CanvasGraphs

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import requests
 
-from benchmark.server import Server as ServerProcess
+from benchmark.server import Server as BenchmarkServer
+from benchmark.server import ServerProcess
+from helpers.warm_start import Fork
 
 
-class Server(ServerProcess):
+class Server(BenchmarkServer):
     """A server that a test can ask."""
 
     def post(self, path: str, **body: Any) -> requests.Response:
@@ -21,6 +25,10 @@ class Server(ServerProcess):
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
+
+    def events(self, path: str, **body: Any) -> list[dict[str, Any]]:
+        """The events of a stream."""
+        return events_of(self.post(path, **{**body, "stream": True}))
 
     def loads(self) -> list[dict[str, Any]]:
         """Each rank's numbers of running and waiting requests and of used tokens."""
@@ -47,3 +55,27 @@ class Server(ServerProcess):
             if time.monotonic() > deadline:
                 raise AssertionError(f"not idle after {seconds} s: {loads}")
             time.sleep(0.2)
+
+
+class WarmServer(Server):
+    """A server whose processes have not to import SGLang."""
+
+    def launch(self, words: Sequence[str], env: dict[str, str]) -> ServerProcess:
+        return Fork(words, self.log, env=env)
+
+
+def events_of(stream: requests.Response) -> list[dict[str, Any]]:
+    """The events of a stream that has ended.
+
+    Raises:
+        AssertionError: it has another status than 200, or no end.
+    """
+    assert stream.status_code == 200, stream.text
+    lines = stream.content.splitlines()
+    *parts, end = [line[6:] for line in lines if line.startswith(b"data: ")]
+    found = [json.loads(part) for part in parts]
+    if end != b"[DONE]":
+        # Anthropic's events tell their kind, and the last one is the end.
+        found.append(json.loads(end))
+        assert found[-1]["type"] == "message_stop"
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import requests
 
 from helpers.random_settings import Case
-from helpers.serving_harness import Server
+from helpers.serving_harness import Server, events_of
 
 NUM_CLIENTS = 12
 WHOLE = ("whole", "stream")
@@ -212,19 +211,18 @@ class Storm:
 
 def last_answer(response: requests.Response) -> dict[str, Any]:
     """The answer of a stream or of a plain response; a stream changes no token."""
-    assert response.status_code == 200, response.text
     if not response.headers["content-type"].startswith("text/event-stream"):
+        assert response.status_code == 200, response.text
         return dict(response.json())
-    lines = [x[6:] for x in response.text.splitlines() if x.startswith("data: ")]
-    assert lines.pop() == "[DONE]"
-    events = [json.loads(line) for line in lines]
+    events = events_of(response)
     last = events[-1]
     is_abort = last["meta_info"]["finish_reason"]["type"] == "abort"
-    if is_abort and len(events) > 1 and len(last["output_ids"]) == 1:
+    before = events[-2]["output_ids"] if len(events) > 1 else []
+    if is_abort and len(last["output_ids"]) == 1 < len(before):
         # SGLang's own answer to the abort of a request that it retracted, and that
         # waits again, repeats the last token only.
-        assert events[-2]["output_ids"][-1:] == last["output_ids"]
-        events[-1] = {**last, "output_ids": events[-2]["output_ids"]}
+        assert before[-1:] == last["output_ids"]
+        events[-1] = {**last, "output_ids": before}
     for one, later in pairwise(events):
         ids = one["output_ids"]
         assert later["output_ids"][: len(ids)] == ids, "a streamed token changed"

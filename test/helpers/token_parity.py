@@ -9,13 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from helpers.random_settings import (
-    CACHED,
-    Case,
-    has_blocks,
-    random_case,
-    random_length,
-)
+from helpers.random_settings import CACHED, Case, growing, has_blocks, random_case
 from helpers.toy_model import reference_sampling
 from reference.algorithms import nfe_at_visible, run
 from reference.decoding import Result, visible
@@ -106,7 +100,7 @@ class Oracle:
             for _ in range(3)
         ]
         return [
-            replace(case, template=None, options=case.options | random_length(rng))
+            growing(rng, case)
             for case in cases
             if has_blocks(case, self.kind.sampler_family)
         ]

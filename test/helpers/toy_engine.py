@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from helpers.toy_model import Request, ToyModel, facts_of, held, resolve
+from helpers.toy_model import Request, ToyModel, facts_of, resolve
 from sglang_dllm.decoding.agreement import Agree, alone
 from sglang_dllm.decoding.algorithm import Algorithm
 from sglang_dllm.decoding.caches.registry import CACHES
@@ -79,8 +77,7 @@ class ToyForward:
     def launch(self, packed: PackedForward) -> Logits:
         self.events.append("launch")
         self.num_windows.append(len(packed.lens))
-        rows = [self.model(ids) for ids in packed.input_ids.split(packed.lens)]
-        return held(torch.cat(rows)[packed.logits_indices])
+        return self.model.forward(packed)
 
     def launch_step(self, group: Group) -> bool:
         return False

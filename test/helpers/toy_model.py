@@ -17,6 +17,7 @@ from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.decoding.canvas import Canvas, SamplingOptions
 from sglang_dllm.decoding.denoiser import Denoiser
 from sglang_dllm.decoding.logits import Logits
+from sglang_dllm.decoding.packing import PackedForward
 from sglang_dllm.decoding.sampling import Stream, counter_uniform
 from sglang_dllm.decoding.token_edits import TokenEdits
 from sglang_dllm.models.facts import FAMILIES, ModelFacts
@@ -45,6 +46,17 @@ class ToyModel:
             logits = logits.round()
         logits[:, EOS] += self.eos_bias
         return logits
+
+    def forward(self, packed: PackedForward) -> Logits:
+        """The logits of a packed forward, all of whose windows are full."""
+        rows = [self(ids) for ids in packed.input_ids.split(packed.lens)]
+        return held(torch.cat(rows)[packed.logits_indices])
+
+    def logprobs(self, ids: list[int], prompt_len: int, shift: int) -> torch.Tensor:
+        """``(A, V)``: those of each answer position, without the mask token."""
+        logits = self(torch.tensor(ids)).double()
+        logits[:, MASK] = -torch.inf
+        return logits[prompt_len - shift : len(ids) - shift].log_softmax(dim=-1)
 
     def shifted(self, family: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """The logits of the references: row i predicts position i."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import setproctitle
 from sglang.srt.utils.auth import add_api_key_middleware
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -192,6 +194,28 @@ def test_a_process_that_is_killed_is_seen_and_named() -> None:
             time.sleep(0.05)
     text = f"sglang::scheduler (pid {child.pid}) was killed by SIGKILL"
     assert seen == [Gone(text, was_killed=True)]
+
+
+def sleep_under_a_title() -> None:
+    setproctitle.setproctitle("sglang::detokenizer")
+    time.sleep(60)
+
+
+def test_a_process_whose_status_was_taken_is_named_too() -> None:
+    """SGLang's own watch may be the first to ask how a process ended."""
+    child = multiprocessing.get_context("fork").Process(target=sleep_under_a_title)
+    child.start()
+    watch = Watch(lambda: None, lambda: False)
+    deadline = time.monotonic() + 10
+    while "sglang::" not in "".join(psutil.Process(child.pid).cmdline()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    watch.complete()
+    assert watch.gone() is None
+    child.kill()
+    child.join()
+    text = f"sglang::detokenizer (pid {child.pid}) was killed by SIGKILL"
+    assert watch.gone() == Gone(text, was_killed=True)
 
 
 def test_a_process_that_has_failed_and_hangs_ends_the_server(

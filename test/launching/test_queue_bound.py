@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,6 +135,20 @@ def test_the_measured_progress_begins_when_the_server_was_idle() -> None:
     assert site.bound.refusal() == 4
     site.end(300)
     assert site.bound.refusal() == 1
+
+
+def test_a_busy_server_that_is_never_full_keeps_a_window_of_what_ended() -> None:
+    """It is never idle either, so that nothing but the time ends the measurement."""
+    site = Site(most=4)
+    site.fill(1)
+    tracemalloc.start()
+    for _ in range(20_000):
+        site.time += 1
+        assert site.bound.refusal() is None
+        site.end(100)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 100_000
 
 
 @pytest.fixture

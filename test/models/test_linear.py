@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.logits_processor import should_apply_lm_head_quant_method
+from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
 from torch import nn
 from torch.nn.functional import linear, silu
 
@@ -47,6 +49,21 @@ def test_products_are_torchs(num_rows: int, dtype: torch.dtype) -> None:
     use_padded_products(nn.ModuleList([layer]))
     assert isinstance(layer.quant_method, PaddedLinear)
     torch.testing.assert_close(layer(x)[0], wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("num_rows", [0, 1, 33, 65])
+def test_a_heads_products_are_torchs(num_rows: int, dtype: torch.dtype) -> None:
+    """65 rows take the other order of factors."""
+    torch.manual_seed(num_rows)
+    layer = nn.Module()
+    layer.weight = nn.Parameter((torch.randn(375, 24) / 5).to(dtype))
+    layer.quant_method = UnquantizedEmbeddingMethod()
+    use_padded_products(nn.ModuleList([layer]))
+    x = torch.randn(num_rows, 24).to(dtype)
+    found = layer.quant_method.apply(layer, x)
+    torch.testing.assert_close(found, linear(x, layer.weight), **TOLERANCE)
+    assert should_apply_lm_head_quant_method(layer, layer.quant_method)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

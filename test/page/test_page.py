@@ -18,7 +18,8 @@ import uvicorn
 from fastapi import FastAPI, Response
 from sglang.srt.utils.auth import add_api_key_middleware
 
-from helpers.browser import Browser, find_chromium
+from helpers.browser import Browser
+from helpers.page import PANEL, QUESTION, ask, end_of_run, open_page, save_trace
 from helpers.serving_harness import Server
 from sglang_dllm.config.server import parse_decode_config
 from sglang_dllm.models.facts import FAMILIES
@@ -26,50 +27,7 @@ from sglang_dllm.serving.page import Page, algorithms_route
 from sglang_dllm.serving.routes import OwnPaths
 from sglang_dllm.trace import canvases, load_trace
 
-QUESTION = (
-    "Tom has 62 apples. He buys 25 more. He sells 34. He finds 18 more. "
-    "How many apples does Tom have?"
-)
-"""As the page has it at first."""
-PANEL = "document.querySelectorAll('.panel')[{}]"
 MASKS = "[...document.querySelectorAll('.panel .cell:not(.set)')].length"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("this machine has no Chromium: `apt-get install chromium`")
-    return program
-
-
-@pytest.fixture
-def browser(chromium: str, tmp_path: Path) -> Iterator[Browser]:
-    with Browser(chromium, tmp_path, size=(1180, 820)) as browser:
-        yield browser
-        assert browser.errors == []
-
-
-@pytest.fixture
-def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path]:
-    folder = request.config.getoption("--screenshots")
-    return lambda name: Path(folder or tmp_path) / name
-
-
-def open_page(browser: Browser, server: Server) -> None:
-    browser.go(f"{server.base_url}/dllm")
-    browser.wait("!document.querySelector('#run').disabled")
-
-
-def ask(browser: Browser, **settings: Any) -> None:
-    """Set fields of all panels by name, and press Run."""
-    for name, value in settings.items():
-        browser.run(
-            f"document.querySelectorAll('.panel [name={name}]').forEach(field => {{"
-            f"field.value = {json.dumps(value)};"
-            "field.dispatchEvent(new Event('change')); })"
-        )
-    browser.run("document.querySelector('#run').click()")
 
 
 def test_a_person_watches_a_canvas_fill(
@@ -111,8 +69,8 @@ def test_two_settings_side_by_side_and_a_trace_on_the_disk(
     browser.run("document.querySelector('#pace').value = 0")
     browser.run("document.querySelector('#compare').click()")
     ask(browser, max_tokens="64")
-    browser.wait("!document.querySelector('#run').disabled", seconds=120)
-    browser.resize(1180, 930)
+    end_of_run(browser)
+    browser.resize(1180, 1040)
     time.sleep(0.6)  # The last token lands.
     browser.screenshot(picture("page_compared.png"))
     forwards = [
@@ -122,12 +80,7 @@ def test_two_settings_side_by_side_and_a_trace_on_the_disk(
     assert 0 < forwards[0] < forwards[1]
     assert browser.run("document.querySelectorAll('.best').length") >= 1
 
-    browser.run(f"{PANEL.format(0)}.querySelector('.save').click()")
-    saved = browser.downloads / "trace-A.json"
-    deadline = time.monotonic() + 30
-    while not saved.exists():
-        assert time.monotonic() < deadline, "nothing was saved"
-        time.sleep(0.1)
+    saved = save_trace(browser)
     trace = load_trace(saved)
     assert trace.steps[-1].forward == forwards[0]
     final = "".join(cell.text for cell in canvases(trace)[-1][1] if cell)

@@ -77,6 +77,7 @@ KINDS = {
 }
 CHAT_KWARGS = {"a2d": [{}, {"enable_thinking": False}], "diffullama": []}
 """Kinds whose template has such words, or that have no template."""
+MESSAGES = [{"role": "user", "content": "a"}]
 
 
 @dataclass
@@ -166,6 +167,22 @@ def test_mixed_in_crowds_of_16_arriving_at_random_times(setup: Setup) -> None:
     equal = [setup.check_answer(c, a) for c, a in zip(cases, answers, strict=True)]
     assert sum(equal) >= len(cases) - 4, "too many cases within noise"
     setup.server.wait_until_idle()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 8}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 8}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 8}),
+        ("/api/chat", {"messages": MESSAGES, "options": {"num_predict": 8}}),
+    ],
+)
+def test_a_chat_needs_a_template(setup: Setup, path: str, body: dict[str, Any]) -> None:
+    answer = setup.server.post(path, model=str(setup.path), stream=False, **body)
+    has_template = CHAT_KWARGS.get(setup.name) != []
+    assert answer.status_code == (200 if has_template else 400), answer.text
+    assert has_template or "chat template" in answer.text.replace("_", " ")
 
 
 def test_answers_that_find_their_length(setup: Setup) -> None:

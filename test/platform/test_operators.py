@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.rotary_embedding import base
 
-from sglang_dllm.platform.operators import experts, rms_norm, rotate
+from sglang_dllm.platform.operators import experts, register, rms_norm, rotate
 
 HALVES = [torch.bfloat16, torch.float16]
 DTYPES = [*HALVES, torch.float32]
@@ -43,12 +44,9 @@ class Rotary:
     is_neox_style = True
     rotary_dim = head_size = 16
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.cos_sin_cache = self._compute_cos_sin_cache().to(dtype)
-
-    def _compute_cos_sin_cache(self) -> torch.Tensor:
+    def __init__(self) -> None:
         angles = torch.arange(512)[:, None] / 10000 ** (torch.arange(8) / 8)
-        return torch.cat((angles.cos(), angles.sin()), dim=-1)
+        self.cos_sin_cache = torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,7 +54,7 @@ class Rotary:
 def test_a_rotation_is_rounded_once(dtype: torch.dtype, fused: bool) -> None:
     """Angles in bfloat16 would be wrong by up to 8 units."""
     torch.manual_seed(1)
-    layer = Rotary(dtype)
+    layer = Rotary()
     both = torch.randn(7, 48).to(dtype)
     query, key = both.split((32, 16), dim=-1)
     if not fused:
@@ -75,6 +73,19 @@ def test_a_rotation_is_rounded_once(dtype: torch.dtype, fused: bool) -> None:
             assert ulps(found, exact) < 1
         else:
             torch.testing.assert_close(found, exact.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_of_a_half_precision_model_is_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is longer than the model's context: SGLang adds positions at the launch."""
+    monkeypatch.delenv("SGLANG_ROPE_CACHE_FP32", raising=False)
+    register("a platform of this test")
+    asked = SimpleNamespace(deterministic=SimpleNamespace(rl_on_policy_target=None))
+    monkeypatch.setattr(base, "get_exec", lambda: asked)
+    layer = base.RotaryEmbedding(16, 16, 512, 10000, True, torch.bfloat16)
+    layer._ensure_cos_sin_cache_length(600)
+    assert layer.cos_sin_cache.dtype == torch.float32 and len(layer.cos_sin_cache) > 600
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -7,8 +7,6 @@ litellm 1.110, langchain-openai 1.7 and the source of Open WebUI.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import requests
 from openai import BadRequestError, OpenAI
 
 from helpers.serving_harness import Server
+from helpers.warm_start import run_python
 from sglang_dllm.demo import demo_path
 
 QUESTION = "Tom has 23 apples. He buys 15 more. How many apples does Tom have?"
@@ -278,8 +277,8 @@ def test_the_benchmark_of_sglang(demo_server: Server, tmp_path: Path) -> None:
     turns = [{"value": QUESTION}, {"value": "38"}]
     data, out = tmp_path / "data.json", tmp_path / "out.jsonl"
     data.write_text(json.dumps([{"conversations": turns}] * 4))
-    command = [
-        *(sys.executable, "-m", "sglang.bench_serving"),
+    words = [
+        *("-m", "sglang.bench_serving"),
         *("--backend", "sglang-oai-chat", "--base-url", demo_server.base_url),
         *("--model", "demo", "--tokenizer", str(demo_path())),
         *("--dataset-name", "random", "--dataset-path", str(data)),
@@ -287,7 +286,7 @@ def test_the_benchmark_of_sglang(demo_server: Server, tmp_path: Path) -> None:
         *("--random-output-len", "32", "--random-range-ratio", "1"),
         *("--output-file", str(out)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = run_python(words, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(out.read_text())
     assert figures["completed"] == 4

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from helpers.serving_harness import Server
+from helpers.warm_start import run_python
 from sglang_dllm.demo import demo_path
 from sglang_dllm.demo.problems import problems
 
@@ -101,12 +99,10 @@ def engine(
         "streamed": LONG,
         "flags": {"page_size": request.param},
     }
-    done = subprocess.run(
-        [sys.executable, script, json.dumps(job)],
-        capture_output=True,
-        text=True,
+    done = run_python(
+        [str(script), json.dumps(job)],
         timeout=400,
-        env={**os.environ, "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"},
+        env={"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"},
     )
     assert "ANSWERS" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
     answers: dict[str, Any] = json.loads(done.stdout.split("ANSWERS")[1].split("\n")[0])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import requests
 from openai import OpenAI
 
 from helpers.serving_harness import Server
-from reference.algorithms import run
-from reference.models import load
 
 DEMO = Path(__file__).parents[2] / "python" / "sglang_dllm" / "demo" / "checkpoint"
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have?"
@@ -25,16 +22,6 @@ MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
 def client(demo_server: Server) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{demo_server.base_url}/v1", api_key="none") as client:
         yield client
-
-
-def events(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:
-    response = requests.post(
-        server.base_url + path, json={**body, "stream": True}, timeout=300
-    )
-    assert response.status_code == 200, response.text
-    lines = [line for line in response.text.splitlines() if line.startswith("data: ")]
-    assert lines.pop() == "data: [DONE]"
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
 def longest_prompt(server: Server) -> int:
@@ -66,64 +53,6 @@ def test_the_longest_prompt(demo_server: Server) -> None:
     refused = demo_server.post("/generate", input_ids=[5] * (longest + 1))
     assert refused.status_code == 400
     assert f"{longest + 1} tokens; expected 1 to {longest}" in refused.text
-
-
-def test_the_longest_canvas_of_a_small_paged_pool(
-    start_server: Callable[..., Server],
-) -> None:
-    server = start_server(
-        DEMO,
-        *("--dllm-algorithm", "FullAttnMultiBlock"),
-        *("--max-total-tokens", "256", "--page-size", "16"),
-    )
-    refused = server.post(
-        "/generate", input_ids=[5] * 20, sampling_params={"max_new_tokens": 500}
-    )
-    found = re.search(r"can be 1 to (\d+)", refused.json()["error"]["message"])
-    assert found is not None
-    most = int(found[1])
-    assert 180 <= most < 256 - 20
-    answer = server.generate([5] * 20, max_new_tokens=most)
-    assert answer["meta_info"]["canvas_len"] == 20 + most
-    assert (
-        server.post(
-            "/generate",
-            input_ids=[5] * 20,
-            sampling_params={"max_new_tokens": most + 1},
-        ).status_code
-        == 400
-    )
-    server.wait_until_idle()
-    server.stop()
-
-
-def test_guidance_on_a_canvas_longer_than_half_of_the_pool(
-    start_server: Callable[..., Server],
-) -> None:
-    """Two windows are computed over the slots of one; the pool holds one canvas.
-
-    SGLang's buffers for the inputs of a forward are as large as the pool. The
-    scheduler ended where a forward had more tokens.
-    """
-    server = start_server(
-        DEMO,
-        *("--dllm-algorithm", "FullAttnMultiBlock", "--max-total-tokens", "1024"),
-        *("--max-prefill-tokens", "256", "--max-running-requests", "2"),
-    )
-    prompt, length = list(range(5, 25)), 696
-    options = {"block_size": 64, "steps": 24, "cfg_scale": 1.0}
-    expected = run("LLaDA", load(DEMO), prompt, length, options)
-    answer = server.generate(
-        prompt,
-        max_new_tokens=length,
-        ignore_eos=True,
-        skip_special_tokens=False,
-        custom_params={"dllm": {"algorithm": "LLaDA", **options}},
-    )
-    assert answer["output_ids"] == expected.ids
-    assert answer["meta_info"]["num_forwards"] == expected.nfe
-    server.wait_until_idle()
-    server.stop()
 
 
 def test_the_default_canvas(demo_server: Server, client: OpenAI) -> None:
@@ -206,7 +135,7 @@ def several(
         assert [choice["index"] for choice in choices] == list(range(n))
         return [c.get("text", c.get("message", {}).get("content")) for c in choices]
     texts = [""] * n
-    for event in events(server, route, **body):
+    for event in server.events(route, **body):
         if route == "/generate":
             texts[event.get("index", 0)] = event["text"]
             continue
@@ -275,7 +204,7 @@ def test_a_stream_equals_the_whole_answer(
     params = {"max_new_tokens": 64} | ({"stop": stop} if stop else {})
     body = {"text": QUESTION, "sampling_params": params}
     answer = demo_server.post("/generate", **body).json()
-    last = events(demo_server, "/generate", **body)[-1]
+    last = demo_server.events("/generate", **body)[-1]
     assert last["text"] == answer["text"]
     assert last["output_ids"] == answer["output_ids"]
     assert last["meta_info"]["finish_reason"] == answer["meta_info"]["finish_reason"]

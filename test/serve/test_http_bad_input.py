@@ -12,6 +12,7 @@ import requests
 import sglang
 
 from helpers.bad_bodies import LATER, MALFORMED, ROUTES, SMALLEST, bad_bodies
+from helpers.odd_items import check_refusals, odd_bodies
 from helpers.serving_harness import Server
 from sglang_dllm.demo import demo_path
 from sglang_dllm.serving.routes import REFUSED
@@ -128,6 +129,10 @@ def test_a_route_of_other_models_names_the_one_to_use(
     if path != "/v1/realtime":
         message = refusal(demo_server.post(path))
         assert path in message and message.endswith(f"expected {instead}")
+
+
+def test_an_odd_item_of_a_conversation_is_refused(demo_server: Server) -> None:
+    check_refusals(demo_server, [*odd_bodies()][::6])
 
 
 def test_nothing_leaks_after_all_that(demo_server: Server) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +9,7 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
-from helpers.serving_harness import Server
+from helpers.serving_harness import Server, events_of
 from sglang_dllm.demo import demo_path
 from sglang_dllm.demo.problems import Problem, heldout
 
@@ -53,13 +52,7 @@ def chat(server: Server, question: str, parts: Parts, **body: Any) -> Any:
         **body,
     )
     assert response.status_code == 200, response.text
-    return response.json() if not body.get("stream") else events(response.text)
-
-
-def events(text: str) -> list[dict[str, Any]]:
-    lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
-    assert lines.pop() == "[DONE]"
-    return [json.loads(line) for line in lines]
+    return response.json() if not body.get("stream") else events_of(response)
 
 
 @pytest.mark.parametrize(

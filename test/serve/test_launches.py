@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from helpers.launch_ends import ends
-from helpers.serving_harness import Server
+from helpers.serving_harness import WarmServer
 from sglang_dllm.demo import demo_path
 
 ALGORITHM = ("--dllm-algorithm", "FullAttnMultiBlock")
@@ -24,7 +24,7 @@ SLOW = {"algorithm": "EntropyThreshold", "threshold": 0}
 """One token a step: a request of 300 tokens takes seconds."""
 
 
-class Launched(Server):
+class Launched(WarmServer):
     """A server that a test ends."""
 
     def __init__(self, log: Path, *flags: str) -> None:
@@ -69,7 +69,7 @@ class Streamed(threading.Thread):
             "max_tokens": max_tokens,
             "stream": True,
             "ignore_eos": True,
-            "dllm": SLOW,
+            "custom_params": {"dllm": SLOW},
         }
         self.first = threading.Event()
         self.lines: list[bytes] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -10,13 +9,6 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from helpers.serving_harness import Server
-
-
-def events(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:
-    lines = server.post(path, **body).text.splitlines()
-    parts = [line[6:] for line in lines if line.startswith("data: {")]
-    return [json.loads(part) for part in parts]
-
 
 MESSAGES: list[Any] = [{"role": "user", "content": "3+4="}]
 QUESTION = "3+4="
@@ -108,8 +100,8 @@ def test_native_requests_have_ids_and_text(demo_server: Server) -> None:
     assert [top[0][:2] for top in best] == [one[:2] for one in found]
     assert all(isinstance(text, str) for _, _, text in found)
     assert asked["meta_info"]["input_token_logprobs"] == []
-    one = {**body, "text": QUESTION, "return_logprob": True, "stream": True}
-    *_, last = events(demo_server, "/generate", **one)
+    one = {**body, "text": QUESTION, "return_logprob": True}
+    *_, last = demo_server.events("/generate", **one)
     again = last["meta_info"]["output_token_logprobs"]
     assert [one[1:] for one in again] == [one[1:] for one in found]
     values = [value for value, *_ in found]
@@ -122,10 +114,10 @@ def test_given_text_was_certain(demo_server: Server) -> None:
     dllm = {"canvas": canvas, "stream": "draft"}
     params = {"custom_params": {"dllm": dllm}}
     body: dict[str, Any] = {
-        **{"text": QUESTION, "sampling_params": params, "stream": True},
+        **{"text": QUESTION, "sampling_params": params},
         **{"return_logprob": True, "top_logprobs_num": 2},
     }
-    *_, last = events(demo_server, "/generate", **body)
+    *_, last = demo_server.events("/generate", **body)
     info = last["meta_info"]
     found, best = info["output_token_logprobs"], info["output_top_logprobs"]
     assert [token for _, token, _ in found] == last["output_ids"]

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,30 @@ OF_SCRAPING = ("up", "instance")
 """The names that Prometheus adds itself."""
 
 
-def metrics_of(expression: str) -> list[tuple[str, list[str]]]:
-    """Metrics of a PromQL expression, each with the labels of its selector."""
+Condition = tuple[str, str, str]
+"""Label, operator and value of a selector."""
+
+
+def metrics_of(expression: str) -> list[tuple[str, list[Condition]]]:
+    """Metrics of a PromQL expression, each with the conditions of its selector."""
     found = re.findall(r"(sglang:\w+)(?:\{([^}]*)\})?", expression)
-    return [(name, re.findall(r"(\w+)[!=]=?~?", labels)) for name, labels in found]
+    condition = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
+    return [(name, condition.findall(labels)) for name, labels in found]
+
+
+def asks_for(condition: Condition, labels: Mapping[str, str]) -> bool:
+    """True if a series may be one that is asked for.
+
+    A server may have none that a negative condition leaves over, and a person chooses
+    the value of a variable of the board.
+    """
+    label, operator, value = condition
+    if label not in labels:
+        return False
+    if operator.startswith("!") or value.startswith("$"):
+        return True
+    pattern = value if operator == "=~" else re.escape(value)
+    return re.fullmatch(pattern, labels[label]) is not None
 
 
 def grouped_by(expression: str) -> set[str]:
@@ -55,28 +77,48 @@ def ask(server: Server, rid: str | None = None, **params: Any) -> requests.Respo
     return requests.post(f"{server.base_url}/generate", json=body, timeout=300)
 
 
+def flood(server: Server) -> None:
+    """Fill the queue, so that a request is refused; then empty it.
+
+    A request of many prompts is taken whole.
+    """
+    prompts, params = [[1, 2, 3]] * 1100, {"max_new_tokens": 8}
+    crowd = {"rid": "crowd", "input_ids": prompts, "sampling_params": params}
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(server.post, "/generate", **crowd)
+        deadline = time.monotonic() + 60
+        while ask(server, max_new_tokens=1).status_code != 503:
+            assert time.monotonic() < deadline and not asking.done()
+        assert server.post("/abort_request", rid="crowd").ok
+        assert asking.result().ok
+
+
 @pytest.fixture(scope="module")
-def samples(demo_server: Server) -> dict[str, set[str]]:
-    """The labels of each metric, behind a good request and a refused one."""
+def series(demo_server: Server) -> list[tuple[str, Mapping[str, str]]]:
+    """Name and labels of each series, behind good requests and refused ones."""
     assert ask(demo_server, max_new_tokens=16).ok
     assert ask(demo_server, temperature=-1).status_code == 400
+    flood(demo_server)
     demo_server.wait_until_idle()
-    found: dict[str, set[str]] = {}
-    for name, labels, _ in scrape(demo_server).samples:
-        found.setdefault(name, set()).update(labels)
-    return found
+    return [(name, labels) for name, labels, _ in scrape(demo_server).samples]
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_a_server_has_every_metric_and_label(
-    samples: dict[str, set[str]], expression: str
+    series: list[tuple[str, Mapping[str, str]]], expression: str
 ) -> None:
+    """One series has all labels, with the values that the expression asks for."""
     metrics = metrics_of(expression)
     assert metrics or expression.startswith("up{")
-    for name, labels in metrics:
-        assert name in samples, f"/metrics has no {name}"
-        wanted = {*labels, *grouped_by(expression)} - set(OF_SCRAPING)
-        assert wanted <= samples[name], name
+    grouped = grouped_by(expression) - set(OF_SCRAPING)
+    for name, conditions in metrics:
+        found = [labels for other, labels in series if other == name]
+        assert found, f"/metrics has no {name}"
+        assert any(
+            grouped <= labels.keys()
+            and all(asks_for(one, labels) for one in conditions)
+            for labels in found
+        ), (name, conditions, grouped)
 
 
 def test_counts_of_a_request_and_of_a_refusal(demo_server: Server) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from benchmark.server import SGLANG
+from helpers.launch_ends import ends
 from helpers.random_settings import ALGORITHMS, Case
 from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import LLADA_TOKENS, write_llada
@@ -131,16 +129,11 @@ def test_ranks_that_do_not_divide_the_model_end_the_launch_in_one_line(
     checkpoint: Path,
 ) -> None:
     command = ["--dllm-algorithm", "FullAttnMultiBlock", "--tp-size", "3"]
-    done = subprocess.run(
-        [sys.executable, "-c", SGLANG, "serve", "--model-path", checkpoint, *command],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 2
-    (line,) = [x for x in done.stderr.splitlines() if "--tp-size" in x]
+    ((status, output),) = ends([("--model-path", checkpoint, *command)])
+    assert status == 2
+    (line,) = [x for x in output.splitlines() if "--tp-size" in x]
     assert line == (
         "sglang-dllm: error: --tp-size=3 does not fit the checkpoint's "
         "num_attention_heads=4; expected 1, 2 or 4"
     )
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in output

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import pytest
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, OpenAI, pydantic_function_tool
+from pydantic import BaseModel
 
+from helpers.odd_items import check_refusals, odd_tools
 from helpers.serving_harness import Server
 from sglang_dllm.demo import demo_path
 
@@ -81,22 +84,44 @@ CALLS = "\n".join(
     for a in (1, 2)
 )
 TEMPLATE = (
-    "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+    "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
     "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 )
+
+
+CALL = 369
+"""A token that the demo model never writes by itself: it begins a prompt."""
 
 
 @pytest.fixture(scope="module")
 def tool_server(
     start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
 ) -> Server:
-    template = tmp_path_factory.mktemp("template") / "tools.jinja"
+    """Its tokenizer has Qwen's token for the beginning of a call."""
+    model = tmp_path_factory.mktemp("tools") / "model"
+    shutil.copytree(demo_path(), model)
+    tokens = json.loads((model / "tokenizer.json").read_text())
+    for token in tokens["added_tokens"]:
+        if token["id"] == CALL:
+            token |= {"content": "<tool_call>", "special": False}
+    (model / "tokenizer.json").write_text(json.dumps(tokens))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    del config["bos_token"], config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    names = json.loads((model / "special_tokens_map.json").read_text())
+    del names["bos_token"]
+    (model / "special_tokens_map.json").write_text(json.dumps(names))
+    template = model / "tools.jinja"
     template.write_text(TEMPLATE)
     return start_server(
-        demo_path(),
+        str(model),
         *("--dllm-algorithm", "FullAttnMultiBlock", "--served-model-name", "demo"),
         *("--tool-call-parser", "qwen25", "--chat-template", str(template)),
     )
+
+
+def test_an_odd_tool_is_refused(tool_server: Server) -> None:
+    check_refusals(tool_server, [*odd_tools()][::4])
 
 
 def test_tools_become_tool_calls(tool_server: Server) -> None:
@@ -197,6 +222,52 @@ def test_a_forced_call_is_a_call(tool_server: Server) -> None:
             assert (name, arguments) == ("halt", {})
 
 
+class Sum(BaseModel):
+    a: int
+
+
+STRICT: Any = pydantic_function_tool(Sum, name="add")
+
+
+def test_a_stock_client_has_strict_functions(tool_server: Server) -> None:
+    """It sends strict functions by default. A text without a call is an answer."""
+    client = client_of(tool_server)
+    free = client.chat.completions.parse(
+        **ASKED, tools=[STRICT], stop=["zzz"], extra_body={"min_tokens": 2}
+    )
+    assert free.choices[0].message.content
+    assert free.choices[0].message.tool_calls is None
+
+
+def test_strict_functions_that_are_refused(tool_server: Server) -> None:
+    odd = {"type": "object", "patternProperties": {"a": {}}}
+    function = {"name": "odd", "parameters": odd, "strict": True}
+    bad: Any = {"type": "function", "function": function}
+    client = client_of(tool_server)
+    for change, words in (
+        ({"tools": [STRICT, bad]}, r"tools\[1\].function.parameters.*patternProp"),
+        ({"extra_body": {"ignore_eos": True}}, "ignore_eos"),
+        ({"extra_body": {"custom_params": {"dllm": {"length": "daedal"}}}}, "length"),
+        ({"parallel_tool_calls": False, "extra_body": {"min_tokens": 2}}, "min_tokens"),
+    ):
+        for is_streamed in (False, True):
+            asked = {**ASKED, "tools": [STRICT], **change}
+            with pytest.raises(BadRequestError, match=words):
+                client.chat.completions.create(**asked, stream=is_streamed)
+    # A choice of none asks for no form.
+    odd_asked: Any = {**ASKED, "tools": [bad], "tool_choice": "none"}
+    assert client.chat.completions.create(**odd_asked).choices
+
+
+def test_strict_functions_of_messages(tool_server: Server) -> None:
+    tool = {"name": "add", "input_schema": PARAMETERS, "strict": True}
+    reply = tool_server.post("/v1/messages", **ASKED, tools=[tool])
+    if reply.status_code == 400:
+        assert "tools[0].strict" in reply.text, "SGLang has no place for it"
+    else:
+        assert [part["type"] for part in reply.json()["content"]] == ["text"]
+
+
 def test_a_forced_call_of_messages(tool_server: Server) -> None:
     """Anthropic's words for the same, whole and streamed."""
     tools = [{"name": "add", "input_schema": PARAMETERS}]
@@ -210,14 +281,9 @@ def test_a_forced_call_of_messages(tool_server: Server) -> None:
         assert (block["type"], block["name"]) == ("tool_use", "add")
         jsonschema.validate(block["input"], PARAMETERS)
         assert whole["stop_reason"] == "tool_use"
-        events = tool_server.post(
-            "/v1/messages", **asked, tool_choice=choice, stream=True
-        )
-        found = [json.loads(line[6:]) for line in events.text.splitlines()
-                 if line.startswith("data: {")]  # fmt: skip
         text = "".join(
             event["delta"].get("partial_json", "")
-            for event in found
+            for event in tool_server.events("/v1/messages", **asked, tool_choice=choice)
             if event["type"] == "content_block_delta"
         )
         jsonschema.validate(json.loads(text), PARAMETERS)

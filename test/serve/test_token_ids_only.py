@@ -7,7 +7,6 @@ proxy's path.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -98,11 +97,7 @@ def test_what_is_too_long_is_shortened(
 def test_increments_are_whole_and_each_has_the_counts(server: Server) -> None:
     params = {"max_new_tokens": 64, "ignore_eos": True, "custom_params": ONE_BY_ONE}
     body = {"input_ids": PROMPT, "sampling_params": params}
-    with requests.post(
-        f"{server.base_url}/generate", json=body | {"stream": True}, stream=True
-    ) as response:
-        lines = [x[6:] for x in response.iter_lines() if x.startswith(b"data: {")]
-    chunks = [json.loads(line) for line in lines]
+    chunks = server.events("/generate", **body)
     ids = [token for chunk in chunks for token in chunk["output_ids"]]
     assert ids == server.post("/generate", **body).json()["output_ids"]
     assert len(chunks) > 2
@@ -117,13 +112,8 @@ def test_drafts_come_as_increments_without_text(server: Server) -> None:
     """No part repeats the steps of another, and all together are the trace."""
     watch = {"dllm": {**ONE_BY_ONE["dllm"], "stream": "draft", "trace": True}}
     params = {"max_new_tokens": 40, "ignore_eos": True, "custom_params": watch}
-    with requests.post(
-        f"{server.base_url}/generate",
-        json={"input_ids": PROMPT, "sampling_params": params, "stream": True},
-        stream=True,
-    ) as response:
-        lines = [x[6:] for x in response.iter_lines() if x.startswith(b"data: {")]
-    metas = [json.loads(line)["meta_info"] for line in lines]
+    chunks = server.events("/generate", input_ids=PROMPT, sampling_params=params)
+    metas = [chunk["meta_info"] for chunk in chunks]
     steps = [step for meta in metas for step in meta["dllm"]["draft"]["steps"]]
     assert [step["forward"] for step in steps] == list(range(1, 41))
     assert {one[2] for step in steps for one in step["committed"]} == {None}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from helpers.serving_harness import Server
 from helpers.tiny_checkpoints import write_llada
+from helpers.warm_start import run_python
 
 ONLY_THE_PLATFORM = {"SGLANG_PLUGINS": "sglang_dllm_cpu"}
 """Loads our CPU platform, which SGLang cannot run here without, and no hook."""
@@ -148,13 +146,7 @@ def test_the_environment_variable_decides_whether_hooks_load(
     env: dict[str, str],
 ) -> None:
     """The comparison below rests on it: one side has hooks, the other none."""
-    out = subprocess.run(
-        [sys.executable, "-c", _HOOKED],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    out = run_python(["-c", _HOOKED], 200, env).stdout
     assert out.split()[-1] == str(not env)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,16 +25,6 @@ STREAM: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": Tr
 def client(demo_server: Server) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{demo_server.base_url}/v1", api_key="none") as client:
         yield client
-
-
-def events(server: Server, path: str, **body: Any) -> list[dict[str, Any]]:
-    with requests.post(
-        server.base_url + path, json=body, stream=True, timeout=300
-    ) as answer:
-        assert answer.status_code == 200, answer.text
-        lines = [line for line in answer.iter_lines() if line]
-    assert lines[-1] == b"data: [DONE]"
-    return [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
 
 
 class Redrawn:
@@ -114,9 +103,9 @@ def test_a_stream_that_asks_for_no_draft_stays_as_it_is(demo_server: Server) -> 
         ("/v1/completions", {"prompt": QUESTION}),
     ):
         common = {**asked, **STREAM, "model": "demo", "max_tokens": 48}
-        plain = events(demo_server, path, **common, **PLAIN)
+        plain = demo_server.events(path, **common, **PLAIN)
         assert all("dllm" not in part for part in plain)
-        drafts = events(demo_server, path, **common, **DRAFT)
+        drafts = demo_server.events(path, **common, **DRAFT)
         keys = {frozenset(part) for part in plain}
         assert {frozenset(part.keys() - {"dllm"}) for part in drafts} <= keys
         assert len(drafts) > len(plain)
@@ -136,11 +125,9 @@ def test_the_trace_is_the_sum_of_the_drafts(
 ) -> None:
     watch = {"stream": "draft", "trace": True}
     params: dict[str, Any] = {"max_new_tokens": 32, "temperature": 0}
-    parts = events(
-        demo_server,
+    parts = demo_server.events(
         "/generate",
         text=QUESTION,
-        stream=True,
         sampling_params={**params, "custom_params": {"dllm": options | watch}},
     )
     redrawn = Redrawn()
@@ -183,12 +170,10 @@ def test_each_answer_has_its_own_trace(demo_server: Server, client: OpenAI) -> N
     traces = two.model_extra["dllm"]["trace"]
     assert len(traces) == len(two.choices) == 2
     assert traces[0]["prompt_len"] != traces[1]["prompt_len"]
-    sampled = events(
-        demo_server,
+    sampled = demo_server.events(
         "/v1/chat/completions",
         messages=MESSAGES,
         max_tokens=16,
-        stream=True,
         n=2,
         temperature=1,
         seed=3,

@@ -30,7 +30,10 @@ MOST = 100
 
 
 def sent_through(
-    chunks: list[bytes], told: int | None, path: str = "/generate"
+    chunks: list[bytes],
+    told: int | None,
+    path: str = "/generate",
+    media: bytes = b"application/json",
 ) -> tuple[int, bytes, list[Any]]:
     """Status, body, and the messages that the application has read."""
     waiting = [
@@ -54,6 +57,7 @@ def sent_through(
         await send({"type": "http.response.body", "body": b"reached"})
 
     headers = [] if told is None else [(b"content-length", str(told).encode())]
+    headers.append((b"content-type", media))
     scope = {"type": "http", "path": path, "method": "POST", "headers": headers}
     asyncio.run(BodyLimit(app, MOST)(scope, receive, send))
     return sent[0]["status"], sent[1]["body"], read
@@ -156,3 +160,19 @@ def test_a_body_that_fastapi_refuses_names_no_file() -> None:
         texts.append(answer.text)
     assert __file__ in texts[0], "SGLang leaves it out now"
     assert __file__ not in texts[1]
+
+
+@pytest.mark.parametrize(
+    "media", [b"", b"application/json; charset=x", b"Application/vnd.api+JSON"]
+)
+def test_json_passes(media: bytes) -> None:
+    assert sent_through([b"1"], 1, "/invocations", media)[0] == 200
+
+
+@pytest.mark.parametrize("media", [b"json", b"text/plain", b"a/json", b"\xff"])
+@pytest.mark.parametrize("path", ["/invocations", "/generate", "/v1/messages"])
+def test_another_type_of_body_is_refused(path: str, media: bytes) -> None:
+    status, body, read = sent_through([b"1"], 1, path, media)
+    assert (status, read) == (400, [])
+    assert b"expected application/json" in body
+    assert sent_through([b"1"], 1, "/api/chat", media)[0] == 200

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from helpers.bad_bodies import MALFORMED, ROUTES, SMALLEST, bad_bodies
 from sglang_dllm.config.resolve import expected_of
 from sglang_dllm.serving.bad_request import BadRequest
-from sglang_dllm.serving.body import ServedModel, check_body, explain_malformed
+from sglang_dllm.serving.body import ServedModel, check_body
 from sglang_dllm.serving.fields import (
     ChatFields,
     CompletionFields,
@@ -27,6 +27,7 @@ from sglang_dllm.serving.fields import (
 )
 from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL
 from sglang_dllm.serving.forms import forms_in
+from sglang_dllm.serving.raw_body import explain_malformed
 
 MODEL = ServedModel(vocab_size=375, defaults={"temperature": 0.0})
 TABLES: dict[str, type[BaseModel]] = {
@@ -90,7 +91,7 @@ many = settings(
 def refusal_of(path: str, body: Any) -> str | None:
     """The refusal of a body, None where it passes."""
     try:
-        forms_in(check_body(path, body, MODEL))
+        forms_in(check_body(path, body, MODEL), has_parser=True)
     except BadRequest as refusal:
         message = str(refusal)
         assert refusal.status_code == 400
@@ -98,6 +99,34 @@ def refusal_of(path: str, body: Any) -> str | None:
         message.encode()
         return message
     return None
+
+
+KEYS_OF_FORMS = st.sampled_from(
+    [
+        *("type", "json_schema", "schema", "format", "function", "name", "parameters"),
+        *("response_format", "text", "output_config", "sampling_params", "regex"),
+        *("tools", "tool_choice", "input_schema", "ebnf", "structural_tag"),
+    ]
+)
+FORMS = st.recursive(
+    SCALARS
+    | KEYS_OF_FORMS
+    | st.sampled_from(["required", {"type": "json_schema"}, {"type": "any"}]),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(KEYS_OF_FORMS, inner, max_size=4),
+    ),
+    max_leaves=10,
+)
+
+
+@many
+@given(FORMS)
+def test_forms_are_looked_for_in_any_body(body: Any) -> None:
+    """A route passes on fields that it does not know, whatever they hold."""
+    for field, form in forms_in(body, has_parser=True):
+        assert field
+        assert form
 
 
 @many

@@ -18,7 +18,7 @@ from sglang_dllm.serving.forms import (
     read_forms,
     with_own_form,
 )
-from sglang_dllm.serving.tool_calls import check_choice, forced_call
+from sglang_dllm.serving.tool_calls import check_choice, form_of_calls
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 AS_TEXT = '{"type": "object", "properties": {"a": {"type": "integer"}}}'
@@ -119,6 +119,22 @@ def test_other_bodies_have_no_forms(body: Any) -> None:
     assert forms_in(body) == []
 
 
+def test_strict_functions_are_read_where_they_count() -> None:
+    strict = {"function": {"name": "f", "parameters": {"type": "x"}, "strict": True}}
+    body = {"tools": [*TOOLS, strict], "tool_choice": "auto"}
+    ((field, _),) = forms_in(body, has_parser=True)
+    assert field == "tools[2].function.parameters"
+    anthropic = {"name": "f", "input_schema": {"type": "x"}, "strict": True}
+    ((field, _),) = forms_in({"tools": [anthropic]}, has_parser=True)
+    assert field == "tools[0].input_schema"
+    assert forms_in(body) == []
+    for choice in ("none", {"type": "none"}):
+        assert forms_in({**body, "tool_choice": choice}, has_parser=True) == []
+    # The answer has the other form, and no call.
+    ((field, _),) = forms_in({**body, "regex": "a"}, has_parser=True)
+    assert field == "regex"
+
+
 def test_the_named_function_alone_is_read() -> None:
     body = {"tools": [*TOOLS, {"function": {"name": "x", "parameters": {"not": 1}}}]}
     (found,) = forms_in({**body, "tool_choice": ADD})
@@ -177,20 +193,60 @@ def test_a_choice_without_force_is_none_of_ours() -> None:
         check_choice({"tool_choice": choice}, ["regex"], has_parser=False)
 
 
-def test_a_forced_call_is_one_structure_for_each_function() -> None:
-    tools = [
-        SimpleNamespace(function=SimpleNamespace(name=name, parameters=parameters))
+def functions(**strict: bool) -> list[Any]:
+    return [
+        SimpleNamespace(
+            function=SimpleNamespace(
+                name=name, parameters=parameters, strict=strict.get(name, False)
+            )
+        )
         for name, parameters in (("add", SCHEMA), ("stop", None))
     ]
-    kind, tag = forced_call("qwen25", tools, "required")
-    assert kind == "structural_tag" and tag.at_least_one
-    assert ["add" in one.begin for one in tag.structures] == [True, False]
-    assert tag.structures[0].schema_ == SCHEMA
+
+
+def test_a_forced_call_is_one_structure_for_each_function() -> None:
+    kind, tag = form_of_calls("qwen25", functions(), "required")
+    assert kind == "structural_tag"
+    assert tag.format.at_least_one and tag.format.stop_after_first
+    first, second = tag.format.tags
+    assert "add" in first.begin and "stop" in second.begin
+    assert first.content.json_schema == SCHEMA
     read_form(Form("structural_tag", tag.model_dump_json(by_alias=True)))
     named = SimpleNamespace(function=SimpleNamespace(name="stop"))
-    _, tag = forced_call("hermes", tools, named)
-    (only,) = tag.structures
-    assert "stop" in only.begin and only.schema_["additionalProperties"] is False
+    _, tag = form_of_calls("hermes", functions(), named)
+    (only,) = tag.format.tags
+    assert "stop" in only.begin
+    assert only.content.json_schema["additionalProperties"] is False
     for parser in ("pythonic", "qwen3_coder", "glm45"):
         with pytest.raises(BadRequest, match=f"--tool-call-parser {parser}"):
-            forced_call(parser, tools, "required")
+            form_of_calls(parser, functions(), "required")
+
+
+def test_calls_of_strict_functions_have_text_around_them() -> None:
+    """Arguments of another function are any object, as for SGLang."""
+    _, tag = form_of_calls("qwen25", functions(add=True), "auto")
+    assert not tag.format.at_least_one and not tag.format.stop_after_first
+    assert tag.format.triggers == ["<tool_call>"]
+    first, second = tag.format.tags
+    assert first.content.json_schema == SCHEMA
+    assert second.content.json_schema == {"type": "object"}
+    text = tag.model_dump_json(by_alias=True)
+    read_form(Form("structural_tag", text))
+    params = {"stop": ["a"], "stop_token_ids": [1], "min_new_tokens": 2}
+    given = {"structural_tag": text, **params}
+    check_beside_form(given, "fixed", {}, has_canvas=False)
+    for change in ({"ignore_eos": True}, {"regex": "a"}):
+        with pytest.raises(BadRequest, match=next(iter(change))):
+            check_beside_form({**given, **change}, "fixed", {}, has_canvas=False)
+    _, tag = form_of_calls("hermes", functions(add=True), "auto", is_parallel=False)
+    assert tag.format.stop_after_first and not tag.format.at_least_one
+    with pytest.raises(BadRequest, match="min_tokens"):
+        given["structural_tag"] = tag.model_dump_json(by_alias=True)
+        check_beside_form(given, "fixed", {}, has_canvas=False)
+    given["min_new_tokens"] = 0
+    check_beside_form(given, "fixed", {}, has_canvas=False)
+    # llama3 takes JSON for a call, wherever it comes from.
+    for parser in ("llama3", "pythonic", "qwen3_coder", "glm45"):
+        with pytest.raises(BadRequest, match=rf"tools\[1\].*parser {parser}"):
+            form_of_calls(parser, functions(stop=True), "auto")
+    form_of_calls("llama3", functions(), "required")

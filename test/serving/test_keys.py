@@ -22,10 +22,12 @@ from sglang_dllm.launching.doorkeeper import Doorkeeper
 from sglang_dllm.models.facts import FAMILIES
 from sglang_dllm.patches.http_server import _set_global_state
 from sglang_dllm.serving.ollama_routes import OllamaRoutes
-from sglang_dllm.serving.routes import OPEN, REFUSED
+from sglang_dllm.serving.routes import PAGE, REFUSED
 
 KEY, ADMIN = {"Authorization": "Bearer k"}, {"Authorization": "Bearer admin"}
 METRICS = "/metrics"
+OPEN = {"/health", "/health_generate", "/ready", METRICS, PAGE}
+"""Routes without a key: probes and metrics, as in SGLang, and the page without data."""
 
 
 def walk(routes: Any) -> Iterator[Any]:

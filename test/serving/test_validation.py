@@ -16,8 +16,8 @@ from sglang_dllm.serving.body import (
     ServedModel,
     check_body,
     check_sampling,
-    explain_malformed,
 )
+from sglang_dllm.serving.raw_body import explain_malformed
 from sglang_dllm.serving.validation import (
     CapacityLimits,
     check_request,

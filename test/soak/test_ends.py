@@ -16,7 +16,7 @@ import requests
 
 from helpers.footprint import no_room_for_files, process_named, processes_of
 from helpers.health_probe import Prober
-from helpers.random_settings import ALGORITHMS, random_case
+from helpers.random_settings import storm_cases
 from helpers.serving_harness import Server
 from helpers.soak_table import Budget, Phase, Table
 from helpers.storm import ENDED, WHOLE, Storm
@@ -40,11 +40,7 @@ def started(checkpoint: Path, budget: Budget) -> Iterator[Callable[[Path], Storm
         args = ("--dllm-algorithm", "FullAttnMultiBlock", "--served-model-name", "demo")
         server = Server(checkpoint, args, log)
         servers.append(server)
-        rng = random.Random(budget.seed)
-        cases = [
-            random_case(rng, algorithm, "LLaDA", list(range(32, 120)))
-            for algorithm in ALGORITHMS
-        ]
+        cases = storm_cases(random.Random(budget.seed), 1)
         storm = Storm(server.wait_until_ready(), cases, budget.seed)
         storm.ask_alone()
         return storm

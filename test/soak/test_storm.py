@@ -23,12 +23,13 @@ from helpers.fault_plugin import Faults
 from helpers.footprint import Footprint, no_room_for_files, process_named
 from helpers.health_probe import Prober
 from helpers.malformed import send_malformed
-from helpers.random_settings import ALGORITHMS, random_case
+from helpers.random_settings import storm_cases
 from helpers.serving_harness import Server
 from helpers.slow_clients import SlowClients
 from helpers.soak_table import Budget, Phase, Table
 from helpers.storm import CUTS, ENDED, WHOLE, Storm
 from helpers.tiny_checkpoints import write_llada
+from sglang_dllm.serving.state import PATIENCE
 
 BAD_LOG_LINE = re.compile(r"[Mm]em(ory)? [Ll]eak|double free|Traceback|SIGQUIT")
 RUNNING, QUEUED = 8, 24
@@ -58,12 +59,7 @@ class Soaked:
     ) -> None:
         self.name, self.server, self.faults = name, server, faults
         self._budget = budget
-        rng = random.Random(budget.seed)
-        cases = [
-            random_case(rng, algorithm, "LLaDA", list(range(32, 120)))
-            for algorithm in ALGORITHMS
-            for _ in range(3)
-        ]
+        cases = storm_cases(random.Random(budget.seed), 3)
         self.storm = Storm(server, cases, budget.seed)
         self.storm.ask_alone()
         self.first: Footprint | None = None
@@ -262,12 +258,20 @@ def test_a_stopped_process(
             process.send_signal(signal.SIGSTOP)
             try:
                 probes = Prober(soaked.server.port, budget.fixed(3)).result()
+                begin = time.monotonic()
+                url = soaked.server.base_url + "/dllm/state"
+                state = requests.get(url, timeout=30).status_code
+                seconds = round(time.monotonic() - begin, 1)
                 status = process.status()
             finally:
                 process.send_signal(signal.SIGCONT)
         phase.equal("its state", status, psutil.STATUS_STOPPED)
         phase.equal("/health while it is stopped", ",".join(probes.statuses), "200")
         phase.at_most("median of /health in ms", probes.median, 50)
+        # The answer to it does not pass through the detokenizer.
+        wanted = 503 if title == "sglang::scheduler" else 200
+        phase.equal("/dllm/state while it is stopped", state, wanted)
+        phase.at_most("seconds of /dllm/state", seconds, 2 * PATIENCE)
         soaked.check(phase)
 
 
