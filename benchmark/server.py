@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import psutil
 import urllib3
@@ -49,6 +49,18 @@ SGLANG = "from sglang.cli.main import main; main()"
 """The ``sglang`` command of this interpreter, which may have no scripts beside it."""
 
 
+class ServerProcess(Protocol):
+    """The part of ``subprocess.Popen`` that a server needs."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
 class Server:
     """The process group of one ``sglang serve``, and its log."""
 
@@ -62,18 +74,21 @@ class Server:
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        command = [
-            *(sys.executable, "-c", SGLANG, "serve"),
-            *("--model-path", str(model_path)),
+        words = [
+            *("-c", SGLANG, "serve", "--model-path", str(model_path)),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *args,
         ]
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                command,
+        self.process = self.launch(words, env or {})
+
+    def launch(self, words: Sequence[str], env: dict[str, str]) -> ServerProcess:
+        """Start ``python`` with these words in a session of its own."""
+        with self.log.open("wb") as out:
+            return subprocess.Popen(
+                [sys.executable, *words],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **env},
                 start_new_session=True,
             )
 
@@ -91,7 +106,7 @@ class Server:
             with contextlib.suppress(urllib3.exceptions.HTTPError):
                 if urllib3.request("GET", url, retries=False, timeout=5).status == 200:
                     return self
-            time.sleep(0.5)
+            time.sleep(0.2)
         self.stop()
         raise RuntimeError(f"the server was not ready in time:\n{self.tail()}")
 

@@ -81,9 +81,12 @@ def _write_tokenizer(folder: Path) -> None:
         byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
     }
     names = {i: name for name, i in SPECIAL.items()}
+    # llama.cpp wants a merge: that of two null bytes is in no text.
+    null = "Ā"
+    ids[null + null] = len(ids)
     for i in range(len(ids), VOCAB_SIZE):
         ids[names.get(i, f"<unused {i}>")] = i
-    tokenizer = Tokenizer(BPE(ids, []))
+    tokenizer = Tokenizer(BPE(ids, [(null, null)]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
         add_prefix_space=False, use_regex=False
     )

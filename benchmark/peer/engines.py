@@ -218,16 +218,17 @@ class PlainLoop:
 
 
 LLAMA_CPP = "llama-diffusion-cli"
+LLAMA_CPP_CANVAS = 256
 
 
 def llama_cpp_step(gguf: Path) -> float:
-    """Milliseconds of a step by ``llama-diffusion-cli``, at a canvas of 256.
+    """Milliseconds of a step by ``llama-diffusion-cli``, at its canvas.
 
     Raises:
         BenchmarkError: it failed, or printed no time of a step.
     """
-    command = [str(shutil.which(LLAMA_CPP)), "-m", str(gguf)]
-    command += ["-p", prompts(1)[0], "-ub", "256", "--diffusion-steps", str(STEPS)]
+    command = [str(shutil.which(LLAMA_CPP)), "-m", str(gguf), "-p", prompts(1)[0]]
+    command += ["-ub", str(LLAMA_CPP_CANVAS), "--diffusion-steps", str(STEPS)]
     command += ["--diffusion-algorithm", "4", "--diffusion-block-length", "32"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     found = re.search(r"time per step: ([\d.]+)\s*ms", done.stdout + done.stderr)

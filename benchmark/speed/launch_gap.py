@@ -43,19 +43,20 @@ WAYS = ("forward", "step")
 CANVAS_LEN = 512
 
 
-class Computing(TorchDispatchMode):
-    """Counts tensor operations that compute: neither views nor empty tensors."""
+class Operations(TorchDispatchMode):
+    """Lists the tensor operations that compute: neither views nor empty tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.names: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         aliases = [value.alias_info for value in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
-        self.calls += not is_view and func._schema.name != "aten::empty"
+        if not is_view and func._schema.name != "aten::empty":
+            self.names.append(func._schema.name)
         return func(*args, **(kwargs or {}))
 
 
@@ -112,7 +113,7 @@ class Gaps:
             *("--max-total-tokens", str(most * CANVAS_LEN)),
             *("--max-running-requests", str(most + 1)),
         )
-        self.counter: Computing | None = None
+        self.counter: Operations | None = None
         self.calls, self.since = 0, 0.0
         self.group: Any = None
         self.found: list[tuple[float, float]] = []
@@ -134,7 +135,7 @@ class Gaps:
                 for way in WAYS:
                     us[way].append(median(t for t, _ in self.one_pass(num, way)))
             for way in WAYS:
-                with Computing() as self.counter:
+                with Operations() as self.counter:
                     computing[way] = median(n for _, n in self.one_pass(num, way))
                 self.counter = None
             found = {way: 1e6 * median(times) for way, times in us.items()}
@@ -186,14 +187,14 @@ class Gaps:
         """A capture that captures nothing and notes each replay."""
 
         def replay() -> Any:
-            calls = 0 if self.counter is None else self.counter.calls
+            calls = 0 if self.counter is None else len(self.counter.names)
             group = self.model.denoiser.only_group()
             if group is self.group and self.since:
                 gap = time.perf_counter() - self.since
                 self.found.append((gap, calls - self.calls))
             out = run()
             self.group, self.since = group, 0.0
-            self.calls = 0 if self.counter is None else self.counter.calls
+            self.calls = 0 if self.counter is None else len(self.counter.names)
             return out
 
         return replay
