@@ -33,6 +33,7 @@ def _launch_server(
     if not decodes(flags.dllm_algorithm, architecture_of(flags)):
         return original(server_args, *args, **kwargs)
     from sglang_dllm.launching import server
+    from sglang_dllm.launching.detokenizer import run_detokenizer
     from sglang_dllm.launching.end_note import (
         FAILURE,
         INTERRUPTED,
@@ -47,6 +48,7 @@ def _launch_server(
         _before_launch(launch, server_args, flags)
         if not args:
             kwargs.setdefault("init_tokenizer_manager_func", _init_tokenizer_manager)
+            kwargs.setdefault("run_detokenizer_process_func", run_detokenizer)
         result = original(server_args, *args, **kwargs)
     except (ConfigError, UpstreamContractError) as error:
         launch.end(launch.why() or End(WRONG_INPUT, one_line(error)))

@@ -21,7 +21,7 @@ import requests
 
 from helpers.fault_plugin import Faults
 from helpers.footprint import Footprint, no_room_for_files, process_named
-from helpers.health_probe import Prober
+from helpers.health_probe import Prober, Probes
 from helpers.malformed import send_malformed
 from helpers.random_settings import storm_cases
 from helpers.serving_harness import Server
@@ -43,6 +43,7 @@ has hundreds; pools of threads grow a little later than the first storm."""
 MAX_DIFFERENT = 0.0005
 """Share of answers that may differ from the answer alone: a forward of a batch rounds
 otherwise than a forward of one canvas, which decides the closest of choices."""
+MEDIAN_HEALTH_MS = 50
 MAX_HEALTH_MS = 1000
 """The timeout of Kubernetes' probes: one of them may meet cores that are busy."""
 
@@ -144,6 +145,18 @@ def soaked(
     return Soaked(f"prelaunch: {request.param}", server, faults, budget)
 
 
+def note_health(phase: Phase, probes: Probes, budget: Budget) -> None:
+    """The milliseconds have bounds where the machine does nothing else."""
+    for measure, value, bound in (
+        ("median of /health in ms", probes.median, MEDIAN_HEALTH_MS),
+        ("worst of /health in ms", probes.worst, MAX_HEALTH_MS),
+    ):
+        if budget.is_short:
+            phase.note(measure, value)
+        else:
+            phase.at_most(measure, value, bound)
+
+
 def test_a_storm_changes_nothing(soaked: Soaked, table: Table, budget: Budget) -> None:
     storm = soaked.storm
     with table.phase(soaked.name, "storm") as phase:
@@ -201,8 +214,7 @@ def test_ten_times_the_capacity(soaked: Soaked, table: Table, budget: Budget) ->
         soaked.check(phase, may_refuse=True)
         phase.note("health probes", len(probes.milliseconds))
         phase.equal("their statuses", ",".join(probes.statuses), "200")
-        phase.at_most("median of /health in ms", probes.median, 50)
-        phase.at_most("worst of /health in ms", probes.worst, MAX_HEALTH_MS)
+        note_health(phase, probes, budget)
 
 
 def test_slow_and_vanished_clients(
@@ -267,7 +279,7 @@ def test_a_stopped_process(
                 process.send_signal(signal.SIGCONT)
         phase.equal("its state", status, psutil.STATUS_STOPPED)
         phase.equal("/health while it is stopped", ",".join(probes.statuses), "200")
-        phase.at_most("median of /health in ms", probes.median, 50)
+        note_health(phase, probes, budget)
         # The answer to it does not pass through the detokenizer.
         wanted = 503 if title == "sglang::scheduler" else 200
         phase.equal("/dllm/state while it is stopped", state, wanted)
