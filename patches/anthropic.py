@@ -27,8 +27,7 @@ def _generate_anthropic_stream(
 
     checks = checks_of(self.openai_serving_chat.tokenizer_manager)
     if checks is not None:
-        with checks.refusals.counted("arguments"):
-            checks.check_early(adapted_request)
+        checks.check_early(adapted_request)
     return original(
         self, adapted_request, processed_request, anthropic_request, raw_request
     )

@@ -57,8 +57,7 @@ def _generate_with_builtin_tools(
 
     checks = checks_of(self.tokenizer_manager)
     if checks is not None:
-        with checks.refusals.counted("arguments"):
-            checks.check_early(adapted_request)
+        checks.check_early(adapted_request)
     return original(
         self,
         request_id,

@@ -99,8 +99,9 @@ def measure(args: argparse.Namespace) -> Figures:
 
             def solve(strip: Strip = strip, scores: npt.NDArray = scores) -> None:
                 programme = Programme([strip])
+                sure = np.full(len(scores), -1)
                 assert len(programme.certain) == len(scores)
-                assert (programme.best_classes(scores) >= 0).all()
+                assert (programme.best_classes(scores, sure) >= 0).all()
 
             solve()
             argmax, ours = [], []

@@ -35,6 +35,7 @@ from sglang_dllm.models.config_fields import TABLES
 from sglang_dllm.models.configs import register_configs
 from sglang_dllm.models.facts import FAMILIES, ModelFacts, architecture_in
 from sglang_dllm.models.tokenizers import tokenizer_of
+from sglang_dllm.platform.cpu import STATIC_FRACTION
 from sglang_dllm.runtime.graph_memory import (
     EAGER_BYTES,
     ModelSize,
@@ -43,8 +44,6 @@ from sglang_dllm.runtime.graph_memory import (
 )
 
 _ALGORITHM = "FullAttnMultiBlock"
-_CPU_SHARE = 0.8
-"""The share of the free memory for weights and KV pool, as in ``platform.cpu``."""
 _GIB = 2**30
 
 
@@ -303,7 +302,8 @@ class _Examination:
         given = self._args.device_memory
         if self._flags.device == "cpu":
             free = given * _GIB if given else psutil.virtual_memory().available
-            return _CPU_SHARE * free, f"{_CPU_SHARE} of the free {_gib(free)}"
+            share = STATIC_FRACTION
+            return share * free, f"{share} of the free {_gib(free)}"
         if given is None and not torch.cuda.is_available():
             return None, ""
         whole = (

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.toy_model import (
     EOS,
@@ -25,7 +26,7 @@ from sglang_dllm.decoding.structure.structure import Structure
 from sglang_dllm.grammar.forms import Form, compile_form
 from sglang_dllm.grammar.token_automaton import Vocabulary
 
-SPECIAL = 8
+SPECIAL, A, X = 8, 0, 9
 TEXTS = [b"a", b"b", b"ab", None, b"c", None, b"ba", b"\n", None, b"x", b"abc"]
 LENGTHS = (9, 16, 12)
 
@@ -124,6 +125,40 @@ def test_text_without_a_trigger_is_that_of_a_plain_request(
         for one, other in zip(canvases, plain, strict=True):
             assert one.ids.tolist() == other.ids.tolist()
             assert one.num_forwards == other.num_forwards
+
+
+class Caller(ToyModel):
+    """It would begin with a trigger, and has no idea of what has to follow."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__(0)
+        self.logits = torch.zeros(VOCAB)
+        self.logits[X] = 4
+        self.first = self.logits.clone()
+        self.first[A] = -torch.inf
+        self.first[A] = self.first.logsumexp(0) + torch.tensor(probability).logit()
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        found = self.logits.repeat(len(ids), 1)
+        found[len(PROMPT)] = self.first
+        return found
+
+
+PROMPT = (1, 2)
+
+
+@pytest.mark.parametrize("algorithm", sorted(algorithms()))
+def test_a_model_that_is_sure_of_a_trigger_begins_a_structure(algorithm: str) -> None:
+    """The text ``x`` is far more probable than the whole structure."""
+    automaton = automaton_of("a", {"a": "[bc]{6}"})
+    texts = []
+    for probability in (0.6, 0.3):
+        request = Request(Caller(probability), PROMPT, 12, algorithm, {})
+        made = canvas_of("llada", request, automaton)
+        (canvas,) = run_canvases("llada", [made], [])
+        texts.append(text_of(canvas))
+    assert re.fullmatch("a[bc]{6}x{5}", texts[0]), texts
+    assert texts[1] == 12 * "x"
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])

@@ -81,6 +81,7 @@ def valid_strings(
             st.integers(1, 3),
             st.integers(0, 1),
             st.lists(st.sampled_from([-1, -1, -1, 0, 1, 2, EOS]), min_size=3),
+            st.lists(st.sampled_from([-1, 0, 1, 2, EOS]), min_size=3, max_size=3),
         ),
         min_size=1,
         max_size=3,
@@ -88,11 +89,17 @@ def valid_strings(
     st.integers(0, 1000),
 )
 def test_the_programme_finds_the_best_of_all_strings(
-    made: list[tuple[str, int, int, list[int]]], seed: int
+    made: list[tuple[str, int, int, list[int], list[int]]], seed: int
 ) -> None:
-    """Several canvases together, with tokens in their middle, and with an open end."""
+    """Several canvases together, with tokens in their middle, and with an open end.
+
+    Sure tokens are kept first, from left to right.
+    """
     rng = np.random.default_rng(seed)
-    cases = [(AUTOMATA[form], fixed[:num], more) for form, num, more, fixed in made]
+    cases = [
+        (AUTOMATA[form], fixed[:num], more, sure)
+        for form, num, more, fixed, sure in made
+    ]
     strips = [
         Strip(
             automaton,
@@ -100,16 +107,22 @@ def test_the_programme_finds_the_best_of_all_strings(
             np.array([-1 if t < 0 else automaton.token_class[t] for t in fixed]),
             behind,
         )
-        for automaton, fixed, behind in cases
+        for automaton, fixed, behind, _ in cases
     ]
     programme = Programme(strips)
     by_token = rng.normal(size=(programme.num_rows, VOCAB))
     scores = np.full((programme.num_rows, programme.num_classes), -np.inf)
-    for rows, (automaton, _, _) in zip(programme.rows, cases, strict=True):
-        for row in rows[rows >= 0]:
-            np.maximum.at(scores[row], automaton.token_class, by_token[row])
-    best_classes = programme.best_classes(scores)
-    for rows, (automaton, fixed, behind) in zip(programme.rows, cases, strict=True):
+    sure_classes = np.full(programme.num_rows, -1)
+    for rows, (automaton, _, _, sure) in zip(programme.rows, cases, strict=True):
+        for at, row in enumerate(rows):
+            if row >= 0:
+                np.maximum.at(scores[row], automaton.token_class, by_token[row])
+                if sure[at] >= 0:
+                    sure_classes[row] = automaton.token_class[sure[at]]
+    best_classes = programme.best_classes(scores, sure_classes)
+    for rows, (automaton, fixed, behind, sure) in zip(
+        programme.rows, cases, strict=True
+    ):
         strings = valid_strings(automaton, fixed, behind)
         masks = [at for at, token in enumerate(fixed) if token < 0]
         for at in masks:
@@ -119,6 +132,10 @@ def test_the_programme_finds_the_best_of_all_strings(
             tokens_at = {tokens[at] for tokens in strings}
             assert programme.certain[row] == (len(tokens_at) == 1)
         found = best_classes[rows[masks]].tolist()
+        for at in masks:
+            wanted = -1 if sure[at] < 0 else automaton.token_class[sure[at]]
+            with_it = [t for t in strings if automaton.token_class[t[at]] == wanted]
+            strings = with_it or strings
         if strings:
             best = max(
                 strings,
@@ -136,6 +153,7 @@ def test_the_loops_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     run_canvases("llada", [structured("llada", request, FORMS[0])], [])
     assert len(loops.find_possible.signatures) == 1
     assert len(loops.find_best.signatures) == 1
+    assert len(loops.keep_sure.signatures) == 1
     asked = []
 
     def without_folder(cache: bool = False, **options: Any) -> Any:

@@ -244,6 +244,8 @@ def test_open_webui(demo_server: Server, text: str) -> None:
     assert tuple(map(int, version.split("."))) >= (0, 1, 16)
     tags = requests.get(f"{url}/api/tags", timeout=30).json()
     assert tags["models"][0]["model"] == "demo"
+    (loaded,) = requests.get(f"{url}/api/ps", timeout=30).json()["models"]
+    assert (loaded["name"], loaded["context_length"]) == ("demo", 1024)
     models = requests.get(f"{url}/v1/models", timeout=30).json()
     assert models["data"][0]["id"] == "demo"
     shown = requests.post(f"{url}/api/show", data='{"name": "demo"}', timeout=30)

@@ -239,6 +239,27 @@ def test_a_stock_client_has_strict_functions(tool_server: Server) -> None:
     assert free.choices[0].message.tool_calls is None
 
 
+def test_a_strict_call_that_the_model_chose(tool_server: Server) -> None:
+    """A bias makes it begin calls. It knows no tools: the form makes whole ones."""
+    client = client_of(tool_server)
+    asked: dict[str, Any] = {
+        **{**ASKED, "max_tokens": 128, "tools": [STRICT]},
+        "logit_bias": {str(CALL): 100},
+    }
+    for is_parallel in (True, False):
+        chosen = {**asked, "parallel_tool_calls": is_parallel}
+        found = client.chat.completions.parse(**chosen).choices[0]
+        calls = found.message.tool_calls or []
+        assert found.finish_reason == "tool_calls"
+        assert all(isinstance(call.function.parsed_arguments, Sum) for call in calls)
+        assert len(calls) == (2 if is_parallel else 1)
+        streamed, _, reason = streamed_calls(client, **chosen)
+        assert reason == "tool_calls"
+        assert streamed == [
+            [call.function.name, call.function.arguments] for call in calls
+        ]
+
+
 def test_strict_functions_that_are_refused(tool_server: Server) -> None:
     odd = {"type": "object", "patternProperties": {"a": {}}}
     function = {"name": "odd", "parameters": odd, "strict": True}

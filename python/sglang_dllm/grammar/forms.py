@@ -25,6 +25,9 @@ _ONE_AT_A_TIME = Lock()
 
 Kind = Literal["json_schema", "json_object", "regex", "ebnf", "structural_tag"]
 
+NATIVE: tuple[Kind, ...] = ("json_schema", "regex", "ebnf", "structural_tag")
+"""The kinds for which SGLang's sampling parameters have a field."""
+
 _ANY_OBJECT = ('{"type": "object"}', '{"type":"object"}', "$$ANY$$")
 
 MAX_TEXT_LENGTH = 65_536

@@ -232,6 +232,7 @@ def token_automaton(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAu
         accepting=accepting,
         distance=distance,
         forced=(*texts, b""),
+        has_free_text=automaton.free is not None,
     )
 
 
@@ -300,7 +301,9 @@ def _silent_classes(
 
     A silent token may come in free text. It may be shown or not, and neither may make
     a trigger of the text around it. Tokens that no answer has are not forbidden in free
-    text, so that the probabilities of the others are those without a form.
+    text, so that the probabilities of the others are those without a form. Another
+    token comes in their place, so that they lead where one does: none may bring back
+    text behind an end.
 
     Returns:
         The edges ``(3, E)`` of each class.
@@ -315,13 +318,15 @@ def _silent_classes(
         is_silent[token] = state == free
     is_never[list(vocabulary.never)] = True
     number, edges = int(token_class.max(initial=-1)) + 1, []
-    for members, sources in (
-        (is_left & is_silent, [free]),
-        (is_left & is_never, np.flatnonzero(automaton.accepting).tolist()),
+    ends = np.flatnonzero(automaton.accepting)
+    goes_on = (automaton.next_state[ends] == free).any(axis=1)
+    for members, sources, targets in (
+        (is_left & is_silent, np.array([free]), np.array([free])),
+        (is_left & is_never, ends, np.where(goes_on, free, ends)),
     ):
         if members.any():
             token_class[members] = number
-            edges.append(_edges_to(free, sources, np.array([number])))
+            edges.append(np.stack([sources, np.full_like(sources, number), targets]))
             number += 1
     return edges
 

@@ -13,7 +13,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang_dllm.platform.ranks import RankBinding, end_without_core_dump
 from sglang_dllm.upstream.compat import PlatformPools, keep_nccl_away
 
-_STATIC_FRACTION = 0.8
+STATIC_FRACTION = 0.8
 """Share of the machine's free memory for weights and KV pool, at most. The pool takes
 what the weights leave of it."""
 
@@ -44,7 +44,7 @@ class TorchCpuPlatform(CpuDeviceMixin, PlatformPools):
         # Otherwise the scheduler polls, and an idle server takes a whole core.
         server_args.sleep_on_idle = True
         if server_args.mem_fraction_static is None:
-            server_args.mem_fraction_static = _STATIC_FRACTION
+            server_args.mem_fraction_static = STATIC_FRACTION
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = _MAX_TOTAL_TOKENS
         self._binding.set_for(server_args)

@@ -14,14 +14,13 @@ from contextlib import suppress
 from typing import Any
 
 from sglang_dllm.grammar.errors import FormError
-from sglang_dllm.grammar.forms import Form, Kind, native_form, read_form
+from sglang_dllm.grammar.forms import NATIVE, Form, native_form, read_form
 from sglang_dllm.grammar.tagged import goes_on, has_free_text
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.tool_calls import called_schemas
 
 FIELD = "response_format"
 _TYPES = "an object with type text, json_object, json_schema or structural_tag"
-_NATIVE: tuple[Kind, ...] = ("json_schema", "regex", "ebnf", "structural_tag")
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, False)
 _LENGTHS = ("fixed", "append")
 
@@ -174,7 +173,7 @@ def _native(prefix: str, params: Any) -> list[tuple[str, Form]]:
         return []
     return [
         (prefix + kind, native_form(kind, params[kind]))
-        for kind in _NATIVE
+        for kind in NATIVE
         if isinstance(params.get(kind), str) and params[kind]
     ]
 
@@ -224,7 +223,7 @@ def check_beside_form(
     Raises:
         BadRequest: naming the field.
     """
-    forms = [kind for kind in _NATIVE if params.get(kind)]
+    forms = [kind for kind in NATIVE if params.get(kind)]
     if not forms:
         return
     if len(forms) > 1:

@@ -34,6 +34,9 @@ VERSION = "0.9.0"
 """The version of Ollama's API. Clients compare it with the oldest
 that they support."""
 
+NEVER = "9999-12-31T23:59:59Z"
+"""When a model leaves the memory, as Ollama writes times."""
+
 
 class OllamaRoutes:
     """Answers of one server in Ollama's form.
@@ -59,6 +62,7 @@ class OllamaRoutes:
             if endpoint is not None:
                 routes[i] = Route(route.path, endpoint, methods=["POST"])
         routes.append(Route("/api/version", self.version, methods=["GET"]))
+        routes.append(Route("/api/ps", self.ps, methods=["GET"]))
 
     async def chat(self, request: Request) -> Response:
         """Answer /api/chat."""
@@ -75,6 +79,14 @@ class OllamaRoutes:
     async def version(self, _: Request) -> Response:
         """Answer /api/version."""
         return JSONResponse({"version": VERSION})
+
+    async def ps(self, _: Request) -> Response:
+        """Answer /api/ps: the models in memory. A server keeps its one model."""
+        (model,) = self._serving.get_tags().models
+        found = model.model_dump(exclude={"modified_at"})
+        context = self._checks.manager.model_config.context_len
+        found |= {"expires_at": NEVER, "size_vram": 0, "context_length": context}
+        return JSONResponse({"models": [found]})
 
     async def _show(self, request: Request) -> Response:
         body = await read_body(request)

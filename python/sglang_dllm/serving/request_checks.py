@@ -204,9 +204,10 @@ class RequestChecks:
             BadRequest: naming field, value and range.
         """
         obj = copy.copy(obj)
-        self.check_arguments(obj)
-        if obj.input_ids is not None:
-            self.check_prompt(dict(obj.sampling_params), obj.input_ids)
+        with self.refusals.counted("arguments"):
+            self.check_arguments(obj)
+            if obj.input_ids is not None:
+                self.check_prompt(dict(obj.sampling_params), obj.input_ids)
 
     def _with_defaults(self, params: dict[str, Any]) -> dict[str, Any]:
         return {**self.model.defaults, **params}

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sglang_dllm.grammar.forms import NATIVE
 from sglang_dllm.serving.bad_request import BadRequest, refused
 from sglang_dllm.serving.foreign_fields import MODIFIERS, NEUTRAL, NOT_IMPLEMENTED
 
 # SGLang's own models check these. They reach the chat template only.
 _SGLANG_CHECKS = ("reasoning_effort", "reasoning")
 
-_FORMS = ("json_schema", "regex", "ebnf", "structural_tag")
 _FORM = "response_format, or sampling_params.json_schema, has a place for it"
 _REGEX = "regex has a place for it"
 _PENALTY = "no paper states a penalty for canvases, whose tokens come in any order"
@@ -81,7 +81,7 @@ def without_unsupported(
     """
     kept = {}
     for key, value in data.items():
-        if value is None or (value == "" and key in _FORMS):
+        if value is None or (value == "" and key in NATIVE):
             continue
         if key in implemented.model_fields or key in _SGLANG_CHECKS:
             kept[key] = value

@@ -31,6 +31,7 @@ class TokenAutomaton:
         accepting: ``(Q,)``.
         distance: ``(Q,)``: the fewest tokens to an accepting state, 0 for one.
         forced: ``(Q,)`` byte strings: all continuations of a state begin with it.
+        has_free_text: text that is no structure may be in an answer.
     """
 
     start: int
@@ -43,6 +44,7 @@ class TokenAutomaton:
     accepting: Bools
     distance: Ints
     forced: tuple[bytes, ...]
+    has_free_text: bool = False
     _on_device: dict[torch.device, torch.Tensor] = field(
         default_factory=dict, init=False, repr=False
     )

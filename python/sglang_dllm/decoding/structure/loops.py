@@ -115,6 +115,52 @@ def find_possible(
 
 
 @_compiled
+def keep_sure(
+    arcs: Arcs,
+    state: int,
+    classes: Ints,
+    lives: Bools,
+    sure: Ints,
+    scores: Floats,
+) -> None:
+    """Keep sure classes, from left to right, wherever a valid answer has them.
+
+    Args:
+        arcs, state, classes, lives: as in ``find_best``.
+        sure: ``(n,)``: the sure class of each mask, -1 for none.
+        scores: ``(n, C)``: the other classes of a mask whose sure class is kept get
+            minus infinity.
+    """
+    if not lives[0, state]:
+        return
+    before = np.zeros(len(arcs.distance), dtype=np.bool_)
+    behind = np.zeros(len(arcs.distance), dtype=np.bool_)
+    before[state] = True
+    row = 0
+    for at in range(len(classes)):
+        is_mask = classes[at] < 0
+        wanted = sure[row] if is_mask else classes[at]
+        while True:
+            behind[:] = False
+            for source in range(len(before)):
+                if before[source]:
+                    first, end = _arcs_at(arcs, source, wanted)
+                    for arc in range(first, end):
+                        if lives[at + 1, arcs.target[arc]]:
+                            behind[arcs.target[arc]] = True
+            if behind.any():
+                break
+            wanted = -1
+        if is_mask:
+            if wanted >= 0:
+                score = scores[row, wanted]
+                scores[row] = -np.inf
+                scores[row, wanted] = score
+            row += 1
+        before, behind = behind, before
+
+
+@_compiled
 def find_best(
     arcs: Arcs,
     state: int,

@@ -106,17 +106,21 @@ class Programme:
             found[rows[some]] = is_one | (one == automaton.eos_class)
         return found
 
-    def best_classes(self, scores: Floats) -> Ints:
+    def best_classes(self, scores: Floats, sure: Ints) -> Ints:
         """``(R,)``: the classes of the valid answer of each strip with the best sum.
 
         The first arcs win among equal sums. -1 where a strip has no valid answer.
 
         Args:
-            scores: ``(R, C)``, finite where a class is possible.
+            scores: ``(R, C)``, finite where a class is possible; written here.
+            sure: ``(R,)``: the classes that are kept, from left to right, wherever a
+                valid answer has them; -1 for none.
         """
         found = np.full(self.num_rows, -1)
-        for rows, way in self._ways:
-            _loops().find_best(*way, scores[rows], found[rows])
+        for rows, (*start, lives, used) in self._ways:
+            if (sure[rows] >= 0).any():
+                _loops().keep_sure(*start, lives, sure[rows], scores[rows])
+            _loops().find_best(*start, lives, used, scores[rows], found[rows])
         return found
 
 
@@ -128,4 +132,5 @@ def prepare(automaton: TokenAutomaton) -> None:
     """
     strip = Strip(automaton, automaton.start, np.full(1, -1), automaton.min_tokens)
     programme = Programme([strip])
-    programme.best_classes(np.zeros(programme.possible.shape))
+    sure = np.full(programme.num_rows, programme.possible[0].argmax())
+    programme.best_classes(np.zeros(programme.possible.shape), sure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -36,6 +37,9 @@ WORST = -1e6
 TIE = 1e-9
 """The class of the best token gets this more: the first of equal ones wins, as it does
 without a form."""
+
+SURE = 0.5
+"""A token with this probability is more probable than all others together."""
 
 
 @dataclass(eq=False)
@@ -243,6 +247,10 @@ class Structured:
     def tokens(self, logits_of: LogitsOf) -> torch.Tensor:
         """``(K,)`` int64: the most probable valid answer, at the candidates.
 
+        Where text is free, tokens that the model is sure of are kept first, from left
+        to right. Otherwise text would be more probable than a structure whose later
+        tokens are not clear yet, and the model would hardly ever begin one.
+
         Noise is added to the logits of a canvas with a temperature first. That draws
         from the joint distribution approximately (perturb and MAP), and exactly where
         one candidate is left.
@@ -250,16 +258,27 @@ class Structured:
         Waits for the device: the programme runs on the host.
         """
         programme, chunks = self._programme, self._chunks()
-        shape = (programme.num_rows, programme.num_classes)
+        mask_id = self._inputs.facts.mask_id
+        shape = (programme.num_rows, programme.num_classes + 1)
         # A mask that is no candidate may become anything.
         table = torch.zeros(shape, dtype=torch.float64, device=self._at.device)
+        table[:, -1] = -1
         best = []
         for rows in chunks:
-            scores = self._scores(logits_of(self.candidates[rows]), rows)
+            logits = logits_of(self.candidates[rows])
+            scores = self._scores(logits, rows)
             best.append(self._best_of_classes(scores, rows))
-            worth = self._worth(scores, best[-1], rows)
-            table = table.index_copy(0, self._row[rows], worth)
-        found = programme.best_classes(table.cpu().numpy())
+            first = without_token(scores, mask_id).argmax(dim=1, keepdim=True)
+            of_first = self._classes(rows).expand_as(scores).gather(1, first)
+            worth = self._worth(best[-1], of_first, rows)
+            sure = torch.where(self._is_sure(logits, first, rows), of_first, -1)
+            whole = torch.cat((worth, sure.double()), dim=1)
+            table = table.index_copy(0, self._row[rows], whole)
+        on_host = table.cpu().numpy()
+        worths, sures = np.hsplit(on_host, [programme.num_classes])
+        found = programme.best_classes(
+            np.ascontiguousarray(worths), sures[:, 0].astype(np.int64)
+        )
         chosen = _upload(found, self._at.device)[self._row, None]
         tokens = []
         for rows, best_of_class in zip(chunks, best, strict=True):
@@ -270,7 +289,6 @@ class Structured:
             is_best = (self._classes(rows) == chosen[rows]) & ~(scores < most)
             # The first one wins among equal tokens.
             tokens.append(is_best.byte().argmax(dim=1))
-        mask_id = self._inputs.facts.mask_id
         return torch.cat(tokens).masked_fill(chosen[:, 0] < 0, mask_id)
 
     def _best_of_classes(self, scores: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -280,15 +298,28 @@ class Structured:
         worst = scores.new_full(shape, -torch.inf)
         return worst.scatter_reduce(1, of_class, scores, "amax")
 
+    def _is_sure(
+        self, logits: torch.Tensor, first: torch.Tensor, rows: slice
+    ) -> torch.Tensor:
+        """``(n, 1)`` bool: where text is free and the model is sure of a token."""
+        automata = self._programme.automata
+        is_free = np.array([automaton.has_free_text for automaton in automata])
+        if not is_free.any():
+            return torch.zeros_like(first, dtype=torch.bool)
+        logprob = logits.gather(1, first) - logits.logsumexp(dim=1, keepdim=True)
+        in_text = _upload(is_free, logits.device)[self._form[rows], None]
+        return in_text & (logprob >= math.log(SURE))
+
     def _worth(
-        self, scores: torch.Tensor, best: torch.Tensor, rows: slice
+        self, best: torch.Tensor, of_first: torch.Tensor, rows: slice
     ) -> torch.Tensor:
         """``(n, C)`` float64: not below ``WORST``, 0 for the best possible class.
 
         That of the mask token is worse than all others.
 
         Args:
-            best: of each class among the scores ``(n, V)``.
+            best: the best score of each class.
+            of_first: ``(n, 1)``: the class of the best token, the first among equals.
         """
         of_mask = self._class_of_mask[rows]
         score = best.double().nan_to_num(nan=-torch.inf, neginf=-torch.inf)
@@ -297,9 +328,6 @@ class Structured:
         most = score.amax(dim=1, keepdim=True)
         most = torch.where(most.isfinite(), most, 0.0)
         worth = (score - most).clamp(min=WORST).scatter(1, of_mask, 2 * WORST)
-        mask_id = self._inputs.facts.mask_id
-        first = without_token(scores, mask_id).argmax(dim=1, keepdim=True)
-        of_first = self._classes(rows).expand_as(scores).gather(1, first)
         return worth.scatter_add(1, of_first, torch.full_like(worth, TIE))
 
     def _scores(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
