@@ -247,9 +247,9 @@ class Structured:
     def tokens(self, logits_of: LogitsOf) -> torch.Tensor:
         """``(K,)`` int64: the most probable valid answer, at the candidates.
 
-        Where text is free, tokens that the model is sure of are kept first, from left
-        to right. Otherwise text would be more probable than a structure whose later
-        tokens are not clear yet, and the model would hardly ever begin one.
+        Free text keeps the tokens that the model is sure of, from left to right, and
+        is the most probable one that does. Otherwise text would be more probable than
+        a structure whose later tokens are not clear yet, and few would ever begin.
 
         Noise is added to the logits of a canvas with a temperature first. That draws
         from the joint distribution approximately (perturb and MAP), and exactly where
