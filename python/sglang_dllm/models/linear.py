@@ -27,9 +27,13 @@ _WEIGHTS_FIRST_ROWS = 512
 oneDNN rearranges the second factor of each product, which is ``x`` then, and smaller
 than the weights."""
 
-_WEIGHTS_FIRST_HEAD_ROWS = 64
+_WEIGHTS_FIRST_HEAD_ROWS = 48
 """Likewise for a head. Its logits ``(V, T)`` have to be turned round. That takes longer
 than it saves where T is larger."""
+
+_HEAD_PART = 16_384
+"""Tokens of the vocabulary whose logits are computed and turned round at a time. They
+are still in the processor's cache then."""
 
 
 def padded_rows(num_rows: int) -> int:
@@ -82,9 +86,13 @@ def gated_mlp(
 def head_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``x W^T`` from ``x`` ``(T, K)`` to ``(T, V)``, over padded rows."""
     rows, x = len(x), padded(x)
-    if len(x) <= _WEIGHTS_FIRST_HEAD_ROWS:
-        return torch.mm(weight, x.t()).t()[:rows].contiguous()
-    return linear(x, weight)[:rows]
+    if len(x) > _WEIGHTS_FIRST_HEAD_ROWS:
+        return linear(x, weight)[:rows]
+    out = x.new_empty(rows, len(weight))
+    for start in range(0, len(weight), _HEAD_PART):
+        part = slice(start, start + _HEAD_PART)
+        out[:, part] = torch.mm(weight[part], x.t())[:, :rows].t()
+    return out
 
 
 class PaddedLinear(UnquantizedLinearMethod):

@@ -106,7 +106,7 @@ def rotate(
             positions, query, key, *others, **named
         )
         return rotated
-    angles = layer.cos_sin_cache[positions.flatten()]
+    angles = layer.cos_sin_cache.index_select(0, positions.flatten())
     cos, sin = angles.unsqueeze(1).chunk(2, dim=-1)
     if not _is_behind(key, query):
         return _rotated(query, cos, sin), _rotated(key, cos, sin)
