@@ -162,7 +162,7 @@ def test_a_storm_changes_nothing(soaked: Soaked, table: Table, budget: Budget) -
     with table.phase(soaked.name, "storm") as phase:
         storm.run(budget.seconds(0.03), with_pauses=True)
         soaked.first = Footprint.at_rest(soaked.server, budget.fixed(15))
-        storm.run(budget.seconds(0.1), with_pauses=True)
+        storm.run(budget.seconds(0.05), with_pauses=True)
         phase.note("retracting pauses", storm.num_retractions)
         soaked.check(phase)
 
@@ -172,7 +172,7 @@ def test_aborts_at_random_moments(soaked: Soaked, table: Table, budget: Budget) 
     num = budget.count(10_000)
     with table.phase(soaked.name, "aborts") as phase:
         ends = (*CUTS, *CUTS, *WHOLE)
-        seconds = budget.seconds(0.2)
+        seconds = budget.seconds(0.26)
         counts = soaked.storm.run(seconds, ends, num_clients=16, num_cuts=num)
         phase.note("aborts by /abort_request", counts["aborted"] + counts["too late"])
         phase.note("of them after the last token", counts["too late"])
