@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,24 +80,26 @@ class Phases:
         self.seconds.setdefault(phase, []).append(seconds)
 
 
-def test_the_time_of_a_round_is_split_and_idle_time_is_nobodys() -> None:
-    phases = Phases()
+def test_the_time_of_a_round_is_split_and_idle_time_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    phases, now = Phases(), [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock = StepClock(phases, "cpu")
     for idle in (False, False, True, False):
         clock.round_begins()
         clock.step_begins()
-        time.sleep(0.02)
+        now[0] += 4
         clock.launched()
+        now[0] += 2
         clock.decided()
         clock.synced()
         clock.round_ends()
-        time.sleep(0.01)
+        now[0] += 1
         if idle:
             clock.rests()
-    assert len(phases.seconds["forward"]) == len(phases.seconds["decision"]) == 4
-    assert min(phases.seconds["forward"]) >= 0.02
-    assert max(phases.seconds["decision"]) < 0.02
-    assert len(phases.seconds["host"]) == 2, "the third gap was idle"
+    # The third gap was idle.
+    assert phases.seconds == {"forward": 4 * [4], "decision": 4 * [2], "host": 2 * [1]}
 
 
 def test_an_engine_marks_each_step_and_rests_when_it_is_empty() -> None:
