@@ -218,6 +218,23 @@ def test_a_process_whose_status_was_taken_is_named_too() -> None:
     assert watch.gone() == Gone(text, was_killed=True)
 
 
+def test_a_status_that_was_taken_is_noted_a_moment_later() -> None:
+    """By the thread of SGLang's watch, which has to wait for the interpreter."""
+
+    codes = iter((None, None, -9))
+
+    class Owner:
+        @property
+        def exitcode(self) -> int | None:
+            return next(codes)
+
+    owner: Any = Owner()
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    text = f"sglang::scheduler (pid {child.pid}) was killed by SIGKILL"
+    assert Gone.of(child.pid, "sglang::scheduler", owner) == Gone(text, was_killed=True)
+
+
 def test_a_process_that_has_failed_and_hangs_ends_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

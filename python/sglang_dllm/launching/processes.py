@@ -23,6 +23,9 @@ _CONTROLLER = _TITLE + "data_parallel_controller"
 _INTERVAL = 0.5
 """Seconds between two looks."""
 
+_TIME_TO_NOTE = 1.0
+"""Seconds in which another thread notes a status that it has taken."""
+
 _TIME_TO_GO = 10.0
 """Seconds in which a process that has told of its failure has to end."""
 
@@ -79,14 +82,20 @@ def _exit_code(pid: int, owner: BaseProcess | None) -> int | None:
     """The status of a process that has gone, negative for a signal; None if lost.
 
     A child's status is left to its owner. SGLang watches its processes too. If it was
-    quicker, the system has no status any more, and the owner knows it.
+    quicker, the system has no status any more, and the owner knows it. The other thread
+    may have taken it and not yet noted it there.
     """
     with contextlib.suppress(OSError):
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is not None:
             is_exit = found.si_code == os.CLD_EXITED
             return found.si_status if is_exit else -found.si_status
-    return None if owner is None else owner.exitcode
+    deadline = time.monotonic() + _TIME_TO_NOTE
+    while owner is not None and time.monotonic() < deadline:
+        if (code := owner.exitcode) is not None:
+            return code
+        time.sleep(0.01)
+    return None
 
 
 class Watch:
