@@ -11,9 +11,6 @@ def activate_platform() -> str | None:
     """
     import os
 
-    from sglang_dllm.user_folder import choose_compiler_folder
-
-    choose_compiler_folder()
     import torch
 
     if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
@@ -29,9 +26,6 @@ def register() -> None:
 
     SGLang calls this in the launching process and in every scheduler.
     """
-    from sglang_dllm.user_folder import choose_compiler_folder
-
-    choose_compiler_folder()
     from sglang_dllm.models.configs import register_configs
     from sglang_dllm.patches import HOOKS, gpu_memory
     from sglang_dllm.patches.server_args import add_resolution_steps

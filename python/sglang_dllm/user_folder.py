@@ -8,7 +8,18 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+_FOLDERS = (
+    "SGLANG_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_BASE",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "TILELANG_CACHE_DIR",
+    "CUDA_CACHE_PATH",
+)
+"""The variables that name folders of compilers."""
 
 
 def home_cache() -> Path | None:
@@ -37,14 +48,22 @@ def temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="sglang-dllm-"))
 
 
-def choose_compiler_folder() -> None:
-    """Give FlashInfer another folder where there is no home.
+def choose_compiler_folders() -> None:
+    """``torch.backends``: give compilers other folders where there is no home.
 
-    It makes its folder when it is imported, and an error there ends the launch of any
-    model. SGLang 0.5.23 chooses the folder before it loads a plugin.
+    They make their folders when they are imported, and an error there ends the launch
+    of any model. torch calls this at the end of its import, before any of them. No
+    plugin of SGLang comes early enough: SGLang 0.5.23 names folders below the home in
+    its first lines, and imports a compiler in the next. Folders elsewhere stay.
     """
-    if "FLASHINFER_WORKSPACE_BASE" not in os.environ and not _has_home():
-        os.environ["FLASHINFER_WORKSPACE_BASE"] = str(temporary_folder())
+    if _has_home():
+        return
+    cache = Path(os.path.expanduser("~/.cache"))
+    for name in _FOLDERS:
+        given = Path(os.environ.get(name) or cache / "sglang")
+        if given.is_relative_to(cache):
+            with suppress(OSError):
+                os.environ[name] = str(temporary_folder() / given.relative_to(cache))
 
 
 def _has_home() -> bool:

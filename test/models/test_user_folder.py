@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from sglang_dllm.user_folder import (
-    choose_compiler_folder,
+    choose_compiler_folders,
     home_cache,
     temporary_folder,
 )
+
+SHOW = """
+import os
+os.environ.pop("SGLANG_CACHE_DIR", None)
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = "/proc/nowhere/.cache/sglang/inductor"
+os.environ["TRITON_CACHE_DIR"] = "/of/the/user"
+import torch
+for name in ("SGLANG_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+    print(os.environ[name])
+"""
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,18 +34,32 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert home_cache() is None
 
 
-@pytest.mark.parametrize("home", ["/proc/nowhere", None])
-def test_flashinfer_gets_a_folder_where_there_is_no_home(
-    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_compilers_get_folders_where_there_is_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """torch is told of it while it is imported, which SGLang's first lines do."""
+    found = subprocess.run(
+        [sys.executable, "-c", SHOW],
+        env={**os.environ, "HOME": "/proc/nowhere", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    # Set and removed, so that the variable is as before after this test.
-    monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", "")
-    monkeypatch.delenv("FLASHINFER_WORKSPACE_BASE")
-    monkeypatch.setenv("HOME", home or str(tmp_path / "home"))
-    choose_compiler_folder()
-    chosen = os.environ.get("FLASHINFER_WORKSPACE_BASE")
-    assert chosen == (str(temporary_folder()) if home else None)
+    assert found.stdout.split() == [
+        str(temporary_folder() / "sglang"),
+        str(temporary_folder() / "sglang/inductor"),
+        "/of/the/user",
+    ]
+
+
+def test_a_home_keeps_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = dict(os.environ)
+    choose_compiler_folders()
+    assert dict(os.environ) == before
 
 
 def test_a_temporary_folder_is_this_users_alone(
