@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from contextlib import suppress
 from pathlib import Path
+
+_CACHE = "~/.cache"
 
 _FOLDERS = (
     "SGLANG_CACHE_DIR",
@@ -24,13 +25,7 @@ _FOLDERS = (
 
 def home_cache() -> Path | None:
     """The user's cache folder, made if it is not there; None if it is not writable."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        folder = Path(base).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no permission; a user without a home
-        return None
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+    return _writable(os.environ.get("XDG_CACHE_HOME") or _CACHE)
 
 
 def temporary_folder() -> Path:
@@ -56,20 +51,24 @@ def choose_compiler_folders() -> None:
     plugin of SGLang comes early enough: SGLang 0.5.23 names folders below the home in
     its first lines, and imports a compiler in the next. Folders elsewhere stay.
     """
-    if _has_home():
+    if _writable(_CACHE) is not None:
         return
-    cache = Path(os.path.expanduser("~/.cache"))
+    try:
+        folder = temporary_folder()
+    except OSError:
+        return
+    cache = Path(os.path.expanduser(_CACHE))
     for name in _FOLDERS:
         given = Path(os.environ.get(name) or cache / "sglang")
         if given.is_relative_to(cache):
-            with suppress(OSError):
-                os.environ[name] = str(temporary_folder() / given.relative_to(cache))
+            os.environ[name] = str(folder / given.relative_to(cache))
 
 
-def _has_home() -> bool:
+def _writable(base: str) -> Path | None:
+    """A folder, made if it is not there; None if this user cannot write to it."""
     try:
-        cache = Path.home() / ".cache"
-        cache.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return False
-    return os.access(cache, os.W_OK | os.X_OK)
+        folder = Path(base).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no permission; a user without a home
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None

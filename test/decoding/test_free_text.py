@@ -15,8 +15,7 @@ from helpers.toy_model import (
     VOCAB,
     Request,
     ToyModel,
-    facts_of,
-    resolve,
+    canvas_of,
     run_canvases,
 )
 from sglang_dllm.decoding.canvas import SamplingOptions
@@ -70,24 +69,17 @@ def text_of(canvas: Any) -> str:
     return b"".join(TEXTS[token] or b"" for token in answer[:end]).decode()
 
 
-def canvas_of(
+def formed(
     family: str,
     request: Request,
     automaton: TokenAutomaton | None,
     *,
     ends_at_eos: bool = True,
 ) -> Any:
-    decoding = resolve(family, request)
-    canvas = decoding.new_canvas(
-        request.prompt,
-        request.length,
-        facts_of(family),
-        sampling=request.sampling,
-        ends_at_eos=ends_at_eos,
-    )
+    made = canvas_of(family, request, ends_at_eos=ends_at_eos)
     if automaton is not None:
-        canvas.require(Structure(automaton))
-    return request.model, canvas, decoding
+        made[1].require(Structure(automaton))
+    return made
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -115,7 +107,7 @@ def test_text_without_a_trigger_is_that_of_a_plain_request(
             run_canvases(
                 family,
                 [
-                    canvas_of(family, request, automaton, ends_at_eos=ends_at_eos)
+                    formed(family, request, automaton, ends_at_eos=ends_at_eos)
                     for request in requests
                 ],
                 [],
@@ -154,7 +146,7 @@ def test_a_model_that_is_sure_of_a_trigger_begins_a_structure(algorithm: str) ->
     texts = []
     for probability in (0.6, 0.3):
         request = Request(Caller(probability), PROMPT, 12, algorithm, {})
-        made = canvas_of("llada", request, automaton)
+        made = formed("llada", request, automaton)
         (canvas,) = run_canvases("llada", [made], [])
         texts.append(text_of(canvas))
     assert re.fullmatch("a[bc]{6}x{5}", texts[0]), texts
@@ -173,7 +165,7 @@ def test_every_algorithm_completes_what_a_trigger_begins(
         for automaton in (OFTEN, ONCE):
             model = ToyModel(seed, eos_bias=-6, coarse=True)
             made = [
-                canvas_of(
+                formed(
                     family,
                     Request(model, (1, 2), length, algorithm, {}, sampling),
                     automaton,

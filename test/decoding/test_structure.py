@@ -18,10 +18,10 @@ from helpers.toy_model import (
     VOCAB,
     Request,
     ToyModel,
+    canvas_of,
     decode,
     facts_of,
     held,
-    resolve,
     run_canvases,
 )
 from sglang_dllm.decoding.canvas import SamplingOptions
@@ -168,16 +168,9 @@ def test_the_loops_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def structured(family: str, request: Request, regex: str) -> Any:
-    decoding = resolve(family, request)
-    canvas = decoding.new_canvas(
-        request.prompt,
-        request.length,
-        facts_of(family),
-        sampling=request.sampling,
-        ends_at_eos=not request.ignore_eos,
-    )
-    canvas.structure = Structure(AUTOMATA[regex])
-    return request.model, canvas, decoding
+    made = canvas_of(family, request, ends_at_eos=not request.ignore_eos)
+    made[1].structure = Structure(AUTOMATA[regex])
+    return made
 
 
 SETTINGS: tuple[tuple[dict[str, Any], float], ...] = (

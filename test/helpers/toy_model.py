@@ -166,7 +166,9 @@ def run_canvases(
     return canvases
 
 
-def canvas_of(family: str, request: Request) -> tuple[ToyModel, Canvas, Decoding]:
+def canvas_of(
+    family: str, request: Request, *, ends_at_eos: bool = False
+) -> tuple[ToyModel, Canvas, Decoding]:
     """The canvas of a request, and how it is decoded."""
     decoding = resolve(family, request)
     canvas = decoding.new_canvas(
@@ -176,6 +178,7 @@ def canvas_of(family: str, request: Request) -> tuple[ToyModel, Canvas, Decoding
         template=template_of(request.template),
         sampling=request.sampling,
         ignore_eos=request.ignore_eos,
+        ends_at_eos=ends_at_eos,
         edits=request.edits,
     )
     return request.model, canvas, decoding

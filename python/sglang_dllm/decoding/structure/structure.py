@@ -188,6 +188,8 @@ class Structured:
         self._possible = _upload(programme.possible, device)[self._row]
         self._token_class = [one.token_class_on(device) for one in programme.automata]
         self._form = _upload(programme.form, device)[self._row]
+        is_free = np.array([one.has_free_text for one in programme.automata])
+        self._in_text = _upload(is_free, device)[self._form, None]
         of_mask = [one[inputs.facts.mask_id] for one in self._token_class]
         self._class_of_mask = torch.stack(of_mask)[self._form, None]
         certain = torch.zeros_like(inputs.positions, dtype=torch.bool)
@@ -302,12 +304,10 @@ class Structured:
         self, logits: torch.Tensor, first: torch.Tensor, rows: slice
     ) -> torch.Tensor:
         """``(n, 1)`` bool: where text is free and the model is sure of a token."""
-        automata = self._programme.automata
-        is_free = np.array([automaton.has_free_text for automaton in automata])
-        if not is_free.any():
-            return torch.zeros_like(first, dtype=torch.bool)
+        in_text = self._in_text[rows]
+        if not any(one.has_free_text for one in self._programme.automata):
+            return in_text
         logprob = logits.gather(1, first) - logits.logsumexp(dim=1, keepdim=True)
-        in_text = _upload(is_free, logits.device)[self._form[rows], None]
         return in_text & (logprob >= math.log(SURE))
 
     def _worth(
