@@ -16,6 +16,7 @@ from helpers.toy_model import (
     MASK,
     VOCAB,
     Request,
+    ToyModel,
     answer,
     decode,
 )
@@ -96,3 +97,16 @@ def test_a_crowd_gives_each_what_it_gets_alone(
     for request, canvas in zip(crowd, decode(family, crowd), strict=True):
         check(family, request, canvas)
         check_fields(request, canvas)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_dreams_last_step_is_its_own_in_a_crowd(family: str) -> None:
+    """A word holds masks back there, and another request has more steps."""
+    model = ToyModel(0, eos_bias=-50)
+    word = TokenEdits((), None, 0, (EOS,), ((0, 0),))
+    one = Request(model, (), 16, "Dream", {"steps": 1}, edits=word)
+    longer = Request(model, (), 2, "Dream", {})
+    for request, canvas in zip(
+        (longer, one), decode(family, [longer, one]), strict=True
+    ):
+        check(family, request, canvas)

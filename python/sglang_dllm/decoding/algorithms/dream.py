@@ -53,6 +53,7 @@ class DreamState(TensorRows):
         alg_temp: ``(R,)`` float64.
         shares: ``(R, steps)`` float32: the share of the masks that each step commits,
             on the way from time 1 to ``eps``.
+        num_steps: ``(R,)`` int64: those of the row; its shares may be padded.
         next_step: ``(R,)`` int64: index of the first step that was not run.
         quota: ``(R,)`` int64: how many of the best candidates this step accepts.
         share: ``(R,)`` float64: the probability with which ``origin`` accepts each
@@ -62,6 +63,7 @@ class DreamState(TensorRows):
     alg: torch.Tensor
     alg_temp: torch.Tensor
     shares: torch.Tensor
+    num_steps: torch.Tensor
     next_step: torch.Tensor
     quota: torch.Tensor
     share: torch.Tensor
@@ -106,6 +108,7 @@ class Dream(Algorithm[DreamOptions, DreamState]):
             alg=batch.one_row(ALGS.index(options.alg)),
             alg_temp=batch.one_row(options.alg_temp),
             shares=shares[None].to(batch.device, non_blocking=True),
+            num_steps=batch.one_row(options.steps),
             next_step=batch.one_row(0),
             quota=batch.one_row(0),
             share=batch.one_row(0.0),
@@ -113,8 +116,10 @@ class Dream(Algorithm[DreamOptions, DreamState]):
 
     def next_step(self, batch: Batch) -> Step:
         step, state = whole_canvas_step(batch), batch.state
-        shares = state.shares
-        index = torch.arange(shares.shape[1], device=shares.device)
+        index = torch.arange(state.shares.shape[1], device=state.shares.device)
+        # Bad words may have held masks back in the last step: the next one commits all.
+        is_behind = index >= state.num_steps[:, None]
+        shares = state.shares.masked_fill(is_behind, 1.0)
         num_masks = step.candidates.sum(dim=1, keepdim=True)
         quotas = (num_masks.float() * shares).long()
         # Steps that commit nothing run no forward; by chance, any may commit some.
